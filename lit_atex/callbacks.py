@@ -1,0 +1,189 @@
+"""What stands between Lightning's hooks and the parts that know no Lightning: competence, exposure, samples."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lit_atex.competence import Competence
+from lit_atex.exposure import Exposure, TrainingState
+from lit_atex.module import Seen, SelfDistillation
+from lit_atex.types import Problem
+
+log = logging.getLogger("lit_atex")
+
+
+def tensorboard(trainer: pl.Trainer) -> Any:
+    """The run's TensorBoard writer, or None."""
+    return next((x.experiment for x in trainer.loggers if isinstance(x, TensorBoardLogger)), None)
+
+
+class CompetenceEstimator(pl.Callback):
+    """Keeps the running success rate and logs it."""
+
+    def __init__(self, decay: float = 0.9) -> None:
+        """Set the memory.
+
+        Args:
+            decay: Share of the counts that is kept at each optimizer step, in (0, 1].
+        """
+        self.competence = Competence(decay)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: SelfDistillation, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the optimizer step that was just done, if one was."""
+        if pl_module.feedback is None:
+            return
+        self.competence.update(pl_module.feedback)
+        self.log("competence/running", self.competence.mean(), batch_size=1)
+        for level in self.competence.levels() if len(self.competence.levels()) > 1 else []:
+            self.log(f"competence/running_level_{level}", self.competence.mean(level), batch_size=1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts."""
+        return self.competence.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put the counts back."""
+        self.competence.load_state_dict(state_dict)
+
+
+class ExposureControl(pl.Callback):
+    """Sets `module.exposure` by a strategy, and tells the strategy what came of it."""
+
+    def __init__(self, strategy: Exposure, hold: int | Literal["epoch"] = 1) -> None:
+        """Choose the rule.
+
+        Args:
+            strategy: The rule.
+            hold: Optimizer steps for which a decision holds, >= 1, or "epoch".
+
+        Raises:
+            ValueError: If hold is below 1.
+        """
+        if hold != "epoch" and hold < 1:
+            raise ValueError(f"exposure.hold must be at least 1 or 'epoch', got {hold}.")
+        self.strategy, self.hold = strategy, hold
+        self._epoch_began = (0, 0)  # (epoch, its first optimizer step)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: SelfDistillation, batch: list[Problem], batch_idx: int
+    ) -> None:
+        """Decide. Micro-batches of one optimizer step, and steps of one window, are decided at the same state."""
+        step = trainer.global_step
+        if self._epoch_began[0] != trainer.current_epoch:
+            self._epoch_began = (trainer.current_epoch, step)
+        decided = self._epoch_began[1] if self.hold == "epoch" else step - step % self.hold
+        state = TrainingState(
+            step=decided,
+            max_steps=int(trainer.estimated_stepping_batches) if trainer.max_steps < 0 else trainer.max_steps,
+            epoch=trainer.current_epoch,
+            problem_ids=[p.id for p in batch],
+            levels=[p.level for p in batch],
+        )
+        pl_module.exposure = self.strategy.ratios(state)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: SelfDistillation, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Pass on the feedback; draw the exposures as a histogram."""
+        if pl_module.feedback is None:
+            return
+        self.strategy.update(pl_module.feedback)
+        writer = tensorboard(trainer)
+        if writer is not None and pl_module.feedback.exposures:
+            writer.add_histogram("exposure/ratios", torch.tensor(pl_module.feedback.exposures), trainer.global_step - 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The strategy's state and the window's."""
+        return {"strategy": self.strategy.state_dict(), "epoch_began": self._epoch_began}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put both back."""
+        self.strategy.load_state_dict(state_dict["strategy"])
+        self._epoch_began = tuple(state_dict["epoch_began"])
+
+
+class SampleLog(pl.Callback):
+    """Writes rollouts for people to read: `samples.jsonl` in the run folder, and text in TensorBoard."""
+
+    def __init__(self, every_n_steps: int = 10, samples: int = 2) -> None:
+        """Choose how much.
+
+        Args:
+            every_n_steps: Optimizer steps between two looks, >= 1; the first step is always shown.
+            samples: Rollouts per look, >= 1.
+
+        Raises:
+            ValueError: If a number is below 1.
+        """
+        if every_n_steps < 1 or samples < 1:
+            raise ValueError("sample_log.every_n_steps and sample_log.samples must be at least 1.")
+        self.every_n_steps, self.samples = every_n_steps, samples
+        self._written = -1
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: SelfDistillation, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Show the first rollouts of the micro-batch that closed the step."""
+        step = trainer.global_step - 1
+        if pl_module.feedback is None or step % self.every_n_steps or step == self._written or not pl_module.seen:
+            return
+        self._written = step
+        if not trainer.is_global_zero:
+            return
+        rows = [describe(pl_module, pl_module.seen, r) for r in range(min(self.samples, len(pl_module.seen.verdicts)))]
+        with open(Path(trainer.default_root_dir) / "samples.jsonl", "a", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
+        if (writer := tensorboard(trainer)) is not None:
+            for i, row in enumerate(rows):
+                writer.add_text(f"samples/{i}", as_markdown(row), step)
+
+
+def describe(module: SelfDistillation, seen: Seen, rollout: int) -> dict[str, Any]:
+    """One rollout as JSON-ready data, with the loss of each token in nats."""
+    problem = seen.problems[rollout // module.samples]
+    prompt = seen.teacher_prompts[rollout // module.samples]
+    start = int(seen.rollouts.lengths[:rollout].sum())
+    length = int(seen.rollouts.lengths[rollout])
+    ids = seen.rollouts.ids[rollout, :length].tolist()
+    return {
+        "id": problem.id,
+        "question": problem.question,
+        "hint": prompt.hint,
+        "exposure": seen.exposures[rollout // module.samples],
+        "completion": seen.completions[rollout],
+        "answer": problem.answer,
+        "verdict": seen.verdicts[rollout].value,
+        "tokens": [module.tokenizer.decode([i]) for i in ids],
+        "divergence": [round(v, 4) for v in seen.values[start : start + length].tolist()],
+    }
+
+
+def as_markdown(row: dict[str, Any]) -> str:
+    """A sample as TensorBoard shows it; under each line of the completion, bars for the loss of its tokens."""
+    lines, bars = [""], [""]
+    for token, value in zip(row["tokens"], row["divergence"]):
+        level = " ▁▂▃▄▅▆▇█"[min(int(max(value, 0.0) ** 0.5 * 6), 8)]  # square root: small values stay visible
+        for character in token.replace("\n", "↵\n"):
+            if character == "\n":
+                lines.append("")
+                bars.append("")
+            else:
+                lines[-1] += character
+                bars[-1] += level
+    shown = "\n".join(f"    {text}" for pair in zip(lines, bars) for text in pair if text.strip())
+    quote = lambda text: "\n".join(f"    {line}" for line in text.splitlines()) or "    (nothing)"  # noqa: E731
+    return (
+        f"**{row['verdict']}** · exposure {row['exposure']:.2f} · reference answer `{row['answer']}` · {row['id']}\n\n"
+        f"question\n\n{quote(row['question'])}\n\nhint\n\n{quote(row['hint'])}\n\n"
+        f"completion, bars: divergence per token\n\n{shown}\n"
+    )

@@ -1,0 +1,149 @@
+"""How much of the reference solution the teacher sees: the interface, and the rules that do not learn.
+
+A strategy maps the state of training to a ratio per problem and is told what came of it. It never sees a model.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, Literal, NamedTuple
+
+from lit_atex.types import StepFeedback, seeded
+
+
+class TrainingState(NamedTuple):
+    """What a strategy may decide by.
+
+    Attributes:
+        step: Optimizer steps done.
+        max_steps: Optimizer steps in all; 0 if not known.
+        epoch: Passes over the training source done.
+        problem_ids: The problems of the coming batch.
+        levels: Their level labels.
+    """
+
+    step: int
+    max_steps: int
+    epoch: int
+    problem_ids: list[str]
+    levels: list[str]
+
+    @property
+    def progress(self) -> float:
+        """Share of the run: 0 at the first optimizer step, 1 at the last.
+
+        Raises:
+            ValueError: If the length of the run is not known.
+        """
+        if self.max_steps <= 0:
+            raise ValueError("this exposure strategy needs the length of the run: set trainer.max_steps.")
+        return min(self.step / max(self.max_steps - 1, 1), 1.0)
+
+
+class Exposure(ABC):
+    """A rule for the exposure (reveal ratio), in [0, 1]: 0 shows the teacher nothing, 1 the whole solution."""
+
+    @abstractmethod
+    def ratios(self, state: TrainingState) -> list[float]:
+        """One ratio per problem of the batch. Must depend on the state and on earlier feedback alone."""
+
+    def update(self, feedback: StepFeedback) -> None:
+        """Learn what came of an optimizer step; reduced over ranks, so every rank hears the same."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+
+
+def _in_unit(name: str, value: float) -> float:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"exposure.strategy.init_args.{name} must lie in [0, 1], got {value}.")
+    return value
+
+
+class Fixed(Exposure):
+    """The same exposure throughout. At 1 this is OPSD; at 0 the teacher knows nothing more: the null control."""
+
+    def __init__(self, ratio: float = 1.0) -> None:
+        """Set the ratio.
+
+        Args:
+            ratio: Exposure in [0, 1].
+
+        Raises:
+            ValueError: If it is out of range.
+        """
+        self.ratio = _in_unit("ratio", ratio)
+
+    def ratios(self, state: TrainingState) -> list[float]:
+        """The ratio, for each problem."""
+        return [self.ratio] * len(state.problem_ids)
+
+
+class Scheduled(Exposure):
+    """Exposure as a function of time: use it when you know which way it should go, and as the learned rules' rival."""
+
+    def __init__(
+        self,
+        shape: Literal["linear", "cosine", "step"] = "linear",
+        start: float = 1.0,
+        end: float = 0.0,
+        stages: int = 4,
+    ) -> None:
+        """Set the curve.
+
+        Args:
+            shape: "linear"; "cosine" (slow at both ends); "step" (equal stages, each at its own level).
+            start: Exposure at the first step, in [0, 1].
+            end: Exposure at the last step, in [0, 1].
+            stages: Number of levels of "step", >= 2; the others do not use it.
+
+        Raises:
+            ValueError: If an argument is out of range.
+        """
+        if stages < 2:
+            raise ValueError(f"exposure.strategy.init_args.stages must be at least 2, got {stages}.")
+        self.shape, self.stages = shape, stages
+        self.start, self.end = _in_unit("start", start), _in_unit("end", end)
+
+    def ratios(self, state: TrainingState) -> list[float]:
+        """The curve's value now, for each problem."""
+        time = state.progress
+        if self.shape == "cosine":
+            time = (1 - math.cos(math.pi * time)) / 2
+        elif self.shape == "step":
+            time = min(int(time * self.stages), self.stages - 1) / (self.stages - 1)
+        value = self.start + (self.end - self.start) * time
+        return [min(max(value, 0.0), 1.0)] * len(state.problem_ids)
+
+
+class Random(Exposure):
+    """Uniform exposure: the control that a learned rule must beat."""
+
+    def __init__(self, low: float = 0.0, high: float = 1.0, per: Literal["step", "problem"] = "step", seed: int = 0):
+        """Set the range.
+
+        Args:
+            low: Least exposure, in [0, 1].
+            high: Greatest exposure, in [low, 1].
+            per: One draw for all problems of an optimizer step, or one for each problem.
+            seed: Seed of the draws.
+
+        Raises:
+            ValueError: If the range is out of order.
+        """
+        self.low, self.high, self.per, self.seed = _in_unit("low", low), _in_unit("high", high), per, seed
+        if low > high:
+            raise ValueError(f"exposure.strategy.init_args: low ({low}) must not be above high ({high}).")
+
+    def ratios(self, state: TrainingState) -> list[float]:
+        """Fresh draws, set by (seed, step) and, for `per: problem`, the problem's id."""
+        if self.per == "step":
+            draws = [seeded(self.seed, "exposure", state.step).random()] * len(state.problem_ids)
+        else:
+            draws = [seeded(self.seed, "exposure", state.step, name).random() for name in state.problem_ids]
+        return [self.low + (self.high - self.low) * float(u) for u in draws]

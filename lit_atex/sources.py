@@ -1,0 +1,252 @@
+"""Where problems come from: the embedded domain, reasoning-gym, JSON lines, Parquet files and Hub data sets.
+
+It knows nothing of tokens, batches, shuffling or ranks: a source is a fixed order of problems and of broken rows.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from lit_atex.rows import DEFAULT_COLUMNS, Columns, to_problem
+from lit_atex.types import BadRow, Problem
+
+_READ_AHEAD = 64
+"""Rows that are taken from `datasets` at once; it bounds what is read before the first problem comes out."""
+
+
+class Source(ABC):
+    """A deterministic stream of problems, in a fixed order, that starts over with every `iter()`.
+
+    Nothing is opened before the first row is asked for; sources are pickled to loader workers.
+
+    Attributes:
+        name: For reports, and the beginning of the ids that rows do not bring themselves.
+        finite: False if the stream never ends.
+    """
+
+    name: str
+    finite: bool = True
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Problem | BadRow]:
+        """A new pass from the first row."""
+
+    def settings(self) -> dict[str, str]:
+        """What makes two streams the same: compared on resuming. A file or folder may move, but keeps its name."""
+        told = {k: repr(v) for k, v in vars(self).items() if k not in ("path", "finite")}
+        return {"class": type(self).__name__, **told}
+
+
+class Embedded(Source):
+    """The arithmetic domain that ships with the package: no download, a reference solution for every problem."""
+
+    def __init__(
+        self, level: int = 8, terseness: float = 0.0, size: int | None = None, split: str = "train", seed: int = 0
+    ) -> None:
+        """Problems number 0, 1, 2, ... of an endless sequence.
+
+        Args:
+            level: Operations per problem, >= 1.
+            terseness: How often the reference merges operations, in [0, 1].
+            size: Number of problems; null: endless, which only training can use.
+            split: Name of the sequence: train, probe, validation or test.
+            seed: Seed of the sequence, >= 0.
+        """
+        self.name, self.finite = "embedded", size is not None
+        self.level, self.terseness, self.size, self.split, self.seed = level, terseness, size, split, seed
+
+    def __iter__(self) -> Iterator[Problem | BadRow]:
+        from lit_atex.embedded.domain import make_problem
+
+        for index in count() if self.size is None else range(self.size):
+            yield make_problem(index, self.level, self.terseness, self.split, self.seed)
+
+
+class ReasoningGym(Source):
+    """A data set that reasoning-gym generates (the extra `gym`); item i is drawn with seed + i."""
+
+    def __init__(
+        self,
+        dataset: str,
+        size: int,
+        seed: int = 0,
+        solution_key: str = "answer_cot",
+        answer_only: bool = False,
+        dataset_args: dict[str, Any] | None = None,
+    ) -> None:
+        """Generated problems.
+
+        Args:
+            dataset: Its name, e.g. gsm_symbolic.
+            size: Number of problems, >= 1.
+            seed: Seed, >= 0. Two sources whose seeds are less than `size` apart can share problems.
+            solution_key: Entry of the item's metadata that holds the reference solution; gsm_symbolic has `answer_cot`.
+            answer_only: Make the solution the line `#### answer`; needed where the metadata hold no solution.
+            dataset_args: Further arguments of `reasoning_gym.create_dataset`, e.g. {min_terms: 3}.
+        """
+        self.name = self.dataset = dataset
+        self.size, self.seed, self.solution_key = size, seed, solution_key
+        self.answer_only, self.dataset_args = answer_only, dataset_args or {}
+
+    def __iter__(self) -> Iterator[Problem | BadRow]:
+        try:
+            import reasoning_gym
+        except ImportError as error:
+            raise ImportError("ReasoningGym needs the extra: pip install 'lit-atex[gym]'.") from error
+        try:
+            items = reasoning_gym.create_dataset(self.dataset, size=self.size, seed=self.seed, **self.dataset_args)
+        except (ValueError, TypeError, AssertionError) as error:
+            settings = f"dataset={self.dataset!r}, size={self.size}, dataset_args={self.dataset_args}"
+            raise ValueError(f"reasoning-gym refuses {settings}: {error}") from error
+        columns = Columns("question", None if self.answer_only else "solution", "answer", "id", "level")
+        for index in range(self.size):
+            item = items[index]
+            metadata = item["metadata"]
+            if not self.answer_only and self.solution_key not in metadata:
+                raise ValueError(
+                    f"reasoning-gym's {self.dataset!r} has no solution in metadata[{self.solution_key!r}]; it has"
+                    f" {sorted(metadata)}: set `solution_key`, or `answer_only: true` to do with the answer alone."
+                )
+            difficulty = metadata.get("difficulty")
+            row = {
+                "question": item["question"],
+                "solution": metadata.get(self.solution_key),
+                "answer": item["answer"],
+                "id": f"{self.dataset}-{self.seed}-{index}",
+                "level": f"{difficulty:g}" if isinstance(difficulty, int | float) else None,
+            }
+            yield to_problem(row, columns, self.name, index, self.answer_only)
+
+
+class Table(Source):
+    """Rows with named columns; what JSON lines, Parquet and the Hub share."""
+
+    def __init__(self, name: str, columns: Columns, answer_only: bool, max_chars: int) -> None:
+        if columns.solution is None and (columns.answer is None or not answer_only):
+            raise ValueError(
+                f"columns.solution is null with columns.answer={columns.answer!r} and answer_only={answer_only}: name"
+                " the column of the solutions, or the column of the answers and set `answer_only: true` (enough for a"
+                " benchmark; it gives a teacher nothing to explain)."
+            )
+        self.name, self.columns, self.answer_only, self.max_chars = name, columns, answer_only, max_chars
+
+    @abstractmethod
+    def rows(self) -> Iterator[tuple[int, Mapping[str, Any] | BadRow]]:
+        """Row numbers from 0, and rows."""
+
+    def __iter__(self) -> Iterator[Problem | BadRow]:
+        for number, row in self.rows():
+            if isinstance(row, BadRow):
+                yield row
+            else:
+                yield to_problem(row, self.columns, self.name, number, self.answer_only, self.max_chars)
+
+
+class File(Table):
+    """A table in a local file."""
+
+    def __init__(
+        self, path: str, columns: Columns = DEFAULT_COLUMNS, answer_only: bool = False, max_chars: int = 20_000
+    ) -> None:
+        """The rows of a file.
+
+        Args:
+            path: The file (JsonLines: UTF-8, empty lines are ignored), or a folder with *.parquet files (Parquet).
+            columns: Which column, or key, holds what.
+            answer_only: Make the solution the line `#### answer`; needed where there is no solution.
+            max_chars: Longest question and solution together, in characters; longer ones are counted "too long".
+        """
+        super().__init__(Path(path).stem, columns, answer_only, max_chars)
+        self.path = path
+
+
+class JsonLines(File):
+    """A file with one JSON object a line; a broken line is a bad row, not the end of the stream."""
+
+    def rows(self) -> Iterator[tuple[int, Mapping[str, Any] | BadRow]]:
+        """See `Table`; numbers are those of the lines."""
+        path = Path(self.path).expanduser()
+        if not path.is_file():
+            raise ValueError(f"path: there is no file {self.path!r}; give a file with one JSON object a line.")
+        with path.open("rb") as file:
+            for number, line in enumerate(file):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line.decode("utf-8-sig"))
+                    error = "" if isinstance(row, dict) else "not an object"
+                except (ValueError, RecursionError) as broken:  # RecursionError: thousands of nested brackets
+                    error = str(broken)[:80]
+                bad = BadRow("not JSON", f"{self.name} row {number}: {error}: {line[:80]!r}")
+                yield number, (bad if error else row)
+
+
+class Parquet(File):
+    """A Parquet file, or a folder of them in the order of their names."""
+
+    def rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """See `Table`."""
+        path = Path(self.path).expanduser()
+        files = sorted(map(str, path.glob("*.parquet"))) if path.is_dir() else [str(path)] * path.is_file()
+        if not files:
+            raise ValueError(f"path: no Parquet file at {self.path!r}; give a file, or a folder with *.parquet files.")
+        return _stream(self.path, "parquet", data_files=files, split="train")
+
+
+class Hub(Table):
+    """A data set on the Hugging Face Hub, streamed; or a local folder laid out like one."""
+
+    def __init__(
+        self,
+        dataset: str,
+        name: str | None = None,
+        split: str = "train",
+        revision: str | None = None,
+        columns: Columns = DEFAULT_COLUMNS,
+        answer_only: bool = False,
+        max_chars: int = 20_000,
+    ) -> None:
+        """The rows of one split.
+
+        Args:
+            dataset: Its id, e.g. openai/gsm8k, or a local folder.
+            name: Its configuration, where it has several.
+            split: Its split.
+            revision: A commit or tag; null: the newest, which may change between runs.
+            columns: Which column holds what.
+            answer_only: Make the solution the line `#### answer`; needed where there is no solution.
+            max_chars: Longest question and solution together, in characters; longer ones are counted "too long".
+        """
+        super().__init__(dataset.rstrip("/").rsplit("/", 1)[-1], columns, answer_only, max_chars)
+        self.path, self.configuration, self.split, self.revision = dataset, name, split, revision
+
+    def rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """See `Table`."""
+        return _stream(self.path, self.path, name=self.configuration, split=self.split, revision=self.revision)
+
+
+def _stream(what: str, path: str, **load_args: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Numbered rows of `datasets.load_dataset(path, streaming=True, **load_args)`, all of them in every loader worker.
+
+    Raises:
+        RuntimeError: If the data cannot be loaded or read; it names the data set and what to do.
+    """
+    import datasets
+
+    try:
+        table = datasets.load_dataset(path, streaming=True, **load_args)
+        # not iter(table): in a loader worker, that yields this worker's share of the files only
+        batches = table.iter(batch_size=_READ_AHEAD)
+        yield from enumerate(dict(zip(batch, values)) for batch in batches for values in zip(*batch.values()))
+    except Exception as error:  # the hub client, pyarrow and datasets each raise their own kinds
+        settings = ", ".join(f"{k}={v!r}" for k, v in load_args.items() if v is not None)
+        raise RuntimeError(
+            f"Cannot read the data set {what!r} ({settings}): {type(error).__name__}: {error}\n"
+            "Check its name, configuration, split and files. Where there is no network, fetch it elsewhere with"
+            f" `hf download {what} --repo-type dataset --local-dir FOLDER` and set `dataset: FOLDER`."
+        ) from error

@@ -1,0 +1,182 @@
+"""A source as a stream of batches, the same for any number of ranks and workers; broken rows are counted on the way.
+
+It knows nothing of Lightning, tokens, or where training stands.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+from itertools import count, islice
+
+import numpy as np
+from torch.utils.data import IterableDataset, get_worker_info
+
+from lit_atex.sources import Source
+from lit_atex.types import BadRow, Problem, seeded
+
+_ROWS_BEFORE_JUDGEMENT = 50
+_HELD_OUT_IN_A_ROW = 10_000
+"""So many held-out questions in a row mean that training has none left: an endless source would never say so."""
+_EXAMPLES = 3
+
+
+def same(question: str) -> str:
+    """What makes two questions the same: the text without case and spacing."""
+    return " ".join(question.split()).casefold()
+
+
+@dataclass
+class Tally:
+    """Counts of one pass over one source.
+
+    Attributes:
+        problems: Rows that became problems and are used.
+        held_out: Training problems that were skipped since an evaluation set or the probe has their question.
+        bad: Broken rows by reason.
+        examples: The first details by reason.
+    """
+
+    problems: int = 0
+    held_out: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """All rows that were read."""
+        return self.problems + self.held_out + self.bad.total()
+
+    def describe(self) -> str:
+        """The broken rows for a reader."""
+        lines = [f"{self.bad.total()} of {self.rows} rows are broken"]
+        for reason, number in self.bad.most_common():
+            lines += [f"  {reason}: {number}", *(f"    {detail[:300]}" for detail in self.examples[reason])]
+        return "\n".join(lines)
+
+    def counts(self) -> dict[str, int]:
+        """Plain numbers for a report."""
+        return {"rows": self.rows, "problems": self.problems, "held out": self.held_out, **self.bad}
+
+
+def read(
+    source: Source, tally: Tally, key: str, max_bad_share: float, held_out: frozenset[str] = frozenset()
+) -> Iterator[Problem]:
+    """The problems of one pass, in the source's order; the rest is counted in `tally`.
+
+    Args:
+        source: What to read.
+        tally: Counts; filled as the stream goes.
+        key: Config key of the source, for errors.
+        max_bad_share: Largest share of broken rows, in [0, 1]; looked at from row 50 on and at the end.
+        held_out: Questions, in the form of `same`, to skip.
+
+    Raises:
+        ValueError: If the share of broken rows is larger, or there is nothing but held-out questions.
+    """
+    in_a_row = 0
+
+    def judge() -> None:
+        if tally.bad.total() > max_bad_share * tally.rows:
+            raise ValueError(
+                f"{key}: {tally.describe()}\nThat is more than data.max_bad_share={max_bad_share}: mend the rows or"
+                f" the column names in {key}, or raise data.max_bad_share."
+            )
+
+    for row in source:
+        if isinstance(row, BadRow):
+            tally.bad[row.reason] += 1
+            examples = tally.examples.setdefault(row.reason, [])
+            if len(examples) < _EXAMPLES:
+                examples.append(row.detail)
+        elif held_out and same(row.question) in held_out:
+            tally.held_out += 1
+            in_a_row += 1
+            if in_a_row == _HELD_OUT_IN_A_ROW:
+                raise ValueError(
+                    f"{key}: {in_a_row} questions in a row are held out for evaluation; use fewer held-out problems"
+                    " (data.validation, data.test, data.probe) or a source with more questions."
+                )
+        else:
+            tally.problems += 1
+            in_a_row = 0
+            yield row
+        if tally.rows >= _ROWS_BEFORE_JUDGEMENT:
+            judge()
+    judge()
+
+
+def shuffle(problems: Iterable[Problem], buffer_size: int, rng: np.random.Generator) -> Iterator[Problem]:
+    """The same problems, each drawn uniformly from the next `buffer_size` ones; 0 or 1 keeps the order."""
+    if buffer_size < 2:
+        yield from problems
+        return
+    buffer: list[Problem] = []
+    for problem in problems:
+        if len(buffer) < buffer_size:
+            buffer.append(problem)
+        else:
+            i = rng.integers(buffer_size)
+            yield buffer[i]
+            buffer[i] = problem
+    yield from (buffer[i] for i in rng.permutation(len(buffer)))
+
+
+@dataclass(eq=False)
+class TrainStream(IterableDataset[tuple[list[Problem] | None, Tally]]):
+    """One rank's batches of one pass over the training source, with the counts so far; the last item has no batch.
+
+    Every worker of every rank runs the whole stream, which is text and cheap, and keeps its share: of each
+    super-batch of `batch_size * world_size` problems, rank r keeps `[r::world_size]`; of the super-batches, worker w
+    keeps every `workers`-th. So the order of the problems does not depend on ranks or workers, and all ranks have the
+    same number of batches; those of the last super-batch may be short, or empty.
+    """
+
+    source: Source
+    held_out: frozenset[str]
+    batch_size: int
+    shuffle_buffer: int
+    max_bad_share: float
+    seed: int
+    epoch: int = 0
+    skip: int = 0
+    world_size: int = 1
+    rank: int = 0
+
+    def __iter__(self) -> Iterator[tuple[list[Problem] | None, Tally]]:
+        worker = get_worker_info()
+        worker_id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        tally = Tally()
+        problems = read(self.source, tally, "data.train", self.max_bad_share, self.held_out)
+        shuffled = shuffle(problems, self.shuffle_buffer, seeded(self.seed, "shuffle", self.epoch))
+        for index in count():
+            super_batch = list(islice(shuffled, self.batch_size * self.world_size))
+            if not super_batch:
+                break
+            # the first batch that is wanted is worker 0's: a loader asks its workers in turn, from worker 0 on
+            if index >= self.skip and (index - self.skip) % workers == worker_id:
+                yield super_batch[self.rank :: self.world_size], deepcopy(tally)
+        yield None, deepcopy(tally)  # copies: a worker's queue pickles later, in a thread
+
+
+@dataclass(eq=False)
+class EvalBatches:
+    """One rank's share of a held-out set: every problem on one rank only, as many batches on each (some may be empty).
+
+    A plain iterable, so that Lightning neither pads it to equal shares nor repeats problems.
+    """
+
+    problems: list[Problem]
+    batch_size: int
+    world_size: int = 1
+    rank: int = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.problems) // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[list[Problem]]:
+        share = self.problems[self.rank :: self.world_size]
+        for i in range(len(self)):
+            yield share[i * self.batch_size : (i + 1) * self.batch_size]

@@ -1,0 +1,169 @@
+"""math-verify in a process that can be killed: both ends of the pipe; knows no completions and no verdict records.
+
+`Worker` is the near end. Run as a script, this file is the far end: it imports nothing of this package and keeps no
+time, its parent does. It takes a file descriptor (a duplex pipe) and the parent's limit in seconds; after "ready" it
+answers each JSON request `[reference, answer]` with `correct`, `wrong` or `unparsed`, until the pipe closes. POSIX.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+import warnings
+import weakref
+from contextlib import suppress
+from multiprocessing.connection import Connection
+
+_MEMORY = 2 * 1024**3  # bytes of address space; sympy and its caches need about a tenth
+_START_LIMIT = 120.0  # seconds for the imports; they are not part of any answer's limit
+
+
+class Worker:
+    """The near end: at most one process, started when first needed, killed at the limit, started anew when next needed.
+
+    May be shared between threads and used after a fork. The process never keeps the interpreter alive.
+
+    Args:
+        timeout: Wall-clock seconds for one comparison, > 0.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self._lock = threading.Lock()
+        self._pipe: Connection | None = None
+        self._process: subprocess.Popen | None = None
+        self._owner = 0  # id of the process that started it: a fork must not talk into its parent's pipe
+        self._stop: weakref.finalize | None = None
+
+    def compare(self, reference: str, answer: str) -> str | None:
+        """Ask the far end.
+
+        Args:
+            reference: The reference's answer in LaTeX, without delimiters.
+            answer: The answer to judge, the same.
+
+        Returns:
+            "correct", "wrong" or "unparsed"; None if the limit was reached or the process died, e.g. of its memory.
+        """
+        reply = None
+        with self._lock:
+            try:
+                pipe = self._running()
+                pipe.send_bytes(json.dumps([reference, answer]).encode("ascii"))  # lone surrogates travel as \udXXX
+                if pipe.poll(self.timeout):
+                    reply = pipe.recv_bytes().decode()
+            except (OSError, EOFError):  # it died
+                pass
+            finally:  # also on Ctrl-C: a late reply must never be read as that to the next request
+                if reply is None:
+                    self._kill()
+        return reply
+
+    def close(self) -> None:
+        """Kill the process if there is one; it starts anew when needed. Also happens on deletion and at exit."""
+        with self._lock:
+            self._kill()
+
+    def _running(self) -> Connection:
+        if self._pipe and self._process and self._owner == os.getpid():
+            if self._process.poll() is None:
+                return self._pipe
+            self._kill()  # it died idle, so no answer is to blame
+        self._pipe, theirs = multiprocessing.Pipe()
+        with theirs:
+            # A script, not multiprocessing: that runs the user's main module again, and is denied to daemons.
+            # -P: else the script's folder, which has a types.py, would come before the standard library.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", os.path.abspath(__file__), str(theirs.fileno()), str(self.timeout)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for the trainer
+                env={**os.environ, "PYTHONHASHSEED": "0"},  # sympy's orderings follow hashes
+            )
+        self._owner = os.getpid()
+        self._stop = weakref.finalize(self, _end, self._process, self._pipe, self._owner)
+        try:
+            ready = self._pipe.poll(_START_LIMIT) and self._pipe.recv_bytes() == b"ready"
+        except (EOFError, OSError):
+            ready = False
+        if not ready:
+            warnings.warn("math-verify did not start: answers that need it time out", RuntimeWarning, stacklevel=2)
+            raise EOFError
+        return self._pipe
+
+    def _kill(self) -> None:
+        if self._stop is not None:
+            self._stop()
+        self._pipe = self._process = self._stop = None
+
+
+def _end(process: subprocess.Popen, pipe: Connection, owner: int) -> None:
+    pipe.close()
+    if os.getpid() == owner:
+        process.kill()
+        process.wait()
+    else:
+        process.returncode = 0  # a fork's copy of the handle; the process belongs to the parent
+
+
+def _compare(reference: str, answer: str) -> str:
+    """Strict where math-verify is lenient: the whole string must parse, a number is not fished out of prose."""
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    def expressions(text: str) -> list:
+        return parse(
+            f"${text}$",
+            [LatexExtractionConfig()],
+            fallback_mode="no_fallback",
+            extraction_mode="first_match",
+            parsing_timeout=None,  # theirs is an alarm signal; the parent's kill holds instead
+        )
+
+    expected, given = expressions(reference), expressions(answer)
+    if not given:
+        return "unparsed" if expected else "wrong"
+    same = verify(expected, given, allow_set_relation_comp=True, timeout_seconds=None)
+    return "correct" if same else "wrong"
+
+
+def _bound(kind: int, limit: int) -> None:
+    # Refused under a lower hard limit, or where the system has no such limit: the parent's clock still holds.
+    with suppress(OSError, ValueError):
+        resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
+
+
+def _serve() -> None:
+    pipe, seconds = Connection(int(sys.argv[1])), float(sys.argv[2])
+    _bound(resource.RLIMIT_CORE, 0)
+    _bound(resource.RLIMIT_AS, _MEMORY)
+    logging.disable(logging.CRITICAL)
+    _compare(r"\frac{1}{2}", "x^2")  # imports sympy and builds the parser's tables before any clock runs
+    pipe.send_bytes(b"ready")
+    while True:
+        try:
+            request = pipe.recv_bytes()
+        except (EOFError, OSError):
+            return
+        # If the parent dies within a comparison nobody is left to kill this process: processor time then ends it.
+        _bound(resource.RLIMIT_CPU, math.ceil(time.process_time() + seconds) + 5)
+        try:
+            reply = _compare(*json.loads(request))
+        except MemoryError:
+            raise
+        except Exception:
+            reply = "wrong"
+        pipe.send_bytes(reply.encode())
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,149 @@
+"""Adds up what happened between two optimizer steps, over micro-batches and ranks; knows no model and no logger.
+
+All means are over the tokens, rollouts or problems of the *whole* optimizer step, so they do not depend on how it was
+cut into micro-batches or spread over ranks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lit_atex.types import Rollouts, StepFeedback, Verdict
+
+
+class Batch(NamedTuple):
+    """What one micro-batch contributes. Sums are over completion tokens unless said otherwise.
+
+    Attributes:
+        problem_ids: The problems.
+        levels: Their level labels.
+        exposures: Their exposure ratios.
+        verdicts: One per rollout, grouped by problem.
+        rollouts: What was sampled.
+        sums: Sums by name: "loss", "mismatch", "student_entropy", "teacher_entropy", "clipped", "negative".
+        truncated: Teacher prompts that lost steps of their hint.
+        skipped: Problems left out since their prompt is too long.
+        seconds: Wall-clock seconds by phase: "rollout", "teacher", "student", "verify".
+    """
+
+    problem_ids: list[str]
+    levels: list[str]
+    exposures: list[float]
+    verdicts: list[Verdict]
+    rollouts: Rollouts
+    sums: dict[str, Tensor]
+    truncated: int
+    skipped: int
+    seconds: dict[str, float]
+
+
+class StepWindow:
+    """The micro-batches of one optimizer step."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin the next optimizer step."""
+        self.totals: Counter[str] = Counter()
+        self.problem_ids: list[str] = []
+        self.levels: list[str] = []
+        self.exposures: list[float] = []
+        self.verdicts: list[Verdict] = []
+
+    def add(self, batch: Batch) -> None:
+        """Count one micro-batch."""
+        self.problem_ids += batch.problem_ids
+        self.levels += batch.levels
+        self.exposures += batch.exposures
+        self.verdicts += batch.verdicts
+        lengths, ended = batch.rollouts.lengths, batch.rollouts.ended
+        self.totals.update(
+            {
+                "tokens": int(lengths.sum()),
+                "rollouts": len(lengths),
+                "cut": int((~ended).sum()),
+                "empty": int(((lengths == 0) | (ended & (lengths == 1))).sum()),
+                "problems": len(batch.problem_ids),
+                "truncated": batch.truncated,
+                "skipped": batch.skipped,
+            }
+        )
+        self.totals.update({f"sum/{name}": float(value) for name, value in batch.sums.items()})
+        self.totals.update({f"seconds/{name}": value for name, value in batch.seconds.items()})
+
+    def reduce(self, device: torch.device) -> None:
+        """Add the other ranks' counts to ours; afterwards every rank holds the same, in the same order."""
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+            return
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, (dict(self.totals), *self._lists()))
+        self.clear()
+        for totals, ids, levels, exposures, verdicts in gathered:
+            self.totals.update(totals)
+            self.problem_ids += ids
+            self.levels += levels
+            self.exposures += exposures
+            self.verdicts += [Verdict(v) for v in verdicts]
+        for name in list(self.totals):
+            if name.startswith("seconds/"):
+                self.totals[name] /= dist.get_world_size()  # type: ignore[assignment]
+
+    def _lists(self) -> tuple[list[str], list[str], list[float], list[str]]:
+        return self.problem_ids, self.levels, self.exposures, [v.value for v in self.verdicts]
+
+    def per_token(self, name: str) -> float:
+        """Mean of a sum over completion tokens; 0 if there were none."""
+        return self.totals[f"sum/{name}"] / max(self.totals["tokens"], 1)
+
+    def feedback(self, step: int, max_new_tokens: int) -> StepFeedback:
+        """The record for competence estimators and exposure strategies."""
+        rollouts = max(self.totals["rollouts"], 1)
+        return StepFeedback(
+            step=step,
+            problem_ids=list(self.problem_ids),
+            levels=list(self.levels),
+            exposures=list(self.exposures),
+            verdicts=list(self.verdicts),
+            loss=self.per_token("loss"),
+            mismatch=self.per_token("mismatch"),
+            student_entropy=self.per_token("student_entropy"),
+            teacher_entropy=self.per_token("teacher_entropy"),
+            mean_length=self.totals["tokens"] / rollouts,
+            share_cut=self.totals["cut"] / rollouts,
+            max_new_tokens=max_new_tokens,
+        )
+
+    def scalars(self, seconds: float) -> dict[str, float]:
+        """What is logged for the step, grouped as TensorBoard shows it.
+
+        Args:
+            seconds: Wall-clock time since the step before.
+        """
+        rollouts, problems = max(self.totals["rollouts"], 1), max(self.totals["problems"], 1)
+        verdicts = Counter(self.verdicts)
+        mean_exposure = sum(self.exposures) / max(len(self.exposures), 1)
+        return {
+            "loss/divergence": self.per_token("loss"),
+            "loss/clipped_share": self.per_token("clipped"),
+            "loss/negative_share": self.per_token("negative"),
+            "mismatch/forward_kl": self.per_token("mismatch"),
+            "entropy/student": self.per_token("student_entropy"),
+            "entropy/teacher": self.per_token("teacher_entropy"),
+            "exposure/ratio": mean_exposure,
+            "teacher/truncated": float(self.totals["truncated"]),
+            "data/prompt_too_long": float(self.totals["skipped"]),
+            **{f"competence/{v.value}": verdicts[v] / rollouts for v in Verdict},
+            "length/mean": self.totals["tokens"] / rollouts,
+            "length/share_cut": self.totals["cut"] / rollouts,
+            "length/share_empty": self.totals["empty"] / rollouts,
+            "throughput/completion_tokens_per_s": self.totals["tokens"] / max(seconds, 1e-9),
+            "throughput/problems_per_step": float(problems if self.totals["problems"] else 0),
+            **{f"time/{n.removeprefix('seconds/')}": v for n, v in self.totals.items() if n.startswith("seconds/")},
+            "time/step": seconds,
+        }

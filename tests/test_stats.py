@@ -1,0 +1,114 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from lit_atex.stats import bootstrap_interval, fixed_problems_interval
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_bootstrap_agrees_with_scipy(level: float) -> None:
+    scores = np.random.default_rng(1).integers(0, 13, size=30) / 12
+    low, high = bootstrap_interval(scores, level=level, resamples=20_000)
+    theirs = scipy.stats.bootstrap(
+        (scores,), np.mean, confidence_level=level, n_resamples=20_000, method="percentile", rng=2
+    ).confidence_interval
+    assert low == pytest.approx(theirs.low, abs=0.006)
+    assert high == pytest.approx(theirs.high, abs=0.006)
+
+
+def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(3)
+    hits = 0
+    for trial in range(300):
+        low, high = bootstrap_interval(rng.beta(2, 2, size=40), resamples=400, seed=trial)
+        hits += low <= 0.5 <= high
+    assert 0.90 <= hits / 300 <= 0.98
+
+
+def test_bootstrap_is_a_function_of_its_seed() -> None:
+    scores = np.random.default_rng(0).random(7)
+    assert bootstrap_interval(scores, seed=5) == bootstrap_interval(scores, seed=5)
+    assert bootstrap_interval(scores, seed=5) != bootstrap_interval(scores, seed=6)
+
+
+def test_bootstrap_bounds_its_memory_by_chunks() -> None:
+    scores = np.random.default_rng(0).random(3000)  # 333 rows a chunk: seven chunks, the last one smaller
+    low, high = bootstrap_interval(scores, resamples=2000)
+    error = scores.std() / math.sqrt(3000)
+    assert low == pytest.approx(scores.mean() - 1.96 * error, abs=0.2 * error)
+    assert high == pytest.approx(scores.mean() + 1.96 * error, abs=0.2 * error)
+
+
+def test_bootstrap_without_spread_or_without_problems() -> None:
+    assert bootstrap_interval([0.3]) == (0.3, 0.3)
+    assert bootstrap_interval([0.1] * 10) == (0.1, 0.1)
+    assert all(map(math.isnan, bootstrap_interval([])))
+    assert all(map(math.isnan, bootstrap_interval([0.5, math.nan])))
+
+
+def test_bootstrap_of_paired_differences_is_narrower_than_of_either_run() -> None:
+    rng = np.random.default_rng(4)
+    first = rng.random(50)
+    second = first + rng.normal(0.05, 0.02, size=50)
+    low, high = bootstrap_interval(second - first)
+    assert 0 < low < 0.05 < high
+    assert high - low < 0.2 * np.diff(bootstrap_interval(first))[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"level": 1.0}, "level"),
+        ({"level": 0.0}, "level"),
+        ({"resamples": 0}, "resamples"),
+        ({"per_problem": 1.0}, "axis"),
+    ],
+)
+def test_bootstrap_refuses(change: dict, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        bootstrap_interval(**{"per_problem": [0.0, 1.0], **change})
+
+
+def test_fixed_problems_by_hand() -> None:
+    # shares 1/2 and 3/4; variance (1/4 / 3 + 3/16 / 3) / 4
+    error = math.sqrt((0.25 / 3 + 0.1875 / 3) / 4)
+    low, high = fixed_problems_interval([2, 3], [4, 4])
+    assert (low, high) == pytest.approx((0.625 - 1.959964 * error, min(1.0, 0.625 + 1.959964 * error)))
+
+
+def test_fixed_problems_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(6)
+    rates = rng.beta(1, 1, size=30)
+    samples = np.full(30, 12)
+    hits = 0
+    for _ in range(1000):
+        low, high = fixed_problems_interval(rng.binomial(12, rates), samples)
+        hits += low <= rates.mean() <= high
+    assert 0.93 <= hits / 1000 <= 0.97
+
+
+def test_thirty_problems_of_twelve_samples_give_the_widths_of_the_method() -> None:
+    rng = np.random.default_rng(7)
+    correct = rng.binomial(12, rng.beta(0.8, 0.8, size=30))
+    fixed = np.diff(fixed_problems_interval(correct, np.full(30, 12)))[0] / 2
+    over = np.diff(bootstrap_interval(correct / 12))[0] / 2
+    assert 0.03 < fixed < 0.05
+    assert 0.09 < over < 0.15
+
+
+def test_fixed_problems_edges() -> None:
+    assert all(map(math.isnan, fixed_problems_interval([], [])))
+    assert all(map(math.isnan, fixed_problems_interval([1, 2], [1, 4])))
+    assert fixed_problems_interval([0, 4], [4, 4]) == (0.5, 0.5)
+    assert fixed_problems_interval([1], [2])[0] == 0.0
+    assert fixed_problems_interval([1], [2])[1] == 1.0
+
+
+@pytest.mark.parametrize(("correct", "samples"), [([3], [2]), ([-1], [2]), ([0], [0]), ([1, 1], [2]), ([[1]], [[2]])])
+def test_fixed_problems_refuses(correct: list, samples: list) -> None:
+    with pytest.raises(ValueError, match="samples"):
+        fixed_problems_interval(correct, samples)
+    with pytest.raises(ValueError, match="level"):
+        fixed_problems_interval([1], [2], level=2.0)
