@@ -31,6 +31,13 @@ class TrainBatches:
     def __iter__(self) -> Iterator[list[Problem]]:
         return self.data.train_batches()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Empty, since the data module keeps the position; without it Lightning warns that the loader starts over."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to load."""
+
 
 class ProblemDataModule(pl.LightningDataModule):
     """Problems for training, validation and test, as `list[Problem]`."""
@@ -59,7 +66,7 @@ class ProblemDataModule(pl.LightningDataModule):
         Args:
             train: Problems to train on. An epoch is one pass; an endless source is one endless epoch.
             probe: A small fixed set that learning progress is measured on; held out from training and evaluation.
-            validation: Held-out sets by name.
+            validation: Held-out sets by name; without any, set `trainer.limit_val_batches` to 0.
             test: Held-out sets by name.
             batch_size: Problems per rank and micro-batch, >= 1.
             eval_batch_size: Problems per rank and evaluation batch, >= 1.

@@ -168,9 +168,7 @@ class Divergence(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class VocabularyDivergence(Divergence):
-    """A divergence that is a sum over vocabulary entries, Σ_v c(p_v, q_v), with c(p, p) = 0.
-
-    So it is exactly 0.0 for identical logits, whatever the formula, also with top-k.
+    """A sum over vocabulary entries, Σ_v c(p_v, q_v) with c(p, p) = 0: so exactly 0.0 for identical logits.
 
     Args:
         top_k: Restricts the sum to a few entries per token; the full vocabulary if left out.
@@ -253,10 +251,8 @@ class JSD(VocabularyDivergence):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.beta < 1:
-            raise ValueError(
-                f"divergence.beta must lie strictly between 0 and 1, got {self.beta}: JSD is 0 at both ends; what "
-                "libraries compute there is class_path ForwardKL (beta 0) or ReverseKL (beta 1)"
-            )
+            ends = "JSD is 0 at both ends; what libraries compute there is ForwardKL (beta 0) or ReverseKL (beta 1)"
+            raise ValueError(f"divergence.beta must lie strictly between 0 and 1, got {self.beta}: {ends}")
 
     def contributions(self, log_p: Entries, log_q: Entries) -> Entries:
         """Per entry: β p log(p/m) + (1-β) q log(q/m), by m/p = β + (1-β) q/p and m/q = (1-β) + β p/q."""

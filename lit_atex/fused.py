@@ -76,21 +76,17 @@ def fused_divergence(
         without gradient, unweighted.
 
     Raises:
-        ValueError: `chunk` < 1, vocabularies that differ, or inputs with different numbers of tokens.
+        ValueError: `chunk` < 1, or the heads' vocabularies differ in size.
     """
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1 token, got {chunk}")
     if student_head.weight.shape[0] != teacher_head.weight.shape[0]:
         sizes = f"{student_head.weight.shape[0]} and {teacher_head.weight.shape[0]}"
         raise ValueError(f"student and teacher heads have {sizes} vocabulary entries; choose a teacher with as many")
-    tokens = student_hidden.shape[0]
     if weights is None:
-        weights = student_hidden.new_ones(tokens, dtype=torch.float32)
-    for name, other in (("teacher_hidden", teacher_hidden), ("ids", ids), ("weights", weights)):
-        if other.shape[0] != tokens:
-            raise ValueError(
-                f"{name} has {other.shape[0]} tokens, student_hidden has {tokens}; both score the same ones"
-            )
+        weights = student_hidden.new_ones(student_hidden.shape[0], dtype=torch.float32)
+    rows = {student_hidden.shape[0], teacher_hidden.shape[0], ids.shape[0], weights.shape[0]}
+    assert len(rows) == 1, f"student, teacher, ids and weights must score the same tokens, got {rows} rows"
     job = _Job(divergence, student_head, teacher_hidden, teacher_head, ids, weights, chunk)
     inputs = (student_hidden, student_head.weight, student_head.bias)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
@@ -206,7 +202,7 @@ def _value_and_grad(
 def _forward_kl(
     divergence: ForwardKL, logits: Tensor, teacher_logits: Tensor, weights: Tensor
 ) -> tuple[TokenDivergence, Tensor]:
-    """The default loss in closed form, gradient (q - p) / temperature, in place: each pass over the vocabulary counts."""
+    """The default loss in closed form, gradient (q - p) / temperature, and in place: each pass costs."""
     log_p, log_q = divergence.log_probs(logits, teacher_logits)
     p, q = log_p.exp(), log_q.exp()
     zero = p == 0

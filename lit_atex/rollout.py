@@ -213,8 +213,8 @@ def _restrict(scores: Float[Tensor, "rollouts vocab"], sampling: Sampling) -> Fl
         ranked = scores.topk(min(sampling.top_k or scores.shape[1], scores.shape[1]), sorted=True).values
         if sampling.top_p < 1:
             shares = ranked.softmax(1)
-            kept = (shares.cumsum(1) - shares < sampling.top_p).sum(1, keepdim=True)  # mass of the better ones < top_p
-            floor = ranked.gather(1, kept - 1)
+            better = shares.cumsum(1) - shares  # mass of the ids before; NaN in a broken row, which the caller reports
+            floor = ranked.gather(1, (better < sampling.top_p).sum(1, keepdim=True).clamp(min=1) - 1)
         else:
             floor = ranked[:, -1:]
     if sampling.min_p > 0:

@@ -194,6 +194,18 @@ def test_the_end_token_is_part_of_the_rollout_and_cut_rows_have_not_ended(model)
     assert found.mask.sum().item() == found.lengths.sum().item()
 
 
+def test_rows_that_wait_to_be_dropped_stay_as_they_ended(model):
+    # Of 24 rows the first to end stay in the batch, fed with zeros; here 0 also ends a rollout.
+    prompts, options = [*RAGGED * 3, *RAGGED[:3]], {"max_new_tokens": 20, "temperature": 1.5}
+    ends = {0, common_end(model)}
+    found = generate(model, prompts, end_ids=ends, **options)
+    assert len(found.lengths.unique()) > 4
+    assert not found.ids[~found.mask].any()
+    streams = generators(len(prompts))
+    for prompt, stream, row in zip(prompts, streams, rows(found), strict=True):
+        assert rows(generate(model, [prompt], end_ids=ends, streams=[stream], **options)) == [row]
+
+
 def test_without_end_ids_every_row_is_cut(model):
     found = generate(model, end_ids=(), max_new_tokens=6)
     assert found.lengths.tolist() == [6] * len(RAGGED)
@@ -304,6 +316,11 @@ def test_the_edges_of_the_uniform_number_are_the_first_and_the_last_possible_id(
     logits[0, [131, 200, 290]] = torch.tensor([0.0, 1.0, 2.0])
     edges = torch.tensor([0.0, math.nextafter(1.0, 0.0)], dtype=torch.float64)
     assert draw(logits.expand(2, -1), edges, Sampling()).tolist() == [131, 290]
+
+
+def test_a_number_on_a_border_belongs_to_the_next_id():
+    uniforms = torch.tensor([0.0, 0.25, math.nextafter(0.5, 0.0), 0.5, 0.75], dtype=torch.float64)
+    assert draw(torch.zeros(5, 4), uniforms, Sampling()).tolist() == [0, 1, 1, 2, 3]
 
 
 def test_ids_that_tie_at_the_border_are_all_kept():
@@ -418,10 +435,10 @@ class Broken(torch.nn.Module):
         return output
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_not_finite_are_an_error(model, temperature):
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {}, {"top_p": 0.9}, {"top_k": 3, "min_p": 0.1}], ids=str)
+def test_logits_that_are_not_finite_are_an_error(model, options):
     with pytest.raises(RuntimeError, match=r"not finite at completion token 1 of rollouts \[1\]"):
-        generate(Broken(model), end_ids=(), max_new_tokens=4, temperature=temperature)
+        generate(Broken(model), end_ids=(), max_new_tokens=4, **options)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 import copy
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -130,7 +132,7 @@ IN_WORKER = [
     ("12_5", "7", W, "number with a base"),
     ("I think it may be 5!?", "5", U, "no number is fished out of prose"),
     ("5?", "5", U, "not mathematics"),
-    ("{'a': 1]", "{'b: 2", W, "neither side is mathematics: strings decide"),
+    ("5?", "6?", W, "neither side is mathematics: strings decide"),
     ("1/0", "5", W, "no number"),
 ]
 
@@ -250,6 +252,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 def test_hostile_answers_take_bounded_time_and_cost_nothing_else() -> None:
     verifier = Verifier(timeout=1.0)
     begin = time.monotonic()
@@ -269,25 +272,21 @@ def test_hostile_answers_take_bounded_time_and_cost_nothing_else() -> None:
     verifier.close()
 
 
+@pytest.mark.slow
 def test_nested_braces_beyond_any_stack() -> None:
-    verifier = Verifier(timeout=5.0, max_chars=1_000_000)
-    for depth in (1_000, 100_000):
-        for answer in (
-            "{" * depth + "5" + "}" * depth,
-            "(" * depth + "5" + ")" * depth,
-            "\\frac{" * depth + "}" * depth,
-        ):
-            assert verifier.verify([boxed(answer)], [r"\sqrt{2}"])[0] is not C
-    assert Verifier().verify([boxed("{" * 100_000 + "5" + "}" * 100_000)], ["5"]) == [
-        U
-    ]  # the box begins before the end
+    verifier = Verifier(timeout=1.0, max_chars=1_000_000)
+    nested = {depth: boxed("{" * depth + "5" + "}" * depth) for depth in (1_000, 100_000)}
+    hostile = [*nested.values(), boxed("(" * 1_000 + "5" + ")" * 1_000), boxed("\\frac{" * 1_000 + "}" * 1_000)]
+    assert C not in verifier.verify(hostile, [r"\sqrt{2}"] * 4)
+    assert Verifier().verify([nested[100_000]], ["5"]) == [U]  # the box opens before the end that is looked at
     verifier.close()
 
 
-def test_the_reference_may_be_hostile_too() -> None:
-    verifier = Verifier(timeout=1.0)
-    assert verifier.verify([boxed("x")] * 3, ["9^{9^{9^9}}", "\ud800\x00", "{" * 100]) == [T, W, W]
-    verifier.close()
+def test_the_reference_may_be_hostile_too(verifier: Verifier) -> None:
+    impatient = Verifier(timeout=1.0)
+    assert impatient.verify([boxed(r"\sqrt{2}")], ["9^{9^{9^9}}"]) == [T]
+    impatient.close()
+    assert verifier.verify([boxed("x")] * 2, ["\ud800\x00", "{" * 100]) == [W, W]
 
 
 def test_no_strings_at_all() -> None:
@@ -296,12 +295,13 @@ def test_no_strings_at_all() -> None:
             raise RuntimeError
 
     things = [None, 3, b"\\boxed{3}", ["\\boxed{3}"], Odd(), 10**5000]
-    verdicts = Verifier().verify(things, things)  # type: ignore[arg-type]
-    assert [verdict in (U, W) for verdict in verdicts] == [True] * 6
+    assert Verifier().verify(things, ["3"] * 6) == [U, U, C, C, U, U]  # type: ignore[arg-type]
+    assert Verifier().verify([boxed("3")] * 3, [None, Odd(), 10**5000]) == [W, W, W]  # type: ignore[list-item]
     assert Verifier().verify([boxed("3")], [3]) == [C]  # type: ignore[list-item]
     assert [isinstance(canonical(thing), str) for thing in things] == [True] * 6  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced() -> None:
     verifier = Verifier(timeout=20.0)
     question = ([boxed(r"\sqrt{12}")], [r"2\sqrt{3}"])
@@ -348,7 +348,7 @@ def test_threads_share_a_worker_and_get_their_own_replies(verifier: Verifier) ->
         thread.start()
     for thread in threads:
         thread.join()
-    assert results == dict.fromkeys((2, 3, 5, 7), [C, W])
+    assert results == {n: [C, W] for n in (2, 3, 5, 7)}
 
 
 def test_copies_start_their_own_worker(verifier: Verifier) -> None:
@@ -368,6 +368,7 @@ def test_importing_does_not_import_sympy() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.slow
 def test_forgotten_verifiers_leave_quietly_and_take_their_worker_along() -> None:
     ask = r"assert v.verify([r'\boxed{\sqrt{12}}'], [r'2\sqrt{3}']) == ['correct']; "
     start = "import os, gc; from lit_atex.verify import Verifier; v = Verifier(timeout=20); "
@@ -377,13 +378,17 @@ def test_forgotten_verifiers_leave_quietly_and_take_their_worker_along() -> None
         assert done.stderr == ""
         pid = int(done.stdout)
         for _ in range(200):
-            if not os.path.exists(f"/proc/{pid}/cmdline") or not open(f"/proc/{pid}/cmdline").read():
-                break  # gone, or a zombie that nobody reaps
+            try:
+                if not Path(f"/proc/{pid}/cmdline").read_bytes():
+                    break  # a zombie, where nobody reaps
+            except OSError:
+                break
             time.sleep(0.05)
         else:
             pytest.fail(f"the worker outlived its parent after {leave!r}")
 
 
+@pytest.mark.slow
 def test_a_fork_starts_its_own_worker() -> None:
     code = r"""
 import os
@@ -418,40 +423,17 @@ def test_canonical_is_one_spelling(same: list[str], spelling: str) -> None:
     assert {canonical(answer) for answer in same} == {spelling}
 
 
-pieces = st.sampled_from(
-    ["\\boxed{", "\\frac{", "}", "{", "#### ", "answer is ", "answer: ", "\\left\\{", "\\sqrt", "^", "!", "$", "\\"]
-    + [
-        "\\text{",
-        "\\pm",
-        "(",
-        "]",
-        ",",
-        ".",
-        "/",
-        "%",
-        "1",
-        "23",
-        "x",
-        " ",
-        "\n",
-        "\0",
-        "\u202e",
-        "\ud83d",
-        "√",
-        "½",
-        "٣",
-    ]
+PIECES = re.findall(
+    r"\S+", r"\boxed{ \frac{ \left\{ \sqrt \text{ \pm \ { } ( ] ^ ! $ , . / % #### answer: 1 23 x √ ½ ٣"
 )
-junk = st.one_of(
-    st.text(), st.lists(pieces, max_size=30).map("".join), st.lists(pieces, max_size=12).map("".join).map(boxed)
-)
+pieces = st.sampled_from([*PIECES, "answer is ", " ", "\n", "\0", "\u202e", "\ud83d"])
+junk = st.one_of(st.text(), st.lists(pieces, max_size=20).map("".join))
 
 
 @given(text=junk, reference=junk)
 @example(text=boxed("٣"), reference="3")
 @settings(max_examples=200, deadline=None)
 def test_never_raises(verifier: Verifier, text: str, reference: str) -> None:
-    verifier = Verifier(timeout=20.0) if verifier is None else verifier
     for pair in ((text, reference), (boxed(text), reference)):
         verdicts = verifier.verify([pair[0]], [pair[1]])
         assert len(verdicts) == 1
