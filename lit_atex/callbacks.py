@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +15,6 @@ from lit_atex.competence import Competence
 from lit_atex.exposure import Exposure, TrainingState
 from lit_atex.module import Seen, SelfDistillation
 from lit_atex.types import Problem
-
-log = logging.getLogger("lit_atex")
 
 
 def tensorboard(trainer: pl.Trainer) -> Any:
@@ -35,16 +33,16 @@ class CompetenceEstimator(pl.Callback):
         """
         self.competence = Competence(decay)
 
-    def on_train_batch_end(
+    def on_train_batch_end(  # type: ignore[override]
         self, trainer: pl.Trainer, pl_module: SelfDistillation, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the optimizer step that was just done, if one was."""
         if pl_module.feedback is None:
             return
         self.competence.update(pl_module.feedback)
-        self.log("competence/running", self.competence.mean(), batch_size=1)
+        pl_module.log("competence/running", self.competence.mean(), batch_size=1)
         for level in self.competence.levels() if len(self.competence.levels()) > 1 else []:
-            self.log(f"competence/running_level_{level}", self.competence.mean(level), batch_size=1)
+            pl_module.log(f"competence/running_level_{level}", self.competence.mean(level), batch_size=1)
 
     def state_dict(self) -> dict[str, Any]:
         """The counts."""
@@ -73,24 +71,25 @@ class ExposureControl(pl.Callback):
         self.strategy, self.hold = strategy, hold
         self._epoch_began = (0, 0)  # (epoch, its first optimizer step)
 
-    def on_train_batch_start(
+    def on_train_batch_start(  # type: ignore[override]
         self, trainer: pl.Trainer, pl_module: SelfDistillation, batch: list[Problem], batch_idx: int
     ) -> None:
         """Decide. Micro-batches of one optimizer step, and steps of one window, are decided at the same state."""
         step = trainer.global_step
         if self._epoch_began[0] != trainer.current_epoch:
             self._epoch_began = (trainer.current_epoch, step)
+        steps = trainer.estimated_stepping_batches if trainer.max_steps < 0 else trainer.max_steps
         decided = self._epoch_began[1] if self.hold == "epoch" else step - step % self.hold
         state = TrainingState(
             step=decided,
-            max_steps=int(trainer.estimated_stepping_batches) if trainer.max_steps < 0 else trainer.max_steps,
+            max_steps=int(steps) if math.isfinite(steps) else 0,
             epoch=trainer.current_epoch,
             problem_ids=[p.id for p in batch],
             levels=[p.level for p in batch],
         )
         pl_module.exposure = self.strategy.ratios(state)
 
-    def on_train_batch_end(
+    def on_train_batch_end(  # type: ignore[override]
         self, trainer: pl.Trainer, pl_module: SelfDistillation, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Pass on the feedback; draw the exposures as a histogram."""
@@ -129,7 +128,7 @@ class SampleLog(pl.Callback):
         self.every_n_steps, self.samples = every_n_steps, samples
         self._written = -1
 
-    def on_train_batch_end(
+    def on_train_batch_end(  # type: ignore[override]
         self, trainer: pl.Trainer, pl_module: SelfDistillation, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Show the first rollouts of the micro-batch that closed the step."""

@@ -135,6 +135,9 @@ def prepare(run: Path, resumes: bool, overwrite: bool) -> None:
 def quiet() -> None:
     """Keep notes of the libraries that a user can do nothing about off the screen."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
     ignored = (".*isinstance.treespec, LeafSpec.*", ".*does not have many workers.*", ".*exists and is not empty.*")
@@ -148,15 +151,15 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: Arguments without the program's name; None: those of the process.
     """
-    args = sys.argv[1:] if args is None else args
     quiet()
+    words = sys.argv[1:] if args is None else args
     try:
-        if args[:1] == ["pretrain"]:
+        if words[:1] == ["pretrain"]:
             from jsonargparse import auto_cli
 
             from lit_atex.embedded.pretrain import pretrain
 
-            auto_cli(pretrain, args=args[1:], prog="lit-atex pretrain")
+            auto_cli(pretrain, args=words[1:], prog="lit-atex pretrain", as_positional=False)
             return
         Cli(
             SelfDistillation,

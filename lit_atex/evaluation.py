@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lit_atex.metrics import AverageAtK, PassAtK
+from lit_atex.metrics import AverageAtK, PassAtK, pass_at_k
 from lit_atex.stats import bootstrap_interval, fixed_problems_interval
 from lit_atex.types import Verdict
 
@@ -78,8 +78,8 @@ class Evaluation(nn.Module):
     def begin(self, names: list[str], samples: int) -> None:
         """Make fresh metrics for these sets, with n = `samples` completions a problem."""
         self.names, self.samples = names, samples
-        self.averages = nn.ModuleList(AverageAtK(k=samples) for _ in names)
-        self.passes = nn.ModuleList(nn.ModuleList(PassAtK(k=k) for k in pass_ks(samples)) for _ in names)
+        self.averages: Any = nn.ModuleList(AverageAtK(k=samples) for _ in names)
+        self.passes: Any = nn.ModuleList(nn.ModuleList(PassAtK(k=k) for k in pass_ks(samples)) for _ in names)
         self._clear()
 
     def _clear(self) -> None:
@@ -107,20 +107,21 @@ class Evaluation(nn.Module):
         self.results = []
         for i, name in enumerate(self.names):
             counts, correct = self._over_ranks(self._counts[i], self._correct[i])
-            shares = {name: c / self.samples for name, c in correct.items()}
-            values = list(shares.values())
+            shares = {id_: c / self.samples for id_, c in correct.items()}
+            solved = torch.tensor(list(correct.values()), dtype=torch.long)
+            drawn = torch.full_like(solved, self.samples)
+            per_problem = {k: pass_at_k(solved, drawn, k) for k in pass_ks(self.samples)}
             completions = max(len(correct) * self.samples, 1)
-            passes = {k: metric for k, metric in zip(pass_ks(self.samples), self.passes[i])}
             self.results.append(
                 Result(
                     name=name,
                     problems=len(correct),
                     samples=self.samples,
                     average=float(self.averages[i].compute()),
-                    interval=bootstrap_interval(values),
-                    fixed_interval=fixed_problems_interval(list(correct.values()), [self.samples] * len(correct)),
-                    pass_at={k: float(m.compute()) for k, m in passes.items()},
-                    pass_interval={k: bootstrap_interval(m.per_problem().numpy()) for k, m in passes.items()},
+                    interval=bootstrap_interval(list(shares.values())),
+                    fixed_interval=fixed_problems_interval(solved.numpy(), drawn.numpy()),
+                    pass_at={m.k: float(m.compute()) for m in self.passes[i]},
+                    pass_interval={k: bootstrap_interval(v.numpy()) for k, v in per_problem.items()},
                     shares={key: counts[key] / completions for key in [*(v.value for v in Verdict), "cut"]},
                     mean_length=counts["tokens"] / completions,
                     per_problem=shares,
@@ -130,8 +131,9 @@ class Evaluation(nn.Module):
 
     @staticmethod
     def _over_ranks(counts: Counter[str], correct: dict[str, int]) -> tuple[Counter[str], dict[str, int]]:
+        """Counts of all ranks, problems sorted by id: any number of ranks makes the same bootstrap draws."""
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-            return counts, correct
+            return counts, dict(sorted(correct.items()))
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, (dict(counts), correct))
         total: Counter[str] = Counter()
@@ -139,4 +141,4 @@ class Evaluation(nn.Module):
         for c, by_id in gathered:
             total.update(c)
             merged.update(by_id)
-        return total, merged
+        return total, dict(sorted(merged.items()))

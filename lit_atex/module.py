@@ -11,11 +11,13 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import compress
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from lit_atex.divergence import Divergence, TokenDivergence
@@ -118,7 +120,7 @@ class SelfDistillation(Solver):
         super().configure_model()
         self.teacher.attach(self.student)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer over what is trainable, and its schedule in optimizer steps."""
         optimizer = self.make_optimizer([p for p in self.student.parameters() if p.requires_grad])
         return {
@@ -139,6 +141,8 @@ class SelfDistillation(Solver):
             The sum of the divergence over this micro-batch's completion tokens. `on_before_optimizer_step` divides the
             gradient by the tokens of the whole optimizer step, which are known only then.
         """
+        draws = seeded(self.seed, "dropout", self.global_step, self.global_rank, batch_idx)
+        torch.manual_seed(int(draws.integers(2**63)))
         ratios = self.exposure if isinstance(self.exposure, list) else [self.exposure] * len(problems)
         assert len(ratios) == len(problems), "module.exposure must have one ratio per problem"
         self._seconds = {}
@@ -146,7 +150,8 @@ class SelfDistillation(Solver):
         fits = [len(ids) <= self.prompts.max_prompt_tokens for ids in prompts]
         if skipped := [p.id for p, fit in zip(problems, fits) if not fit]:
             log.warning("prompts longer than prompts.max_prompt_tokens, skipped: %s", skipped)
-        problems, prompts, ratios = ([x for x, fit in zip(xs, fits) if fit] for xs in (problems, prompts, ratios))
+        given: Any = (problems, prompts, ratios)
+        problems, prompts, ratios = (list(compress(xs, fits)) for xs in given)
 
         with self._timed("rollout"):
             rollouts = self.rollout(problems, prompts)
@@ -225,8 +230,9 @@ class SelfDistillation(Solver):
         bad = bool(self._window.totals["not_finite"])
         now, began = time.perf_counter(), self._step_began
         self._step_began = now
-        if bad:
+        if bad or not self._window.totals["tokens"]:
             optimizer.zero_grad(set_to_none=True)  # an optimizer leaves weights without a gradient alone
+        if bad:
             self._count_bad_step()
         else:
             for gradient in gradients:

@@ -64,7 +64,8 @@ class PromptStyle:
             teacher_thinking: The same for the teacher's prompt.
             eval_thinking: The same for validation, test and predict.
             unit: Hints are cut at borders of steps or of tokens.
-            hide_answer: Never show the solution's last step, which holds the answer, even at exposure 1.
+            hide_answer: Never show the step that holds the answer, even at exposure 1: the last one, or from the first
+                one with a box on.
             max_prompt_tokens: A problem whose student prompt is longer is skipped and counted.
             max_teacher_tokens: A teacher prompt that would be longer loses steps at the end of the hint, and is counted.
 

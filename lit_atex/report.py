@@ -14,8 +14,8 @@ from lit_atex.stats import bootstrap_interval
 
 def _render(table: Table) -> str:
     buffer = io.StringIO()
-    Console(file=buffer, width=132, force_terminal=False).print(table)
-    return buffer.getvalue().rstrip()
+    Console(file=buffer, width=200, force_terminal=False).print(table)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())
 
 
 def _interval(interval: tuple[float, float]) -> str:
@@ -28,7 +28,7 @@ def results_table(title: str, results: list[Result]) -> str:
     last = max(results[0].pass_at)
     table = Table(title=f"{title}: {n} completions a problem; intervals 95 %", title_justify="left")
     for heading in ("set", "problems", f"avg@{n}", "over problems", "problems fixed", f"pass@{last}", "over problems "):
-        table.add_column(heading, justify="left" if heading == "set" else "right")
+        table.add_column(heading, justify="left" if heading == "set" else "right", no_wrap=True)
     for heading in ("wrong", "unparsed", "timeout", "cut", "length"):
         table.add_column(heading, justify="right")
     for r in results:

