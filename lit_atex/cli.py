@@ -7,41 +7,103 @@ from __future__ import annotations
 
 import datetime
 import logging
+import os
 import shutil
 import sys
+import traceback
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_atex.callbacks import CompetenceEstimator, ExposureControl, SampleLog
 from lit_atex.data import ProblemDataModule
-from lit_atex.evaluation import Result
+from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.module import SelfDistillation
 from lit_atex.progress import StepProgress
-from lit_atex.report import before_after_table
-from lit_atex.run_folder import MetricsCsv, RunFolder, read_manifest
+from lit_atex.report import before_after_table, read_results
+from lit_atex.run_folder import Checkpoint, RunFolder, read_manifest
 
-WRITTEN = ("config.yaml manifest.json prompts.txt metrics.csv samples.jsonl results.json outcomes predictions "
-           "tensorboard checkpoints student").split()  # fmt: skip
+log = logging.getLogger("lit_atex")
+
+DESCRIPTION = "On-policy self-distillation of language models with partial, controlled teacher exposure."
+EPILOG = (
+    "Further command: `lit-atex pretrain --out DIR` trains the embedded reasoner anew (`lit-atex pretrain --help`). "
+    "A first run, about a minute: `lit-atex fit --config configs/base.yaml --config configs/tiny.yaml`. "
+    "Options of a class: `lit-atex fit --model.divergence.help ForwardKL`."
+)
+WRITTEN = (
+    *("config*.yaml", "manifest.json", "prompts.txt", "metrics.csv", "samples.jsonl", "results.json"),
+    *("outcomes", "predictions", "tensorboard", "checkpoints", "student"),
+)
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's, with an error of one line: the usage of a hundred lines would push it off the screen."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong and leave with code 2."""
+        if not self.exit_on_error:  # one of the parsers inside the parser: its caller reports
+            super().error(message, ex)
+        line = " ".join(part.strip() for part in message.splitlines() if part.strip())
+        if "arguments are required" in line:
+            line += ". Begin with a complete configuration: --config configs/base.yaml"
+        prog = getattr(ex, "subcommand_parser", self).prog.replace(" [options]", "")
+        self.exit(2, f"lit-atex: error: {line} (see `{prog} --help`)\n")
 
 
 class SaveConfig(SaveConfigCallback):
     """`config.yaml` for a training run, `config-test.yaml` and so on for the others."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write into the run folder."""
+        """Write into the run folder what makes the same run again: nothing that resumes or deletes."""
         run = Path(trainer.default_root_dir)
         run.mkdir(parents=True, exist_ok=True)
+        config = self.config.clone()
+        config.checkpoint.dirpath, config.ckpt_path, config.overwrite = None, None, False
         name = "config.yaml" if stage == "fit" else f"config-{stage}.yaml"
-        self.parser.save(self.config, run / name, skip_none=False, overwrite=True, multifile=False)
+        self.parser.save(config, run / name, skip_none=False, overwrite=True, multifile=False)
 
 
 class Cli(LightningCLI):
     """LightningCLI with one run folder, and the project's callbacks as top-level keys."""
+
+    def __init__(self, args: list[str] | None) -> None:
+        """Parse and run; None: the arguments of the process."""
+        self.command = ["lit-atex", *(sys.argv[1:] if args is None else args)]
+        super().__init__(
+            SelfDistillation,
+            ProblemDataModule,
+            args=args,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            seed_everything_default=0,
+            parser_class=Parser,
+            parser_kwargs={"prog": "lit-atex", "description": DESCRIPTION, "epilog": EPILOG},
+            auto_configure_optimizers=False,  # else a second --optimizer would override model.optimizer
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, less its own table of results and its list of all predictions: ours are in the run folder."""
+        return {k: v | {"verbose", "return_predictions"} for k, v in LightningCLI.subcommands().items()}
+
+    def validate(self, **given: Any) -> None:
+        """Evaluate on the validation sets."""
+        self.trainer.validate(verbose=False, **given)
+
+    def test(self, **given: Any) -> None:
+        """Evaluate on the test sets."""
+        self.trainer.test(verbose=False, **given)
+
+    def predict(self, **given: Any) -> None:
+        """Write completions of the test sets."""
+        self.trainer.predict(return_predictions=False, **given)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add --run, --overwrite, and one key per callback of ours."""
@@ -55,12 +117,12 @@ class Cli(LightningCLI):
             "--overwrite",
             type=bool,
             default=False,
-            help="Delete what an earlier run wrote into --run, and start anew.",
+            help="Delete what an earlier run wrote into --run, and start anew (fit only).",
         )
         parser.add_lightning_class_args(ExposureControl, "exposure")
         parser.add_lightning_class_args(CompetenceEstimator, "competence")
         parser.add_lightning_class_args(SampleLog, "sample_log")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True})
         parser.link_arguments("seed_everything", "model.seed", compute_fn=as_seed)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=as_seed)
@@ -68,33 +130,50 @@ class Cli(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Decide on the run folder, and refuse one that holds another run."""
         config = self.config[self.subcommand]
+        for key in ("trainer.default_root_dir", "checkpoint.dirpath"):
+            if config[key] is not None:
+                raise ValueError(f"{key} is set by --run, the one folder that a run writes to; leave it out.")
         self.run_folder = Path(config.run) if config.run else default_run(config)
+        checkpoint = find_checkpoint(self.run_folder, config.ckpt_path)
+        if self.subcommand == "fit":
+            prepare(self.run_folder, checkpoint, config.ckpt_path == "last", config.overwrite)
+        elif config.ckpt_path and checkpoint is None:
+            raise ValueError(f"--ckpt_path last: there is no checkpoint in {self.run_folder / 'checkpoints'}.")
+        config.ckpt_path = checkpoint
         config.run = str(self.run_folder)
         config.checkpoint.dirpath = str(self.run_folder / "checkpoints")
-        if self.subcommand == "fit":
-            prepare(self.run_folder, resumes=config.ckpt_path is not None, overwrite=config.overwrite)
-            if config.weights_only is None:
-                config.weights_only = True  # a checkpoint of ours holds tensors and plain data, no code
+        if config.weights_only is None:
+            config.weights_only = True  # a checkpoint of ours holds tensors and plain data, no code
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A trainer whose loggers and callbacks write into the run folder."""
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        run = str(self.run_folder)
-        callbacks = [*(self._get(self.config_init, "trainer.callbacks") or []), StepProgress(), RunFolder(sys.argv)]
-        loggers = [TensorBoardLogger(run, name="tensorboard", version=""), MetricsCsv(run)]
+        """A trainer whose loggers and callbacks write into the run folder, beside those of `trainer.*`."""
+        config, run = self.config_init[self.subcommand].trainer, str(self.run_folder)
+        callbacks = [config.callbacks] if isinstance(config.callbacks, Callback) else list(config.callbacks or [])
+        self.folder = RunFolder(self.command)
+        callbacks += [self.folder] + [StepProgress()] * (config.enable_progress_bar is not False)
+        given = config.logger if isinstance(config.logger, list) else [config.logger]
+        loggers = [logger for logger in given if isinstance(logger, Logger)]
+        if self.subcommand == "fit":  # the others write results.json: their numbers belong to no training step
+            loggers = [TensorBoardLogger(run, name="tensorboard", version=""), MetricsCsv(run), *loggers]
         return super().instantiate_trainer(default_root_dir=run, logger=loggers, callbacks=callbacks, **kwargs)
 
     def after_fit(self) -> None:
         """Evaluate the last step if that was not done, and say what came of the run."""
-        folder = next(c for c in self.trainer.callbacks if isinstance(c, RunFolder))
+        folder = self.folder
+        if not folder.trained:
+            log.warning(
+                "nothing left to train: the run is at step %d, and trainer.max_steps is %d.",
+                self.trainer.global_step,
+                self.trainer.max_steps,
+            )
         name = f"step-{self.trainer.global_step}"
         if self.datamodule.validation_names and name not in folder.results:
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
         if not self.trainer.is_global_zero:
             return
+        folder.finish()
         if "step-0" in folder.results and name in folder.results and name != "step-0":
-            before, after = ([Result(**r) for r in folder.results[key]] for key in ("step-0", name))
+            before, after = (read_results(folder.results[key]) for key in ("step-0", name))
             print(before_after_table(before, after))
         print(f"run folder: {self.run_folder}\nTensorBoard: tensorboard --logdir {self.run_folder}", flush=True)
 
@@ -105,44 +184,88 @@ def as_seed(value: bool | int) -> int:
 
 
 def default_run(config: Any) -> Path:
-    """runs/<date>-<names of the config files>."""
+    """runs/<date>-<names of the config files>; processes that Lightning starts for further devices use the first's."""
+    if "LOCAL_RANK" in os.environ and "LIT_ATEX_RUN" in os.environ:
+        return Path(os.environ["LIT_ATEX_RUN"])
     names = [Path(str(c)).stem for c in config.config or []]
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / "-".join([stamp, *(n for n in names if n != "base")])
+    run = Path("runs") / "-".join([stamp, *(n for n in names if n != "base")])
+    os.environ["LIT_ATEX_RUN"] = str(run)
+    return run
 
 
-def prepare(run: Path, resumes: bool, overwrite: bool) -> None:
-    """Refuse to write over another run.
+def find_checkpoint(run: Path, given: str | None) -> str | None:
+    """The file that --ckpt_path means; None if it is not set, or "last" and there is none yet.
+
+    Raises:
+        ValueError: If a file is named that does not exist.
+    """
+    if given == "last":
+        last = run / "checkpoints" / "last.ckpt"
+        return str(last) if last.is_file() else None
+    if given and given.endswith(".ckpt") and not Path(given).is_file():
+        raise ValueError(f"--ckpt_path {given}: there is no such file; `last` means {run}/checkpoints/last.ckpt.")
+    return given
+
+
+def prepare(run: Path, checkpoint: str | None, asks_for_last: bool, overwrite: bool) -> None:
+    """Refuse to write over another training run, or clear it away.
+
+    Args:
+        run: The run folder.
+        checkpoint: What training goes on from, if anything.
+        asks_for_last: Whether --ckpt_path is "last": with no checkpoint yet, an unfinished run begins anew.
+        overwrite: Whether to delete what is there.
 
     Raises:
         ValueError: If the folder holds a run and neither --ckpt_path nor --overwrite says what to do with it.
     """
-    if not (run / "manifest.json").is_file():
+    manifest = read_manifest(run)
+    own = checkpoint is not None and run.resolve() in Path(checkpoint).resolve().parents
+    if overwrite and own:
+        raise ValueError(f"--overwrite true would delete the checkpoint of --ckpt_path {checkpoint}: give one of them.")
+    if not manifest or own or ("finished" not in manifest and not overwrite):  # nothing here, or only evaluations
         return
-    finished = read_manifest(run).get("finished", False)
-    if overwrite:
-        for name in WRITTEN:
-            path = run / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    elif finished:
-        raise ValueError(f"--run {run} holds a finished run: name another folder, or set --overwrite true.")
-    elif not resumes:
+    failed_early = "error" in manifest and not (run / "checkpoints" / "last.ckpt").is_file()
+    if not overwrite and manifest.get("finished"):
         raise ValueError(
-            f"--run {run} holds a run that did not finish: go on with --ckpt_path last, or set --overwrite true."
+            f"--run {run} holds a finished run: name another folder, extend it with --ckpt_path last and a larger "
+            "--trainer.max_steps, or set --overwrite true to delete it."
         )
+    if not overwrite and not asks_for_last and not failed_early:
+        raise ValueError(
+            f"--run {run} holds a run that did not finish: go on with --ckpt_path last, or set --overwrite true to "
+            "delete it."
+        )
+    for path in [path for pattern in WRITTEN for path in run.glob(pattern)]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def quiet() -> None:
-    """Keep notes of the libraries that a user can do nothing about off the screen."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    """Keep notes of the libraries that a user can do nothing about off the screen; their warnings stay."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else a note at every fork of a data worker
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # on how Lightning calls it
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log.setLevel(logging.INFO)
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "httpx"):
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     ignored = (".*isinstance.treespec, LeafSpec.*", ".*does not have many workers.*", ".*exists and is not empty.*")
     for message in ignored:
         warnings.filterwarnings("ignore", message=message)
+
+
+def is_mistake(error: Exception) -> bool:
+    """Whether the message alone helps: a check of ours raised it, or Lightning refused a setting.
+
+    Anything else, a ValueError from inside a library too, may be a bug, and keeps its traceback.
+    """
+    if isinstance(error, MisconfigurationException):
+        return True
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return Path(last.filename).is_relative_to(Path(__file__).parent) and (last.line or "").startswith("raise ")
 
 
 def main(args: list[str] | None = None) -> None:
@@ -160,15 +283,9 @@ def main(args: list[str] | None = None) -> None:
             from lit_atex.embedded.pretrain import pretrain
 
             auto_cli(pretrain, args=words[1:], prog="lit-atex pretrain", as_positional=False)
-            return
-        Cli(
-            SelfDistillation,
-            ProblemDataModule,
-            args=args,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            seed_everything_default=0,
-            parser_kwargs={"prog": "lit-atex"},
-        )
-    except ValueError as error:  # the user's mistake: the message says what to mend, a traceback does not help
+        else:
+            Cli(args if words else ["--help"])
+    except Exception as error:
+        if not is_mistake(error):
+            raise
         raise SystemExit(f"lit-atex: error: {error}") from error

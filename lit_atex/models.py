@@ -222,8 +222,8 @@ def check_head(model: nn.Module) -> None:
     ids = torch.tensor([[0, 1, 2]], device=base.device)
     was_training = base.training
     base.eval()
-    own = base(input_ids=ids, use_cache=False).logits.float()
-    ours = head_of(model)(base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state).float()
+    own = base(input_ids=ids, use_cache=False).logits[0].float()
+    ours = head_of(model)(base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]).float()
     base.train(was_training)
     if not torch.allclose(own, ours, rtol=1e-3, atol=1e-3 * float(own.abs().max())):
         raise ValueError(f"{type(base).__name__} changes its logits in a way that lit_atex does not know.")

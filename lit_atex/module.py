@@ -33,6 +33,15 @@ from lit_atex.window import Batch, StepWindow
 
 log = logging.getLogger("lit_atex")
 
+SHOWN = {
+    "loss": "loss/divergence",
+    "exposure": "exposure/ratio",
+    "mismatch": "mismatch/forward_kl",
+    "accuracy": "competence/correct",
+    "tok/s": "throughput/completion_tokens_per_s",
+}
+"""The few numbers of the progress bar."""
+
 MAX_BAD_STEPS = 3
 """Skipped optimizer steps in a row after which the run stops."""
 
@@ -123,10 +132,8 @@ class SelfDistillation(Solver):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer over what is trainable, and its schedule in optimizer steps."""
         optimizer = self.make_optimizer([p for p in self.student.parameters() if p.requires_grad])
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
-        }
+        scheduler = self.make_scheduler(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
         """Start the clock of the first step."""
@@ -242,7 +249,8 @@ class SelfDistillation(Solver):
             scalars = self._window.scalars(now - began)
             self.log_dict(scalars, batch_size=1)
             self.log("loss/lr", optimizer.param_groups[0]["lr"], batch_size=1)
-            self._show(scalars)
+            for name, long in SHOWN.items():
+                self.log(name, scalars[long], prog_bar=True, logger=False, batch_size=1)
         self.log("loss/skipped_steps", float(self.skipped_steps), batch_size=1)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -268,18 +276,6 @@ class SelfDistillation(Solver):
                 "Lower the learning rate (model.optimizer), set trainer.gradient_clip_val, or train in float32."
             )
 
-    def _show(self, scalars: dict[str, float]) -> None:
-        """The few numbers of the progress bar."""
-        short = {
-            "loss": "loss/divergence",
-            "exposure": "exposure/ratio",
-            "mismatch": "mismatch/forward_kl",
-            "accuracy": "competence/correct",
-            "tok/s": "throughput/completion_tokens_per_s",
-        }
-        for name, long in short.items():
-            self.log(name, scalars[long], prog_bar=True, logger=False, batch_size=1)
-
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
         began = time.perf_counter()
@@ -296,6 +292,13 @@ class SelfDistillation(Solver):
         checkpoint["skipped_steps"] = (self.skipped_steps, self._bad_in_a_row)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore them. After the last batch of a pass, go on at batch 0 of the next one.
+
+        Lightning does so only where the loader has a length; else its count goes on, and windows of accumulation shift.
+        """
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        if progress["is_last_batch"]:
+            done = progress["current"]["ready"]
+            progress["current"] = {name: count - done for name, count in progress["current"].items()}
         self.teacher.load_state_dict(checkpoint["teacher"])
         self.skipped_steps, self._bad_in_a_row = checkpoint["skipped_steps"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -10,6 +11,12 @@ from rich.table import Table
 
 from lit_atex.evaluation import Result
 from lit_atex.stats import bootstrap_interval
+
+
+def read_results(rows: list[dict[str, Any]]) -> list[Result]:
+    """The results of one evaluation in results.json, whose keys are text."""
+    counts = ("pass_at", "pass_interval")
+    return [Result(**row | {name: {int(k): v for k, v in row[name].items()} for name in counts}) for row in rows]
 
 
 def _render(table: Table) -> str:
@@ -47,23 +54,37 @@ def results_table(title: str, results: list[Result]) -> str:
 
 
 def before_after_table(before: list[Result], after: list[Result]) -> str:
-    """avg@n and pass@n before and after training, with the paired difference and its interval over problems."""
+    """avg@n and pass@n before and after training, with the paired difference and its interval over problems.
+
+    Sets without a problem in common are left out; where the two differ in problems, the difference is over the common.
+    """
     n = after[0].samples
     last = max(after[0].pass_at)
     table = Table(title="before and after; difference paired by problem, 95 % interval", title_justify="left")
     table.add_column("set")
-    for heading in (f"avg@{n} before", "after", "difference", "interval", f"pass@{last} before", "after ", "length", ""):
-        table.add_column(heading, justify="right")
+    for heading in (
+        f"avg@{n} before",
+        "after",
+        "difference",
+        "interval",
+        f"pass@{last} before",
+        "after ",
+        "length",
+        "",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
     by_name = {r.name: r for r in before}
     for b, a in [(by_name[r.name], r) for r in after if r.name in by_name]:
         difference = np.array([a.per_problem[i] - b.per_problem[i] for i in a.per_problem if i in b.per_problem])
+        if not len(difference):
+            continue
         table.add_row(
             a.name,
             f"{b.average:.3f}",
             f"{a.average:.3f}",
             f"{difference.mean():+.3f}",
             _interval(bootstrap_interval(difference)),
-            f"{b.pass_at[last]:.3f}",
+            f"{b.pass_at[last]:.3f}" if last in b.pass_at else "",
             f"{a.pass_at[last]:.3f}",
             f"{b.mean_length:.1f}",
             f"→ {a.mean_length:.1f}",

@@ -1,21 +1,20 @@
-"""The one folder that a run writes to: what is in it, and the callback and the logger that write it.
+"""The one folder that a run writes to: what is in it, and the callbacks that write it.
 
-    config.yaml         everything that was set            (written by the command line)
-    manifest.json       versions, git commit, seeds, command, when it began and ended, data report
-    prompts.txt         the rendered prompts of the first batch: student, teacher, evaluation
-    metrics.csv         all logged numbers, a row a step
-    samples.jsonl       rollouts to read                   (written by `SampleLog`)
-    results.json        avg@n and pass@k of each evaluation, with intervals
-    outcomes/           per evaluation and set: every problem with its completions and verdicts
-    predictions/        what `predict` wrote
-    tensorboard/        events
-    checkpoints/        to resume from
-    student/            the trained student in Hugging Face format (an adapter: as PEFT writes it)
+config.yaml         everything that was set            (written by the command line)
+manifest.json       versions, git commit, seeds, command, when it began and ended, data report
+prompts.txt         the rendered prompts of the first batch: student, teacher, evaluation
+metrics.csv         all logged numbers, a row a step    (written by `MetricsCsv`)
+samples.jsonl       rollouts to read                   (written by `SampleLog`)
+results.json        avg@n and pass@k of each evaluation, with intervals
+outcomes/           per evaluation and set: every problem with its completions and verdicts
+predictions/        what `predict` wrote
+tensorboard/        events
+checkpoints/        to resume from
+student/            the trained student in Hugging Face format (an adapter: as PEFT writes it)
 """
 
 from __future__ import annotations
 
-import csv
 import datetime
 import importlib.metadata
 import json
@@ -27,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.module import Seen, SelfDistillation
 from lit_atex.report import results_table
 
@@ -71,53 +70,22 @@ def _git(*args: str) -> str | None:
     return done.stdout.strip()
 
 
-class MetricsCsv(Logger):
-    """`metrics.csv`, appended to: a resumed run goes on where it was. New columns rewrite the head."""
+class Checkpoint(ModelCheckpoint):
+    """Lightning's, which also keeps the last step of the run, whatever `every_n_train_steps` says."""
 
-    def __init__(self, run: str) -> None:
-        super().__init__()
-        self._path = Path(run) / "metrics.csv"
-        self._fields: list[str] = []
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Save the last step while its epoch is open: resumed from there, a longer run is as if never stopped."""
+        super().on_train_batch_end(trainer, *args, **kwargs)
+        if trainer.global_step == trainer.max_steps:
+            self._save_end(trainer)
 
-    @property
-    def name(self) -> str:
-        """Unused by Lightning for files of ours."""
-        return ""
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the last step of a run that ended otherwise."""
+        self._save_end(trainer)
 
-    @property
-    def version(self) -> str:
-        """Unused by Lightning for files of ours."""
-        return ""
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> None:
-        """There is no writer object."""
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the configuration is in config.yaml."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append one row."""
-        row = {"step": step, **metrics}
-        old: list[dict[str, str]] = []
-        if not self._fields and self._path.is_file():
-            with open(self._path, newline="", encoding="utf-8") as file:
-                self._fields = list(csv.DictReader(file).fieldnames or [])
-        if new := [k for k in row if k not in self._fields]:
-            if self._path.is_file():
-                with open(self._path, newline="", encoding="utf-8") as file:
-                    old = list(csv.DictReader(file))
-            self._fields += new
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._path, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, self._fields)
-                writer.writeheader()
-                writer.writerows(old)
-        with open(self._path, "a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._fields).writerow(row)
+    def _save_end(self, trainer: pl.Trainer) -> None:
+        if self._last_global_step_saved != trainer.global_step and not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
 
 class RunFolder(pl.Callback):
@@ -127,35 +95,51 @@ class RunFolder(pl.Callback):
         """Remember the command line, for the manifest."""
         self.command = command
         self._rows: dict[str, list[dict[str, Any]]] = {}
+        self._stage = ""
         self.results: dict[str, list[dict[str, Any]]] = {}
         """Results by evaluation ("step-0", "test"), as in results.json."""
+        self.trained = False
+        """Whether this process has done a training step."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write the manifest before anything can fail."""
-        self.run = Path(trainer.default_root_dir)
+        if self._stage:  # the evaluation after training
+            return
+        self._stage, self.run = stage, Path(trainer.default_root_dir)
         if not trainer.is_global_zero:
             return
         self.run.mkdir(parents=True, exist_ok=True)
         if (path := self.run / "results.json").is_file():
             self.results = json.loads(path.read_text(encoding="utf-8"))
+        git = {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": bool(_git("status", "--porcelain"))}
+        began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         manifest = read_manifest(self.run)
-        manifest.setdefault("commands", []).append(
-            {"command": self.command, "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
-        )
-        manifest |= {
-            "finished": False if stage == "fit" else manifest.get("finished", False),
-            "versions": _versions(),
-            "git_commit": _git("rev-parse", "HEAD"),
-            "git_dirty": bool(_git("status", "--porcelain")),
-            "seed": getattr(pl_module, "seed", None),
-            "world_size": trainer.world_size,
-        }
+        manifest.setdefault("commands", []).append({"command": self.command, "began": began, **git})
+        if stage == "fit" or "versions" not in manifest:  # an evaluation leaves what is said of the training
+            manifest |= {"versions": _versions(), **git}
+            manifest |= {"seed": getattr(pl_module, "seed", None), "world_size": trainer.world_size}
+        if stage == "fit":
+            manifest.pop("error", None)
+            manifest["finished"] = False
         write_json(self.run / "manifest.json", manifest)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """On resuming, drop what a killed run logged after the checkpoint."""
+        step = trainer.global_step
+        if not step or not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCsv):
+                logger.go_on_from(step)
+        if (path := self.run / "samples.jsonl").is_file():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            path.write_text("".join(x for x in lines if json.loads(x)["step"] < step), encoding="utf-8")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: SelfDistillation, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write the first batch's prompts once."""
+        self.trained = True
         path = self.run / "prompts.txt"
         if pl_module.seen is None or not pl_module.seen.problems or not trainer.is_global_zero or path.exists():
             return
@@ -171,8 +155,7 @@ class RunFolder(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Write outcomes and results; print the table."""
-        name = f"step-{trainer.global_step}" if trainer.state.fn == "fit" else "validate"
-        self._close(trainer, pl_module, name)
+        self._close(trainer, pl_module, f"step-{trainer.global_step}" if self._stage == "fit" else "validate")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Write outcomes and results; print the table."""
@@ -185,56 +168,76 @@ class RunFolder(pl.Callback):
                 for result in pl_module.evaluation.results:
                     values = {f"validation/{result.name}/{k}": v for k, v in result.scalars().items()}
                     logger.log_metrics(values, step=0)
-        else:
-            self._rows, self.results = {}, {k: v for k, v in self.results.items() if k != "step-0"}
 
     def _close(self, trainer: pl.Trainer, pl_module: Any, name: str) -> None:
+        rows, self._rows = self._rows, {}
         if trainer.sanity_checking and trainer.num_sanity_val_steps != float("inf"):
-            self._rows = {}
             return
         folder = self.run / "outcomes"
         folder.mkdir(parents=True, exist_ok=True)
-        rank = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
-        for set_name, rows in self._rows.items():
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            (folder / f"{name}.{set_name}{rank}.jsonl").write_text(text, encoding="utf-8")
-        self._rows = {}
+        for set_name, of_set in rows.items():
+            (folder / f"{name}.{set_name}{_rank(trainer)}.jsonl").write_text(_lines(of_set), encoding="utf-8")
         self.results[name] = [r.to_json() for r in pl_module.evaluation.results]
         if trainer.is_global_zero and self.results[name]:
             write_json(self.run / "results.json", self.results)
-            trainer.print(results_table(name, pl_module.evaluation.results))
-
-    def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
-        """Append the completions as JSON Lines."""
-        index = args[2] if len(args) > 2 else 0
-        folder = self.run / "predictions"
-        folder.mkdir(parents=True, exist_ok=True)
-        rank = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
-        with open(folder / f"{pl_module.evaluation.names[index]}{rank}.jsonl", "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in outputs or [])
+            _say(trainer, results_table(name, pl_module.evaluation.results))
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """A new prediction replaces an old one of the same folder."""
-        if trainer.is_global_zero:
-            for old in (self.run / "predictions").glob("*.jsonl"):
-                old.unlink()
+        folder = self.run / "predictions"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in pl_module.evaluation.names:
+            (folder / f"{name}{_rank(trainer)}.jsonl").write_text("", encoding="utf-8")
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: SelfDistillation) -> None:
-        """Write the student in Hugging Face format, and mark the run as finished."""
+    def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
+        """Append the completions as JSON Lines, and count them."""
+        index = args[2] if len(args) > 2 else 0
+        pl_module.evaluation.add(index, outputs or [])
+        path = self.run / "predictions" / f"{pl_module.evaluation.names[index]}{_rank(trainer)}.jsonl"
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(_lines(outputs or []))
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Print the table and where the completions are."""
+        pl_module.evaluation.close()
+        if trainer.is_global_zero and pl_module.evaluation.results:
+            _say(trainer, results_table("predict", pl_module.evaluation.results))
+            _say(trainer, f"completions: {self.run / 'predictions'}")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Say in the manifest why a training run stopped."""
+        if self._stage == "fit" and trainer.is_global_zero:
+            self._note(error=f"{type(exception).__name__}: {exception}")
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: SelfDistillation) -> None:  # type: ignore[override]
+        """Write the student in Hugging Face format."""
         if not trainer.is_global_zero:
             return
         pl_module.student.save_pretrained(self.run / "student")
         pl_module.tokenizer.save_pretrained(self.run / "student")
         data: Any = getattr(trainer, "datamodule", None)
-        manifest = read_manifest(self.run)
-        manifest |= {
-            "finished": True,
-            "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "optimizer_steps": trainer.global_step,
-            "skipped_steps": pl_module.skipped_steps,
-            "data": data.report() if data is not None else None,
-        }
-        write_json(self.run / "manifest.json", manifest)
+        report = data.report() if data is not None else None
+        self._note(optimizer_steps=trainer.global_step, skipped_steps=pl_module.skipped_steps, data=report)
+
+    def finish(self) -> None:
+        """Mark the run as finished: trained, and its last step evaluated."""
+        self._note(finished=True, ended=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+
+    def _note(self, **entries: Any) -> None:
+        write_json(self.run / "manifest.json", read_manifest(self.run) | entries)
+
+
+def _rank(trainer: pl.Trainer) -> str:
+    return f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _say(trainer: pl.Trainer, text: str) -> None:
+    bar = trainer.progress_bar_callback
+    (print if bar is None else bar.print)(text)
 
 
 def render_prompts(module: SelfDistillation, seen: Seen) -> str:

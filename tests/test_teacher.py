@@ -1,0 +1,318 @@
+"""Where the teacher's weights come from, that training leaves them alone, and what a checkpoint holds of them."""
+
+import copy
+from contextlib import contextmanager
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from conftest import two_layer_model
+from peft import PeftModel
+from test_module import Spoiled, distillation, fit, problems_of, saved_model, trainer
+from torch import nn
+from torch.optim import SGD
+
+from lit_atex.models import LanguageModel, Lora
+from lit_atex.rollout import TransformersEngine
+from lit_atex.teacher import Ema, Frozen, Live, Teacher, fingerprint
+
+IDS = torch.tensor([[5, 6, 7, 8, 9], [15, 16, 17, 18, 19]])
+LORA = Lora(rank=2, alpha=4.0)
+
+
+def shake(model: nn.Module, seed: int = 1, only: str = "") -> nn.Module:
+    """Other values in whatever is trained."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.requires_grad and only in name:
+                p.add_(torch.randn(p.shape, generator=generator), alpha=0.1)
+    return model
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS, use_cache=False).logits
+
+
+def scores(teacher: Teacher, student: nn.Module) -> torch.Tensor:
+    with teacher.scorer(student) as scorer:
+        return logits(scorer)
+
+
+def lora_student(tmp_path) -> PeftModel:
+    return LanguageModel(saved_model(tmp_path / "base"), lora=LORA).load()[0]
+
+
+@pytest.fixture(scope="module")
+def name(tmp_path_factory) -> str:
+    return saved_model(tmp_path_factory.mktemp("student"))
+
+
+# ---------------------------------------------------------------- frozen
+
+
+def test_a_frozen_teacher_is_the_student_in_memory_not_the_files(name):
+    """The weights change after loading: the teacher must have the changed ones."""
+
+    class Merged(LanguageModel):
+        def load(self):
+            model, tokenizer = super().load()
+            return shake(model), tokenizer
+
+    module = distillation(name)
+    module.source = Merged(name)
+    module.configure_model()
+    in_files = LanguageModel(name).load()[0].eval()
+    expected = logits(module.student.eval())
+    assert not torch.allclose(expected, logits(in_files), atol=1e-2)
+    assert torch.equal(scores(module.teacher, module.student), expected)
+
+
+@pytest.mark.parametrize("kind", ["full", "merged", "resumed", "adapter"])
+@pytest.mark.parametrize("teacher", [Frozen, Ema, Live])
+def test_the_teacher_starts_where_the_student_starts(tmp_path, kind, teacher):
+    """Whatever the student has been through before: trained, trained adapters merged, trained adapters kept."""
+    if kind == "full":
+        student = two_layer_model()
+    elif kind == "merged":
+        student = shake(lora_student(tmp_path)).merge_and_unload().requires_grad_(True)
+    elif kind == "resumed":
+        student = LanguageModel(saved_model(tmp_path / "base")).load()[0]
+        student.load_state_dict(shake(two_layer_model()).state_dict())
+    else:
+        shake(lora_student(tmp_path)).save_pretrained(tmp_path / "adapter")
+        student = LanguageModel(str(tmp_path / "adapter")).load()[0]
+    expected = logits(student.eval())
+    student.train()
+    subject = teacher()
+    subject.attach(student)
+    assert torch.equal(scores(subject, student), expected)
+    shake(student, 2)
+    assert not torch.allclose(logits(student.eval()), expected, atol=1e-3)
+    assert torch.equal(scores(subject, student), expected) == (teacher is not Live)
+
+
+def test_a_frozen_teacher_of_new_adapters_is_the_base_model_without_a_copy(tmp_path):
+    base = LanguageModel(saved_model(tmp_path / "base")).load()[0].eval()
+    student = LanguageModel(saved_model(tmp_path / "base"), lora=LORA).load()[0]
+    teacher = Frozen()
+    teacher.attach(student)
+    shake(student)
+    assert not torch.allclose(logits(student.eval()), logits(base), atol=1e-2)
+    assert torch.equal(scores(teacher, student), logits(base))
+    with teacher.scorer(student) as scorer:
+        assert scorer is student
+    assert teacher.state_dict() == {"fingerprint": ""}
+
+
+def test_attaching_leaves_adapters_as_they_are(tmp_path):
+    student = shake(lora_student(tmp_path))
+    before = copy.deepcopy(student.state_dict())
+    Frozen().attach(student)
+    torch.testing.assert_close(dict(student.state_dict()), dict(before), rtol=0, atol=0)
+    assert student.training
+    assert all(p.requires_grad == ("lora_" in n) for n, p in student.named_parameters())
+
+
+class Wrapper(nn.Module):
+    """A wrapper that has the method but does nothing."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, **kwargs):
+        return self.inner(**kwargs)
+
+    @contextmanager
+    def disable_adapter(self):
+        yield
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_wrapper_that_does_not_switch_the_adapter_off_is_refused(tmp_path, trained):
+    student = lora_student(tmp_path)
+    if trained:
+        shake(student)
+    with pytest.raises(ValueError, match="switching the adapter off"):
+        Frozen().attach(Wrapper(student))
+
+
+def test_adapters_that_train_biases_of_the_base_model_are_refused(tmp_path):
+    """With the adapter off such a bias stays: the teacher would move with the student."""
+    student = lora_student(tmp_path)
+    next(p for n, p in student.named_parameters() if n.endswith("norm.weight")).requires_grad_(True)
+    with pytest.raises(ValueError, match="switching the adapter off"):
+        Frozen().attach(student)
+
+
+# ---------------------------------------------------------------- beside the module
+
+
+@pytest.mark.parametrize("teacher", [Frozen, Ema, Live])
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_no_teacher_is_a_submodule(name, tmp_path, teacher, lora):
+    module = distillation(name, lora, teacher())
+    module.configure_model()
+    count = len(list(module.student.parameters()))
+    assert len(list(module.parameters())) == count
+    assert all(n.startswith("student.") for n, _ in module.named_parameters())
+    assert set(module.state_dict()) == {f"student.{n}" for n in module.student.state_dict()}
+    run = trainer(1)
+    run.fit(module, problems_of(3))
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    checkpoint = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    assert set(checkpoint["state_dict"]) == {f"student.{n}" for n in module.student.state_dict()}
+    held = {Frozen: {"fingerprint"}, Ema: {"average"}, Live: set()}[teacher]
+    assert set(checkpoint["teacher"]) == held
+    trained = [p for p in module.student.parameters() if p.requires_grad]
+    assert len(checkpoint["optimizer_states"][0]["param_groups"][0]["params"]) == len(trained)
+
+
+@pytest.mark.parametrize("kind", [Frozen, Ema, Live])
+@pytest.mark.parametrize("lora", [None, Lora(rank=2, dropout=0.5)], ids=["full", "lora"])
+def test_a_teacher_scores_in_evaluation_mode_without_gradients(name, kind, lora):
+    module = distillation(name, lora, kind())
+    module.configure_model()
+    module.train()
+    with module.teacher.scorer(module.student) as scorer:
+        assert not any(m.training for m in scorer.modules())
+        assert not scorer(input_ids=IDS).logits.requires_grad
+        first, second = logits(scorer), logits(scorer)
+    assert torch.equal(first, second)  # no dropout
+    assert all(m.training for m in module.student.modules())
+    assert module.student(input_ids=IDS).logits.requires_grad
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_training_does_not_move_a_frozen_teacher(name, lora):
+    module = distillation(name, lora, optimizer=lambda p: SGD(p, lr=0.5))
+    module.configure_model()
+    expected = scores(module.teacher, module.student)
+    fit(module, 3)
+    assert torch.equal(scores(module.teacher, module.student), expected)
+    assert not torch.allclose(logits(module.student.eval()), expected, atol=1e-3)
+
+
+def test_a_live_teacher_stops_the_gradient(name):
+    """At exposure 0 it is the student itself: loss 0 at every step, and no gradient through the teacher's side."""
+    module = distillation(name, teacher=Live(), engine=TransformersEngine(), optimizer=lambda p: SGD(p, lr=0.5))
+    module.configure_model()
+    start = copy.deepcopy(module.student.state_dict())
+    module.exposure = 0.0
+    assert fit(module, 2).values("loss/divergence") == [0.0, 0.0]
+    torch.testing.assert_close(dict(module.student.state_dict()), dict(start), rtol=0, atol=0)
+    frozen, live = distillation(name), distillation(name, teacher=Live())
+    fit(frozen), fit(live)  # at the first step, teacher and gradient are the same for both
+    torch.testing.assert_close(dict(live.student.state_dict()), dict(frozen.student.state_dict()), rtol=0, atol=0)
+
+
+# ---------------------------------------------------------------- the average
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5])
+def test_a_decay_out_of_range_is_refused(decay):
+    with pytest.raises(ValueError, match=r"model\.teacher\.init_args\.decay.*Frozen"):
+        Ema(decay)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_average_begins_at_step_0_and_follows_the_formula(name, lora, accumulate):
+    module = distillation(name, lora, Ema(0.8), optimizer=lambda p: SGD(p, lr=0.5))
+    module.configure_model()
+    expected = {n: p.detach().double().clone() for n, p in module.student.named_parameters()}
+    averages = lambda: dict(module.teacher._average.named_parameters())  # noqa: E731
+    torch.testing.assert_close({n: p.double() for n, p in averages().items()}, expected, rtol=0, atol=0)
+    steps = 0
+
+    class Follow(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            nonlocal steps
+            if trainer.global_step == steps:
+                return
+            steps += 1
+            for n, p in module.student.named_parameters():
+                expected[n] = 0.8 * expected[n] + 0.2 * p.detach().double()
+            for n, p in averages().items():
+                torch.testing.assert_close(p.double(), expected[n], rtol=1e-5, atol=1e-6)
+
+    fit(module, 4, 3, accumulate_grad_batches=accumulate, callbacks=[Follow()])
+    assert steps == 4
+    current = dict(module.student.named_parameters())
+    assert any(not torch.allclose(p, current[n], atol=1e-3) for n, p in averages().items())
+    # weights that are not trained are bit for bit those of the start
+    assert all(torch.equal(p, current[n]) for n, p in averages().items() if not current[n].requires_grad)
+
+
+def test_a_skipped_step_does_not_move_the_average(name):
+    module = distillation(name, teacher=Ema(0.5), divergence=Spoiled(1), chunk_tokens=1000)
+    kept = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *args):
+            kept.append(fingerprint(module.teacher._average))
+
+    fit(module, 3, callbacks=[Look()])
+    assert kept[0] == kept[1] != kept[2]
+
+
+def test_the_average_survives_a_round_trip():
+    student = two_layer_model()
+    first, second = Ema(0.5), Ema(0.5)
+    first.attach(student)
+    shake(student)
+    first.after_step(student)
+    second.attach(student)
+    assert not torch.equal(scores(first, student), scores(second, student))
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert torch.equal(scores(first, student), scores(second, student))
+    student.requires_grad_(True)
+    assert not any(p.requires_grad for p in second._average.parameters())
+
+
+# ---------------------------------------------------------------- start weights
+
+
+def test_a_fingerprint_tells_any_change_and_nothing_else():
+    model = two_layer_model()
+    start = fingerprint(model)
+    assert fingerprint(two_layer_model()) == start
+    assert fingerprint(copy.deepcopy(model).eval().requires_grad_(False)) == start
+    for change in ("bit", "swap", "dtype"):
+        other = copy.deepcopy(model)
+        weight = other.model.layers[1].mlp.up_proj.weight
+        with torch.no_grad():
+            if change == "bit":
+                weight[3, 4] = torch.nextafter(weight[3, 4], torch.tensor(9.0))
+            elif change == "swap":
+                weight.copy_(weight.flip(0))
+            else:
+                other.bfloat16()
+        assert fingerprint(other) != start
+    assert len(fingerprint(copy.deepcopy(model).bfloat16())) == 16
+
+
+def test_a_fingerprint_does_not_depend_on_the_number_of_threads():
+    """Sums of floats do: a run resumed with another number of threads would be refused."""
+    model = nn.Linear(1500, 1500)
+    threads = torch.get_num_threads()
+    found = set()
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        found.add(fingerprint(model))
+    torch.set_num_threads(threads)
+    assert len(found) == 1
+
+
+def test_a_frozen_teacher_that_cannot_be_rebuilt_stops_the_resumption(name, tmp_path):
+    run = trainer(1)
+    run.fit(distillation(name), problems_of(3))
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    again = trainer(2)
+    again.fit(distillation(name), problems_of(3), ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+    assert again.global_step == 2
+    other = distillation(saved_model(tmp_path / "other", seed=5))
+    with pytest.raises(ValueError, match=r"model\.student\.name gives other weights.*\s.*original weights back"):
+        trainer(2).fit(other, problems_of(3), ckpt_path=tmp_path / "x.ckpt", weights_only=True)
