@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime
 import logging
 import os
-import shutil
 import sys
 import traceback
 import warnings
@@ -22,12 +21,13 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_atex.callbacks import CompetenceEstimator, ExposureControl, SampleLog
+from lit_atex.checkpoint import Checkpoint, find_checkpoint
 from lit_atex.data import ProblemDataModule
 from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.module import SelfDistillation
 from lit_atex.progress import StepProgress
 from lit_atex.report import before_after_table, read_results
-from lit_atex.run_folder import Checkpoint, RunFolder, read_manifest
+from lit_atex.run_folder import RunFolder, prepare
 
 log = logging.getLogger("lit_atex")
 
@@ -36,10 +36,6 @@ EPILOG = (
     "Further command: `lit-atex pretrain --out DIR` trains the embedded reasoner anew (`lit-atex pretrain --help`). "
     "A first run, about a minute: `lit-atex fit --config configs/base.yaml --config configs/tiny.yaml`. "
     "Options of a class: `lit-atex fit --model.divergence.help ForwardKL`."
-)
-WRITTEN = (
-    *("config*.yaml", "manifest.json", "prompts.txt", "metrics.csv", "samples.jsonl", "results.json"),
-    *("outcomes", "predictions", "tensorboard", "checkpoints", "student"),
 )
 
 
@@ -66,7 +62,7 @@ class SaveConfig(SaveConfigCallback):
         run.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
         config.checkpoint.dirpath, config.ckpt_path, config.overwrite = None, None, False
-        name = "config.yaml" if stage == "fit" else f"config-{stage}.yaml"
+        name = "config.yaml" if stage == "fit" else f"config-{getattr(stage, 'value', stage)}.yaml"
         self.parser.save(config, run / name, skip_none=False, overwrite=True, multifile=False)
 
 
@@ -95,14 +91,17 @@ class Cli(LightningCLI):
 
     def validate(self, **given: Any) -> None:
         """Evaluate on the validation sets."""
+        needs_sets("data.validation", self.datamodule.validation_names)
         self.trainer.validate(verbose=False, **given)
 
     def test(self, **given: Any) -> None:
         """Evaluate on the test sets."""
+        needs_sets("data.test", self.datamodule.test_names)
         self.trainer.test(verbose=False, **given)
 
     def predict(self, **given: Any) -> None:
         """Write completions of the test sets."""
+        needs_sets("data.test", self.datamodule.test_names)
         self.trainer.predict(return_predictions=False, **given)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -123,7 +122,7 @@ class Cli(LightningCLI):
         parser.add_lightning_class_args(CompetenceEstimator, "competence")
         parser.add_lightning_class_args(SampleLog, "sample_log")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
-        parser.set_defaults({"checkpoint.save_last": True})
+        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.enable_version_counter": False})
         parser.link_arguments("seed_everything", "model.seed", compute_fn=as_seed)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=as_seed)
 
@@ -155,6 +154,8 @@ class Cli(LightningCLI):
         loggers = [logger for logger in given if isinstance(logger, Logger)]
         if self.subcommand == "fit":  # the others write results.json: their numbers belong to no training step
             loggers = [TensorBoardLogger(run, name="tensorboard", version=""), MetricsCsv(run), *loggers]
+        if not self.datamodule.validation_names:
+            kwargs["limit_val_batches"] = 0  # else Lightning warns of an empty list of loaders
         return super().instantiate_trainer(default_root_dir=run, logger=loggers, callbacks=callbacks, **kwargs)
 
     def after_fit(self) -> None:
@@ -183,6 +184,16 @@ def as_seed(value: bool | int) -> int:
     return 0 if isinstance(value, bool) else value
 
 
+def needs_sets(key: str, names: list[str]) -> None:
+    """Refuse to evaluate nothing.
+
+    Raises:
+        ValueError: If there is no set.
+    """
+    if not names:
+        raise ValueError(f"{key} is empty, so there is nothing to evaluate: name at least one set.")
+
+
 def default_run(config: Any) -> Path:
     """runs/<date>-<names of the config files>; processes that Lightning starts for further devices use the first's."""
     if "LOCAL_RANK" in os.environ and "LIT_ATEX_RUN" in os.environ:
@@ -192,53 +203,6 @@ def default_run(config: Any) -> Path:
     run = Path("runs") / "-".join([stamp, *(n for n in names if n != "base")])
     os.environ["LIT_ATEX_RUN"] = str(run)
     return run
-
-
-def find_checkpoint(run: Path, given: str | None) -> str | None:
-    """The file that --ckpt_path means; None if it is not set, or "last" and there is none yet.
-
-    Raises:
-        ValueError: If a file is named that does not exist.
-    """
-    if given == "last":
-        last = run / "checkpoints" / "last.ckpt"
-        return str(last) if last.is_file() else None
-    if given and given.endswith(".ckpt") and not Path(given).is_file():
-        raise ValueError(f"--ckpt_path {given}: there is no such file; `last` means {run}/checkpoints/last.ckpt.")
-    return given
-
-
-def prepare(run: Path, checkpoint: str | None, asks_for_last: bool, overwrite: bool) -> None:
-    """Refuse to write over another training run, or clear it away.
-
-    Args:
-        run: The run folder.
-        checkpoint: What training goes on from, if anything.
-        asks_for_last: Whether --ckpt_path is "last": with no checkpoint yet, an unfinished run begins anew.
-        overwrite: Whether to delete what is there.
-
-    Raises:
-        ValueError: If the folder holds a run and neither --ckpt_path nor --overwrite says what to do with it.
-    """
-    manifest = read_manifest(run)
-    own = checkpoint is not None and run.resolve() in Path(checkpoint).resolve().parents
-    if overwrite and own:
-        raise ValueError(f"--overwrite true would delete the checkpoint of --ckpt_path {checkpoint}: give one of them.")
-    if not manifest or own or ("finished" not in manifest and not overwrite):  # nothing here, or only evaluations
-        return
-    failed_early = "error" in manifest and not (run / "checkpoints" / "last.ckpt").is_file()
-    if not overwrite and manifest.get("finished"):
-        raise ValueError(
-            f"--run {run} holds a finished run: name another folder, extend it with --ckpt_path last and a larger "
-            "--trainer.max_steps, or set --overwrite true to delete it."
-        )
-    if not overwrite and not asks_for_last and not failed_early:
-        raise ValueError(
-            f"--run {run} holds a run that did not finish: go on with --ckpt_path last, or set --overwrite true to "
-            "delete it."
-        )
-    for path in [path for pattern in WRITTEN for path in run.glob(pattern)]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def quiet() -> None:
@@ -275,6 +239,8 @@ def main(args: list[str] | None = None) -> None:
         args: Arguments without the program's name; None: those of the process.
     """
     quiet()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # so that a class_path may name a file of yours beside the configs
     words = sys.argv[1:] if args is None else args
     try:
         if words[:1] == ["pretrain"]:

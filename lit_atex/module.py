@@ -113,14 +113,10 @@ class SelfDistillation(Solver):
         self.feedback: StepFeedback | None = None
         """What came of the optimizer step just done; None between steps and after a skipped one."""
         self.seen: Seen | None = None
-        self.skipped_steps = 0
-        self._bad_in_a_row = 0
+        self.skipped_steps = self._bad_in_a_row = 0
         self._window = StepWindow()
         self._seconds: dict[str, float] = {}
-        self._step_began = 0.0
-        self._loss_is_finite = True
-
-    # ---------------------------------------------------------------- start
+        self._step_began, self._loss_is_finite = 0.0, True
 
     def configure_model(self) -> None:
         """Read the weights once; the teacher takes its own from memory, before a checkpoint is restored."""
@@ -235,8 +231,7 @@ class SelfDistillation(Solver):
         self._window.totals["not_finite"] = int(not finite)
         self._window.reduce(self.device)
         bad = bool(self._window.totals["not_finite"])
-        now, began = time.perf_counter(), self._step_began
-        self._step_began = now
+        began, self._step_began = self._step_began, time.perf_counter()
         if bad or not self._window.totals["tokens"]:
             optimizer.zero_grad(set_to_none=True)  # an optimizer leaves weights without a gradient alone
         if bad:
@@ -246,7 +241,7 @@ class SelfDistillation(Solver):
                 gradient.div_(max(self._window.totals["tokens"], 1))
             self._bad_in_a_row = 0
             self.feedback = self._window.feedback(self.global_step, self.sampling.max_new_tokens)
-            scalars = self._window.scalars(now - began)
+            scalars = self._window.scalars(self._step_began - began)
             self.log_dict(scalars, batch_size=1)
             self.log("loss/lr", optimizer.param_groups[0]["lr"], batch_size=1)
             for name, long in SHOWN.items():

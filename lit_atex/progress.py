@@ -113,7 +113,9 @@ class StepProgress(ProgressBar):
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Show how far it is."""
         self._batches_done += 1
         if self._eval_bar is not None:

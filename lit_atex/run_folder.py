@@ -20,19 +20,25 @@ import importlib.metadata
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.module import Seen, SelfDistillation
 from lit_atex.report import results_table
 
 log = logging.getLogger("lit_atex")
+
+WRITTEN = (
+    *("config*.yaml", "manifest.json", "prompts.txt", "metrics.csv", "samples.jsonl", "results.json"),
+    *("outcomes", "predictions", "tensorboard", "checkpoints", "student"),
+)
+"""What `prepare` deletes; anything else in the folder is not ours."""
 
 PACKAGES = ("lit-atex", "lightning", "torch", "transformers", "torchmetrics", "datasets", "jsonargparse", "peft")
 
@@ -70,22 +76,37 @@ def _git(*args: str) -> str | None:
     return done.stdout.strip()
 
 
-class Checkpoint(ModelCheckpoint):
-    """Lightning's, which also keeps the last step of the run, whatever `every_n_train_steps` says."""
+def prepare(run: Path, checkpoint: str | None, asks_for_last: bool, overwrite: bool) -> None:
+    """Refuse to write over another training run, or clear it away.
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Save the last step while its epoch is open: resumed from there, a longer run is as if never stopped."""
-        super().on_train_batch_end(trainer, *args, **kwargs)
-        if trainer.global_step == trainer.max_steps:
-            self._save_end(trainer)
+    Args:
+        run: The run folder.
+        checkpoint: What training goes on from, if anything.
+        asks_for_last: Whether --ckpt_path is "last": with no checkpoint yet, an unfinished run begins anew.
+        overwrite: Whether to delete what is there.
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the last step of a run that ended otherwise."""
-        self._save_end(trainer)
-
-    def _save_end(self, trainer: pl.Trainer) -> None:
-        if self._last_global_step_saved != trainer.global_step and not self._should_skip_saving_checkpoint(trainer):
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+    Raises:
+        ValueError: If the folder holds a run and neither --ckpt_path nor --overwrite says what to do with it.
+    """
+    manifest = read_manifest(run)
+    own = checkpoint is not None and run.resolve() in Path(checkpoint).resolve().parents
+    if overwrite and own:
+        raise ValueError(f"--overwrite true would delete the checkpoint of --ckpt_path {checkpoint}: give one of them.")
+    if not manifest or own or ("finished" not in manifest and not overwrite):  # nothing here, or only evaluations
+        return
+    failed_early = "error" in manifest and not (run / "checkpoints" / "last.ckpt").is_file()
+    if not overwrite and manifest.get("finished"):
+        raise ValueError(
+            f"--run {run} holds a finished run: name another folder, extend it with --ckpt_path last and a larger "
+            "--trainer.max_steps, or set --overwrite true to delete it."
+        )
+    if not overwrite and not asks_for_last and not failed_early:
+        raise ValueError(
+            f"--run {run} holds a run that did not finish: go on with --ckpt_path last, or set --overwrite true to "
+            "delete it."
+        )
+    for path in [path for pattern in WRITTEN for path in run.glob(pattern)]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 class RunFolder(pl.Callback):
@@ -135,7 +156,7 @@ class RunFolder(pl.Callback):
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             path.write_text("".join(x for x in lines if json.loads(x)["step"] < step), encoding="utf-8")
 
-    def on_train_batch_end(
+    def on_train_batch_end(  # type: ignore[override]
         self, trainer: pl.Trainer, pl_module: SelfDistillation, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write the first batch's prompts once."""
@@ -146,10 +167,11 @@ class RunFolder(pl.Callback):
         path.write_text(render_prompts(pl_module, pl_module.seen), encoding="utf-8")
         log.info("rendered prompts of the first batch: %s", path)
 
-    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Keep the rows."""
-        index = args[2] if len(args) > 2 else 0
-        self._rows.setdefault(pl_module.evaluation.names[index], []).extend(outputs or [])
+        self._rows.setdefault(pl_module.evaluation.names[dataloader_idx], []).extend(outputs or [])
 
     on_test_batch_end = on_validation_batch_end
 
@@ -189,9 +211,11 @@ class RunFolder(pl.Callback):
         for name in pl_module.evaluation.names:
             (folder / f"{name}{_rank(trainer)}.jsonl").write_text("", encoding="utf-8")
 
-    def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
+    def on_predict_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Append the completions as JSON Lines, and count them."""
-        index = args[2] if len(args) > 2 else 0
+        index = dataloader_idx
         pl_module.evaluation.add(index, outputs or [])
         path = self.run / "predictions" / f"{pl_module.evaluation.names[index]}{_rank(trainer)}.jsonl"
         with open(path, "a", encoding="utf-8") as file:

@@ -279,6 +279,13 @@ def test_prompts_are_encoded_once_and_never_decoded() -> None:
             assert problem.question in tokenizer.encoded[0]
 
 
+def test_a_long_hint_is_cut_in_few_tries() -> None:
+    style, tokenizer = PromptStyle(**PLAIN, max_prompt_tokens=1, max_teacher_tokens=1500), Watched(BYTES)
+    prompt = style.teacher(Problem("p", "?", "A line.\n" * 1000, ""), 1.0, tokenizer)
+    assert 1490 < len(prompt.ids) <= 1500
+    assert len(tokenizer.encoded) <= 12  # 2 ** 10 > 1000 steps; once before and once after the search
+
+
 DECODERS = {"decode", "batch_decode", "convert_ids_to_tokens", "convert_tokens_to_string"}
 ENCODERS = {"tokenizer", "_encode", "encode_plus", "batch_encode_plus", "apply_chat_template", "convert_tokens_to_ids"}
 MAKERS = {"encode", "Problem", "_replace", "_make"}

@@ -1,0 +1,256 @@
+"""The command line: help, unknown keys, the errors that a user meets, resuming, what it imports. In one process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger
+
+from lit_atex.cli import Cli, default_run, main
+from lit_atex.exposure import Exposure
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--config", str(ROOT / "configs/base.yaml"), "--config", str(ROOT / "configs/tiny.yaml")]
+
+
+def leave(*words):
+    """Runs the command line, which must end; its exit code, or its message (which stands for code 1)."""
+    with pytest.raises(SystemExit) as end:
+        main(list(words))
+    return end.value.code
+
+
+def refused(capsys, *words):
+    """What the parser says against the words: one line, code 2."""
+    assert leave(*words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("lit-atex: error: ")
+    return error
+
+
+# Help
+
+
+def test_help_names_all_commands(capsys):
+    assert leave("--help") == 0
+    text = capsys.readouterr().out
+    for word in ("fit", "validate", "test", "predict", "pretrain", "configs/base.yaml"):
+        assert word in text
+
+
+def test_no_arguments_show_the_help(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["lit-atex"])
+    assert leave() == 0
+    assert "fit" in capsys.readouterr().out
+
+
+def test_help_of_fit_carries_the_docstrings(capsys):
+    assert leave("fit", "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--run RUN The one folder this run writes to." in text
+    assert "--model.samples SAMPLES Rollouts per problem (G), >= 1." in text
+    assert "--exposure.hold HOLD Optimizer steps for which a decision holds" in text
+    assert "--optimizer " not in text  # a second one would override model.optimizer
+
+
+def test_help_of_a_class(capsys):
+    assert leave("fit", "--model.divergence.help", "ForwardKL") == 0
+    assert "teacher first" in capsys.readouterr().out
+
+
+def test_help_of_pretrain(capsys):
+    assert leave("pretrain", "--help") == 0
+    assert "Folder to write" in capsys.readouterr().out
+
+
+def test_print_config(capsys):
+    assert leave("fit", *TINY, "--print_config") == 0
+    assert "eval_samples: 2" in capsys.readouterr().out
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize("word", ["--model.nosuch", "--nosuch", "--model.student.init_args.nosuch", "--data.nosuch"])
+def test_an_unknown_key_on_the_command_line_is_named(capsys, word):
+    assert "nosuch" in refused(capsys, "fit", *TINY, word, "1")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nosuch: 1",
+        "model: {nosuch: 1}",
+        "model: {sampling: {nosuch: 1}}",
+        "model: {prompts: {class_path: lit_atex.prompts.PromptStyle, init_args: {nosuch: 1}}}",
+        "model: {student: {init_args: {lora: {nosuch: 1}}}}",
+        "data: {test: {a: {class_path: lit_atex.sources.Embedded, init_args: {nosuch: 1}}}}",
+        "exposure: {strategy: {class_path: lit_atex.exposure.Fixed, init_args: {nosuch: 1}}}",
+        "trainer: {nosuch: 1}",
+    ],
+)
+def test_an_unknown_key_in_a_file_is_named(capsys, tmp_path, text):
+    (tmp_path / "wrong.yaml").write_text(text)
+    assert "nosuch" in refused(capsys, "fit", *TINY, "--config", str(tmp_path / "wrong.yaml"))
+
+
+def test_without_a_configuration_the_way_on_is_shown(capsys):
+    assert "--config configs/base.yaml" in refused(capsys, "fit")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nosuch"], ["'nosuch'", "lit-atex --help"]),
+        (["fit", "--config", "nosuch.yaml"], ["nosuch.yaml", "does not exist"]),
+        (["fit", *TINY, "--data.batch_size", "zero"], ["data.batch_size", "zero"]),
+        (["fit", *TINY, "--model.divergence", "NoSuch"], ["model.divergence", "NoSuch"]),
+        (["fit", *TINY, "--exposure.hold", "often"], ["exposure.hold", "often"]),
+    ],
+)
+def test_what_does_not_parse(capsys, words, told):
+    text = refused(capsys, *words)
+    assert all(word.lower() in text.lower() for word in told)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--exposure.strategy.init_args.ratio", "1.5"], ["exposure.strategy.init_args.ratio", "1.5"]),
+        (["--data.batch_size", "0"], ["data.batch_size"]),
+        (["--model.samples", "0"], ["model.samples"]),
+        (["--trainer.max_steps", "-5"], ["max_steps"]),
+        (["--ckpt_path", "nosuch.ckpt"], ["--ckpt_path", "nosuch.ckpt", "checkpoints/last.ckpt"]),
+        (["--checkpoint.dirpath", "elsewhere"], ["checkpoint.dirpath", "--run"]),
+        (["--trainer.default_root_dir", "elsewhere"], ["trainer.default_root_dir", "--run"]),
+    ],
+)
+def test_a_wrong_value_leaves_a_message_and_no_folder(tmp_path, words, told):
+    message = leave("fit", *TINY, "--run", str(tmp_path / "run"), *words)
+    assert message.startswith("lit-atex: error: ")
+    assert "\n" not in message
+    assert all(word in message for word in told)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["no/such", "pypi:no-such"])
+def test_a_model_that_is_not_there(tmp_path, name):
+    message = leave("fit", *TINY, "--run", str(tmp_path), "--model.student.init_args.name", name)
+    assert f"model.student.name='{name}'" in message
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_may_be_started_again(tmp_path, capsys):
+    words = ["fit", *TINY, "--run", str(tmp_path), "--trainer.max_steps", "1", "--data.validation", "null"]
+    assert "no file" in leave(*words, "--data.train", "lit_atex.sources.JsonLines", "--data.train.path", "nosuch")
+    main(words)
+    assert (tmp_path / "student").is_dir()
+
+
+@pytest.mark.parametrize(("command", "key"), [("validate", "data.validation"), ("test", "data.test")])
+def test_evaluating_no_set(tmp_path, command, key):
+    assert f"{key} is empty" in leave(command, *TINY, "--run", str(tmp_path), f"--{key}", "null")
+
+
+def test_evaluating_a_checkpoint_that_is_not_there(tmp_path):
+    message = leave("test", *TINY, "--run", str(tmp_path), "--ckpt_path", "last")
+    assert f"there is no checkpoint in {tmp_path}/checkpoints" in message
+
+
+class Broken(Exposure):
+    """Has a bug."""
+
+    def ratios(self, state):
+        return [float("no number")]
+
+
+def test_a_bug_keeps_its_traceback(tmp_path):
+    with pytest.raises(ValueError, match="could not convert"):
+        main(["fit", *TINY, "--run", str(tmp_path), "--exposure.strategy", "test_cli.Broken"])
+
+
+# Folders
+
+
+def test_the_default_folder_has_date_and_config_names(monkeypatch):
+    monkeypatch.delenv("LIT_ATEX_RUN", raising=False)
+    config = type("C", (), {"config": ["configs/base.yaml", "configs/tiny.yaml", "x/mine.yaml"]})
+    run = default_run(config)
+    assert run.parts[0] == "runs"
+    assert run.name.endswith("-tiny-mine")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert default_run(type("C", (), {"config": []})) == run  # what Lightning starts for a second device
+
+
+def test_nothing_is_written_outside_the_run_folder(tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.delenv("LIT_ATEX_RUN", raising=False)
+    main(["fit", *TINY, "--trainer.max_steps", "1", "--data.validation", "null"])
+    assert [path.name for path in here.iterdir()] == ["runs"]
+    assert [path.name.endswith("-tiny") for path in (here / "runs").iterdir()] == [True]
+    main(["test", *TINY, "--run", "tested"])
+    assert sorted(path.name for path in here.iterdir()) == ["runs", "tested"]
+    assert not (here / "tested" / "tensorboard").exists()
+
+
+# Trainer settings of the user's own
+
+
+def test_the_users_loggers_and_callbacks_are_kept(tmp_path):
+    words = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(tmp_path / "own")]
+    words += ["--trainer.callbacks", "LearningRateMonitor", "--trainer.enable_progress_bar", "false"]
+    words += ["--trainer.max_steps", "1", "--data.validation", "null"]
+    cli = Cli(["fit", *TINY, "--run", str(tmp_path / "run"), *words])
+    assert any(isinstance(logger, CSVLogger) for logger in cli.trainer.loggers)
+    assert "LearningRateMonitor" in {type(callback).__name__ for callback in cli.trainer.callbacks}
+    assert (tmp_path / "run" / "metrics.csv").is_file()
+
+
+# Starting
+
+HEAVY = ["datasets", "peft", "reasoning_gym", "math_verify", "matplotlib", "sympy", "pandas", "pyarrow", "gguf"]
+
+
+def python(*words, **environment):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=300, env=environment)
+
+
+def test_the_command_line_imports_nothing_heavy():
+    # torch itself imports sympy, and torchmetrics matplotlib where it is there; that much is not ours to mend.
+    done = python("-c", "import sys, lit_atex.cli; print([n for n in sys.argv[1:] if n in sys.modules])", *HEAVY)
+    assert set(eval(done.stdout)) <= {"matplotlib", "sympy"}, done.stderr
+
+
+@pytest.mark.slow
+def test_a_new_users_first_run_is_quiet_and_shows_its_progress(tmp_path):
+    done = python("-m", "lit_atex", "fit", *TINY, "--run", str(tmp_path))
+    assert done.returncode == 0
+    lines = done.stderr.splitlines()
+    known = ("step ", "evaluating level-4", "rendered prompts")
+    assert [line for line in lines if not line.startswith(known)] == []
+    assert lines[-2].startswith("step 6/6  0:00:00 left  loss ")
+    for word in ("exposure 1.00", "mismatch", "accuracy", "tok/s"):
+        assert word in lines[-2]
+    assert "before and after" in done.stdout
+    assert done.stdout.rstrip().endswith(f"TensorBoard: tensorboard --logdir {tmp_path}")
+
+
+@pytest.mark.slow
+def test_a_class_of_the_users_own_beside_the_configs(tmp_path):
+    (tmp_path / "my_exposure.py").write_text(
+        "from lit_atex.exposure import Exposure\n"
+        "class Half(Exposure):\n"
+        "    def ratios(self, state):\n"
+        "        return [0.5 for _ in state.problem_ids]\n"
+    )
+    words = [*TINY, "--trainer.max_steps", "1", "--exposure.strategy", "my_exposure.Half"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-P", "-m", "lit_atex", "fit", *words, "--run", "run"]  # -P: as `lit-atex` is started
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "exposure 0.50" in done.stderr

@@ -1,0 +1,137 @@
+"""Two ranks give what one rank gives. This file is also the script that the ranks run."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SIX, ScriptedEngine, byte_tokenizer
+from test_module import LORA, Listed, Memory, Spoiled, distillation, problems_of, saved_model, trainer, weights
+from torch.optim import SGD
+
+from lit_atex.callbacks import CompetenceEstimator, ExposureControl
+from lit_atex.divergence import ForwardKL
+from lit_atex.exposure import Random
+from lit_atex.rollout import RolloutEngine
+from lit_atex.teacher import Ema, Frozen
+from lit_atex.types import Rollouts
+
+TESTS = Path(__file__).parent
+STEPS = 4
+TIMED = ("time/", "throughput/completion")
+
+
+class Answers(RolloutEngine):
+    """Answers of various lengths, right and wrong, set by the generators alone; nothing at all to muted prompts."""
+
+    def __init__(self) -> None:
+        self.muted: list[list[int]] = []
+
+    def generate(self, model, prompts, samples, sampling, end_ids, generators) -> Rollouts:
+        rows = []
+        for i, g in enumerate(generators):
+            text = "." * int(g.integers(6)) + f"\\boxed{{{g.choice([5, 24, 3, -3])}}}"
+            ids = byte_tokenizer()(text, add_special_tokens=False)["input_ids"]
+            rows.append([] if prompts[i // samples] in self.muted else ids + [0] * int(g.integers(2)))
+        return ScriptedEngine(rows).generate(model, prompts, samples, sampling, end_ids, generators)
+
+
+def run(model: str, out: str, case: str, devices: int) -> None:
+    """Train on five problems, validate on six, and save what each rank has.
+
+    One rank takes batches of four problems. Two ranks take either batches of two, or two accumulated batches of one;
+    the fifth problem is alone in its optimizer step, so that one rank has an empty batch.
+    """
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    torch.manual_seed(100 + rank)  # nothing may depend on it
+    accumulate = 2 if case == "accumulate" and devices == 2 else 1
+    spoiled = case == "not finite" and (devices == 1 or rank == 1)
+    module = distillation(
+        model,
+        lora=LORA if case == "lora" else None,
+        teacher=Frozen() if case == "not finite" else Ema(0.7),
+        divergence=Spoiled(0) if spoiled else ForwardKL(),
+        engine=Answers(),
+        optimizer=lambda params: SGD(params, lr=0.3),
+        samples=2,
+        chunk_tokens=1000,
+    )
+    module.configure_model()
+    if case == "accumulate":  # rank 0 has nothing to say in the first step
+        module.engine.muted = [module.prompts.student(p, module.tokenizer) for p in (SIX[0], SIX[2])]
+    per_batch = 4 // (devices * accumulate)
+    other = Listed([p._replace(question=f"Again: {p.question}") for p in SIX])
+    data = problems_of(per_batch, SIX[:5], validation={"again": other}, eval_batch_size=2)
+    one = trainer(
+        STEPS,
+        devices=devices,
+        strategy="ddp" if devices == 2 else "auto",
+        accumulate_grad_batches=accumulate,
+        callbacks=[ExposureControl(Random(per="problem")), competence := CompetenceEstimator()],
+        limit_val_batches=1.0,
+        check_val_every_n_epoch=None,
+        val_check_interval=10_000,
+    )
+    one.fit(module, data)
+    assert one.world_size == devices
+    validated = one.validate(module, data, verbose=False)
+    found = {
+        "weights": weights(module),
+        "average": dict(module.teacher.state_dict().get("average", {})),
+        "log": numbers(one.logger) if rank == 0 else {},
+        "competence": competence.state_dict(),
+        "results": json.dumps([r.to_json() for r in module.evaluation.results], sort_keys=True),
+        "validated": validated[0],
+        "skipped": module.skipped_steps,
+    }
+    torch.save(found, Path(out) / f"{devices}-{rank}.pt")
+
+
+def numbers(log: Memory) -> dict[int, dict[str, float]]:
+    return {s: {k: v for k, v in row.items() if not k.startswith(TIMED)} for s, row in log.steps.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["lora", "accumulate", "not finite"])
+def test_two_ranks_give_what_one_rank_gives(tmp_path, case):
+    model = saved_model(tmp_path / "model")
+    command = [sys.executable, __file__, model, str(tmp_path), case, "2"]
+    paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run(model, str(tmp_path), case, 1)
+    alone, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
+
+    # The ranks agree with each other to the bit: weights, teacher, decisions, results.
+    for key in ("weights", "average"):
+        torch.testing.assert_close(second[key], first[key], rtol=0, atol=0)
+    for key in ("competence", "results", "validated", "skipped"):
+        assert second[key] == first[key]
+    # And with one rank to rounding.
+    for key in ("weights", "average"):
+        torch.testing.assert_close(first[key], alone[key], rtol=1e-5, atol=1e-6)
+    assert first["results"] == alone["results"]
+    assert first["competence"] == alone["competence"]
+    assert first["skipped"] == alone["skipped"] == (case == "not finite")
+    steps = [s for s in range(STEPS) if not (case == "not finite" and s == 0)]
+    for step in steps:
+        assert first["log"][step] == pytest.approx(alone["log"][step], rel=1e-4, abs=1e-6)
+    assert [alone["log"][s]["throughput/problems_per_step"] for s in steps] == [4, 1, 4, 1][-len(steps) :]
+    if case == "accumulate":
+        assert alone["log"][0]["length/share_empty"] == 0.5
+    result = json.loads(alone["results"])[0]
+    assert result["problems"] == 6
+    assert 0 < result["average"] < 1
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*", FutureWarning)
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+    torch.set_num_threads(1)
+    run(*sys.argv[1:4], int(sys.argv[4]))

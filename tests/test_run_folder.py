@@ -1,0 +1,438 @@
+"""What a run leaves in its folder, and what happens to it when the run is repeated, extended, killed or evaluated."""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM
+
+from lit_atex.cli import main
+from lit_atex.evaluation import Result
+from lit_atex.metrics_csv import MetricsCsv
+from lit_atex.models import LanguageModel
+from lit_atex.report import before_after_table, read_results, results_table
+
+ROOT = Path(__file__).parents[1]
+STACK = ["--config", str(ROOT / "configs/base.yaml"), "--config", str(ROOT / "configs/tiny.yaml")]
+OFTEN = ["--checkpoint.every_n_train_steps", "1", "--sample_log.every_n_steps", "1"]
+TIMES = re.compile("time/|throughput/")
+
+
+def fit(run, steps, *words):
+    main(["fit", *STACK, *OFTEN, "--run", str(run), "--trainer.max_steps", str(steps), *words])
+
+
+def refused(*words):
+    with pytest.raises(SystemExit) as end:
+        main(list(words))
+    return end.value.code
+
+
+def metrics(run):
+    """metrics.csv without what depends on the clock."""
+    with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if v and not TIMES.match(k)} for row in rows]
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def load(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run of 6 steps in one go; tests only read it."""
+    run = tmp_path_factory.mktemp("straight")
+    fit(run, 6)
+    return run
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """The same run, but of 3 steps; tests that change it copy it."""
+    run = tmp_path_factory.mktemp("short")
+    fit(run, 3)
+    return run
+
+
+# What is there
+
+
+def test_the_folder_holds_everything(straight):
+    names = {path.name for path in straight.iterdir()}
+    assert names == {
+        *("config.yaml", "manifest.json", "prompts.txt", "metrics.csv", "samples.jsonl", "results.json"),
+        *("outcomes", "tensorboard", "checkpoints", "student"),
+    }
+    assert {p.name for p in (straight / "checkpoints").iterdir()} == {"last.ckpt", "epoch=0-step=6.ckpt"}
+
+
+def test_the_manifest(straight):
+    manifest = load(straight / "manifest.json")
+    assert manifest["finished"] is True
+    assert manifest["optimizer_steps"] == 6
+    assert manifest["seed"] == 0
+    assert {"python", "torch", "lightning", "transformers"} <= manifest["versions"].keys()
+    assert "git_commit" in manifest
+    assert "error" not in manifest
+    assert [command["command"][:2] for command in manifest["commands"]] == [["lit-atex", "fit"]]
+    assert "--trainer.max_steps" in manifest["commands"][0]["command"]
+    assert manifest["data"]["train"]["problems"] >= 24
+
+
+def test_the_config_says_what_was_set_and_nothing_that_resumes_or_deletes(straight):
+    config = yaml.safe_load((straight / "config.yaml").read_text(encoding="utf-8"))
+    assert config["trainer"]["max_steps"] == 6
+    assert config["run"] == str(straight)
+    assert config["checkpoint"]["dirpath"] is None
+    assert config["ckpt_path"] is None
+    assert config["overwrite"] is False
+
+
+def test_the_prompts_are_those_of_the_models(straight):
+    text = (straight / "prompts.txt").read_text(encoding="utf-8")
+    assert text.startswith("thinking flags")
+    assert text.count("· student ·") == text.count("· teacher, exposure 1.000 ·") == text.count("· evaluation ·") == 4
+
+
+def test_the_student_is_the_trained_module(straight):
+    student = AutoModelForCausalLM.from_pretrained(straight / "student")
+    checkpoint = torch.load(straight / "checkpoints" / "last.ckpt", weights_only=True)
+    trained = {k.removeprefix("student."): v for k, v in checkpoint["state_dict"].items() if k.startswith("student.")}
+    weights = student.state_dict()
+    assert trained.keys() == weights.keys()
+    assert all(torch.equal(trained[name], weights[name]) for name in trained)
+    start = LanguageModel().load()[0].state_dict()
+    assert any(not torch.equal(start[name], weights[name]) for name in start)
+
+
+def test_metrics_have_a_row_for_each_step(straight):
+    table = metrics(straight)
+    assert [row["step"] for row in table] == [str(i) for i in range(7)]
+    assert all(float(row["loss/divergence"]) > 0 for row in table[:6])
+    assert [row["step"] for row in table if "validation/level-4/avg@2" in row] == ["0", "6"]  # before, after
+
+
+def test_results_and_outcomes(straight):
+    results = load(straight / "results.json")
+    assert results.keys() == {"step-0", "step-6"}
+    for name in results:
+        outcomes = rows(straight / "outcomes" / f"{name}.level-4.jsonl")
+        assert len(outcomes) == 8
+        assert all(len(row["completions"]) == len(row["verdicts"]) == 2 for row in outcomes)
+        correct = sum(row["verdicts"].count("correct") for row in outcomes)
+        assert results[name][0]["average"] == pytest.approx(correct / 16)
+
+
+@pytest.mark.slow
+def test_the_table_of_before_and_after(tmp_path, capsys):
+    fit(tmp_path, 1)
+    text = capsys.readouterr().out
+    head, _, row = text[text.index("before and after") :].partition("level-4")
+    assert "difference" in head
+    assert "interval" in head
+    results = load(tmp_path / "results.json")
+    before, after = (results[key][0]["average"] for key in ("step-0", "step-1"))
+    assert re.search(rf"{before:.3f} │ +{after:.3f} │ +{re.escape(f'{after - before:+.3f}')} │ +\[", row)
+    assert f"run folder: {tmp_path}" in text
+
+
+def test_tensorboard_shows_the_run(straight):
+    events = EventAccumulator(str(straight / "tensorboard"), size_guidance={"tensors": 0})
+    events.Reload()
+    tags = events.Tags()
+    groups = {tag.split("/")[0] for tag in tags["scalars"]}
+    wanted = {
+        *("loss", "exposure", "mismatch", "competence", "length"),
+        *("entropy", "throughput", "time", "validation"),
+    }
+    assert wanted <= groups
+    assert [event.step for event in events.Scalars("loss/divergence")] == list(range(6))
+    assert [event.step for event in events.Scalars("validation/level-4/avg@2")] == [0, 6]
+    assert "exposure/ratios" in tags["histograms"]
+    sample = rows(straight / "samples.jsonl")[0]
+    shown = events.Tensors("samples/0/text_summary")[0].tensor_proto.string_val[0].decode()
+    for text in (sample["question"], sample["hint"].splitlines()[0], sample["verdict"], sample["completion"][:5]):
+        assert text in shown
+
+
+# Again, on, after a kill
+
+
+def test_a_finished_run_is_not_written_over(straight):
+    before = metrics(straight)
+    message = refused("fit", *STACK, "--run", str(straight))
+    assert "finished run" in message
+    for way in ("name another folder", "--ckpt_path last", "--trainer.max_steps", "--overwrite true"):
+        assert way in message
+    assert metrics(straight) == before
+
+
+@pytest.mark.slow
+def test_overwriting_does_the_same_again(short, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(short, run)
+    (run / "notes.txt").write_text("mine")
+    (run / "config-test.yaml").write_text("old")
+    fit(run, 3, "--overwrite", "true")
+    assert metrics(run) == metrics(short)
+    assert len(rows(run / "samples.jsonl")) == len(rows(short / "samples.jsonl"))
+    assert (run / "notes.txt").read_text() == "mine"
+    assert not (run / "config-test.yaml").exists()
+    assert len(load(run / "manifest.json")["commands"]) == 1
+
+
+@pytest.mark.slow
+def test_overwriting_what_is_resumed_is_a_contradiction(short):
+    message = refused("fit", *STACK, "--run", str(short), "--ckpt_path", "last", "--overwrite", "true")
+    assert "give one of them" in message
+    assert (short / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.slow
+def test_the_saved_config_makes_the_same_run(short, tmp_path):
+    main(["fit", "--config", str(short / "config.yaml"), "--run", str(tmp_path)])
+    assert metrics(tmp_path) == metrics(short)
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_extended(short, straight, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(short, run)
+    fit(run, 6, "--ckpt_path", "last")
+    losses = [row["loss/divergence"] for row in metrics(straight)[:6]]
+    assert [row["loss/divergence"] for row in metrics(run)[:6]] == losses
+    assert [row["step"] for row in metrics(run)] == [str(i) for i in range(7)]
+    assert rows(run / "samples.jsonl") == rows(straight / "samples.jsonl")
+    assert load(run / "results.json")["step-6"] == load(straight / "results.json")["step-6"]
+    assert load(run / "results.json").keys() == {"step-0", "step-3", "step-6"}
+    assert "before and after" in capsys.readouterr().out
+    assert load(run / "manifest.json")["finished"] is True
+    assert len(load(run / "manifest.json")["commands"]) == 2
+
+
+@pytest.mark.slow
+def test_without_frequent_checkpoints_the_last_step_is_still_there_to_go_on_from(straight, tmp_path):
+    rarely = ["--checkpoint.every_n_train_steps", "2"]
+    fit(tmp_path, 3, *rarely)
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+    fit(tmp_path, 6, *rarely, "--ckpt_path", "last")
+    assert [r["loss/divergence"] for r in metrics(tmp_path)[:6]] == [
+        r["loss/divergence"] for r in metrics(straight)[:6]
+    ]
+
+
+@pytest.mark.slow
+def test_nothing_left_to_train_is_said(short, tmp_path, caplog):
+    run = tmp_path / "run"
+    shutil.copytree(short, run)
+    fit(run, 3, "--ckpt_path", "last")
+    assert "nothing left to train: the run is at step 3, and trainer.max_steps is 3." in caplog.text
+    assert metrics(run) == metrics(short)
+
+
+def as_if_killed(short, run):
+    """A run killed after step 5 whose last checkpoint is that of step 3."""
+    shutil.copytree(short, run)
+    manifest = load(run / "manifest.json") | {"finished": False}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    logger = MetricsCsv(str(run))
+    for step in (3, 4):
+        logger.log_metrics({"loss/divergence": 99.0, "other/new": 1.0}, step)
+    with open(run / "samples.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 3}) + "\n" + json.dumps({"step": 4}) + "\n")
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_refused_unless_told_what_to_do_with_it(short, tmp_path):
+    as_if_killed(short, tmp_path / "run")
+    message = refused("fit", *STACK, "--run", str(tmp_path / "run"))
+    assert "did not finish" in message
+    assert "--ckpt_path last" in message
+    assert "--overwrite true" in message
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_repeats_no_step(short, straight, tmp_path):
+    run = tmp_path / "run"
+    as_if_killed(short, run)
+    fit(run, 6, "--ckpt_path", "last")
+    rid = lambda table: [{k: v for k, v in r.items() if not k.startswith("validation")} for r in table]  # noqa: E731
+    assert rid(metrics(run)) == rid(metrics(straight))
+    assert rows(run / "samples.jsonl") == rows(straight / "samples.jsonl")
+
+
+@pytest.mark.slow
+def test_a_killed_run_without_a_checkpoint_begins_anew_if_told_to_go_on(short, tmp_path):
+    run = tmp_path / "run"
+    as_if_killed(short, run)
+    shutil.rmtree(run / "checkpoints")
+    fit(run, 3, "--ckpt_path", "last")
+    assert metrics(run) == metrics(short)
+
+
+def test_an_exception_is_noted(tmp_path):
+    refused("fit", *STACK, "--run", str(tmp_path), "--model.student.init_args.name", "no/such")
+    manifest = load(tmp_path / "manifest.json")
+    assert manifest["finished"] is False
+    assert manifest["error"].startswith("ValueError: model.student.name='no/such'")
+
+
+# Evaluating
+
+
+@pytest.mark.slow
+def test_testing_the_trained_student(straight, tmp_path, capsys):
+    student = ["--model.student.init_args.name", str(straight / "student")]
+    main(["test", *STACK, *student, "--run", str(tmp_path)])
+    text = capsys.readouterr().out
+    assert text.count("set ") == 1  # one table
+    assert "test: 2 completions a problem" in text
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("config-test.yaml", "manifest.json", "outcomes", "results.json"),
+    }
+    assert len(rows(tmp_path / "outcomes" / "test.level-4.jsonl")) == 8
+    assert "finished" not in load(tmp_path / "manifest.json")
+    fit(tmp_path, 1, "--data.validation", "null")  # a folder that holds evaluations alone is free for training
+    assert load(tmp_path / "results.json").keys() == {"test"}
+
+
+@pytest.mark.slow
+def test_validating_in_the_folder_of_a_run_leaves_the_run_as_it_is(short, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(short, run)
+    student = ["--model.student.init_args.name", str(run / "student")]
+    main(["validate", "--config", str(run / "config.yaml"), "--run", str(run), *student])
+    assert capsys.readouterr().out.count("set ") == 1
+    results = load(run / "results.json")
+    assert results.keys() == {"step-0", "step-3", "validate"}
+    assert results["validate"] == results["step-3"]  # the same weights and the same draws
+    assert metrics(run) == metrics(short)
+    old, new = load(short / "manifest.json"), load(run / "manifest.json")
+    assert new | {"commands": old["commands"]} == old
+
+
+@pytest.mark.slow
+def test_validating_a_checkpoint(short, tmp_path):
+    main(["validate", *STACK, "--run", str(tmp_path), "--ckpt_path", str(short / "checkpoints" / "last.ckpt")])
+    assert load(tmp_path / "results.json")["validate"] == load(short / "results.json")["step-3"]
+
+
+@pytest.mark.slow
+def test_predicting(tmp_path, capsys):
+    main(["predict", *STACK, "--run", str(tmp_path), "--model.eval_samples", "3"])
+    text = capsys.readouterr().out
+    assert text.count("set ") == 1
+    assert f"completions: {tmp_path}/predictions" in text
+    predictions = rows(tmp_path / "predictions" / "level-4.jsonl")
+    assert len(predictions) == 8
+    assert all(len(row["completions"]) == 3 for row in predictions)
+
+
+@pytest.mark.slow
+def test_an_adapter_is_written_as_one_and_loads(tmp_path):
+    lora = ["--config", str(ROOT / "configs/model/lora.yaml"), "--data.validation", "null"]
+    fit(tmp_path, 1, *lora)
+    assert (tmp_path / "student" / "adapter_model.safetensors").is_file()
+    model, _ = LanguageModel(name=str(tmp_path / "student")).load()
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    trained = {k.removeprefix("student."): v for k, v in checkpoint["state_dict"].items() if "lora_" in k}
+    assert trained
+    weights = model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in trained.items())
+
+
+# metrics.csv by itself
+
+
+def table(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def test_a_step_that_is_logged_twice_has_one_row(tmp_path):
+    logger = MetricsCsv(str(tmp_path))
+    logger.log_metrics({"validation/a": 0.5}, 0)
+    logger.log_metrics({"loss": 1.0}, 0)
+    logger.log_metrics({"loss": 2.0}, 1)
+    logger.log_metrics({"loss": 3.0, "late": 7.0}, 2)
+    logger.log_metrics({"validation/a": 0.75}, 2)
+    assert table(tmp_path / "metrics.csv") == [
+        {"step": "0", "validation/a": "0.5", "loss": "1.0"},
+        {"step": "1", "loss": "2.0"},
+        {"step": "2", "loss": "3.0", "late": "7.0", "validation/a": "0.75"},
+    ]
+
+
+def test_another_process_goes_on_in_the_same_file(tmp_path):
+    MetricsCsv(str(tmp_path)).log_metrics({"loss": 1.0}, 0)
+    again = MetricsCsv(str(tmp_path))
+    again.log_metrics({"validation/a": 0.5}, 0)
+    again.log_metrics({"loss": 2.0}, 1)
+    assert table(tmp_path / "metrics.csv") == [
+        {"step": "0", "loss": "1.0", "validation/a": "0.5"},
+        {"step": "1", "loss": "2.0"},
+    ]
+
+
+def test_going_on_from_a_step_keeps_what_was_measured_before_it(tmp_path):
+    logger = MetricsCsv(str(tmp_path))
+    for step in range(4):
+        logger.log_metrics({"loss": float(step), "validation/a": 0.5}, step)
+    again = MetricsCsv(str(tmp_path))
+    again.go_on_from(2)
+    again.log_metrics({"loss": 20.0}, 2)
+    assert table(tmp_path / "metrics.csv")[1:] == [
+        {"step": "1", "loss": "1.0", "validation/a": "0.5"},
+        {"step": "2", "loss": "20.0", "validation/a": "0.5"},
+    ]
+
+
+# Tables
+
+
+def result(name, per_problem, n=2):
+    average = sum(per_problem.values()) / len(per_problem)
+    interval = {k: (0.0, 1.0) for k in (1, n)}
+    numbers = {"interval": (0.0, 1.0), "fixed_interval": (0.0, 1.0), "pass_interval": interval, "mean_length": 5.0}
+    shares = dict.fromkeys(("wrong", "unparsed", "timeout", "cut"), 0.0)
+    return Result(
+        name,
+        len(per_problem),
+        n,
+        average,
+        pass_at={1: average, n: 1.0},
+        shares=shares,
+        per_problem=per_problem,
+        **numbers,
+    )
+
+
+def test_results_survive_json():
+    given = [result("a", {"x": 0.5, "y": 1.0}, n=16)]
+    again = read_results(json.loads(json.dumps([r.to_json() for r in given])))
+    assert again[0].pass_at == given[0].pass_at
+    assert "pass@16" in results_table("test", again)
+
+
+def test_before_and_after_compares_problem_by_problem():
+    before = [result("a", {"x": 0.5, "y": 0.0}), result("other", {"x": 0.5})]
+    after = [result("a", {"x": 1.0, "y": 0.5, "new": 0.0}, n=4), result("apart", {"z": 1.0})]
+    text = before_after_table(read_results([r.to_json() for r in before]), after)
+    assert "+0.500 │ [0.500, 0.500]" in text
+    assert "other" not in text
+    assert "apart" not in text
+
+
+def test_before_and_after_leaves_out_a_set_whose_problems_were_exchanged():
+    assert "nan" not in before_after_table([result("a", {"x": 0.5})], [result("a", {"y": 0.5})])
