@@ -216,9 +216,14 @@ def quiet() -> None:
     disable_progress_bar()
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    ignored = (".*isinstance.treespec, LeafSpec.*", ".*does not have many workers.*", ".*exists and is not empty.*")
+    ignored = (
+        "isinstance.treespec, LeafSpec",
+        "does not have many workers",
+        "exists and is not empty",
+        "is_gradient_checkpointing",  # transformers, on PEFT
+    )
     for message in ignored:
-        warnings.filterwarnings("ignore", message=message)
+        warnings.filterwarnings("ignore", message=f".*{message}")
 
 
 def is_mistake(error: Exception) -> bool:

@@ -103,8 +103,6 @@ class LanguageModel:
         if self.lora is not None:
             model = self._add_adapters(model)
         if self.gradient_checkpointing:
-            if hasattr(model, "disable_adapter"):  # else nothing in front of the first adapter has a gradient
-                unwrap(model).enable_input_require_grads()
             unwrap(model).activation_checkpointing_enable({"use_reentrant": False})
         return model.train(), tokenizer
 

@@ -7,7 +7,7 @@ from text, and are never decoded and encoded again.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lit_atex.reveal import keep_whole, reveal, step_borders
 from lit_atex.types import Problem
@@ -67,7 +67,7 @@ class PromptStyle:
             hide_answer: Never show the step that holds the answer, even at exposure 1: the last one, or from the first
                 one with a box on.
             max_prompt_tokens: A problem whose student prompt is longer is skipped and counted.
-            max_teacher_tokens: A teacher prompt that would be longer loses steps at the end of the hint, and is counted.
+            max_teacher_tokens: A teacher prompt that would be longer loses the hint's last steps, and is counted.
 
         Raises:
             ValueError: If a template lacks a field, or the teacher's limit is below the student's.
@@ -128,7 +128,7 @@ class PromptStyle:
             return f"{self.system}\n\n{content}\n\n" if self.system else f"{content}\n\n"
         messages = [{"role": "system", "content": self.system}] if self.system else []
         messages.append({"role": "user", "content": content})
-        flags = {} if thinking is None else {"enable_thinking": thinking}
+        flags: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **flags)
         assert isinstance(text, str)
         return text

@@ -91,7 +91,7 @@ def test_micro_batches_of_a_step_share_a_decision_and_one_feedback(tmp_path):
 
 @pytest.mark.parametrize("hold", [0, -1])
 def test_a_hold_below_one_is_refused(hold):
-    with pytest.raises(ValueError, match="exposure.hold"):
+    with pytest.raises(ValueError, match=r"exposure\.hold"):
         ExposureControl(Fixed(), hold)
 
 

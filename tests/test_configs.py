@@ -1,4 +1,4 @@
-"""Every file in configs/: it parses; base.yaml says all there is to set; overlays are small; tiny.yaml runs anywhere."""
+"""Every file in configs/ parses; base.yaml says all there is to set; overlays are small; tiny.yaml runs anywhere."""
 
 import importlib
 import inspect

@@ -403,7 +403,7 @@ def test_going_on_from_a_step_keeps_what_was_measured_before_it(tmp_path):
 
 def result(name, per_problem, n=2):
     average = sum(per_problem.values()) / len(per_problem)
-    interval = {k: (0.0, 1.0) for k in (1, n)}
+    interval = dict.fromkeys((1, n), (0.0, 1.0))
     numbers = {"interval": (0.0, 1.0), "fixed_interval": (0.0, 1.0), "pass_interval": interval, "mean_length": 5.0}
     shares = dict.fromkeys(("wrong", "unparsed", "timeout", "cut"), 0.0)
     return Result(
