@@ -232,6 +232,8 @@ class RunFolder(pl.Callback):
         """Say in the manifest why a training run stopped."""
         if self._stage == "fit" and trainer.is_global_zero:
             self._note(error=f"{type(exception).__name__}: {exception}")
+            if isinstance(exception, KeyboardInterrupt):
+                log.warning("stopped at step %d; go on with --run %s --ckpt_path last", trainer.global_step, self.run)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: SelfDistillation) -> None:  # type: ignore[override]
         """Write the student in Hugging Face format."""
