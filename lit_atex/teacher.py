@@ -105,11 +105,11 @@ class Frozen(Teacher):
         """Check that the start weights are those that the run began with.
 
         Raises:
-            ValueError: If `model.student.name` now gives other weights than when the run began.
+            ValueError: If `model.student.init_args.name` now gives other weights than when the run began.
         """
         if state["fingerprint"] != self._fingerprint:
             raise ValueError(
-                "the frozen teacher cannot be rebuilt: model.student.name gives other weights than when this run "
+                "the frozen teacher cannot be rebuilt: model.student.init_args.name gives other weights than when this run "
                 "began. Put the original weights back, or start a new run."
             )
 

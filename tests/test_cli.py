@@ -139,7 +139,7 @@ def test_a_wrong_value_leaves_a_message_and_no_folder(tmp_path, words, told):
 @pytest.mark.parametrize("name", ["no/such", "pypi:no-such"])
 def test_a_model_that_is_not_there(tmp_path, name):
     message = leave("fit", *TINY, "--run", str(tmp_path), "--model.student.init_args.name", name)
-    assert f"model.student.name='{name}'" in message
+    assert f"model.student.init_args.name='{name}'" in message
 
 
 def test_a_run_that_failed_before_its_first_checkpoint_may_be_started_again(tmp_path, capsys):

@@ -285,7 +285,7 @@ def test_an_exception_is_noted(tmp_path):
     refused("fit", *STACK, "--run", str(tmp_path), "--model.student.init_args.name", "no/such")
     manifest = load(tmp_path / "manifest.json")
     assert manifest["finished"] is False
-    assert manifest["error"].startswith("ValueError: model.student.name='no/such'")
+    assert manifest["error"].startswith("ValueError: model.student.init_args.name='no/such'")
 
 
 # Evaluating

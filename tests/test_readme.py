@@ -1,0 +1,85 @@
+"""What README says is so: the map, the snippet, the files and the make targets it names."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from lit_atex.cli import main
+from lit_atex.exposure import TrainingState
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_map_lists_every_module_and_nothing_else() -> None:
+    tree = README.split("## Map")[1].split("```")[1]
+    named = set(re.findall(r"^  (\w+\.py) ", tree, re.MULTILINE))
+    there = {p.name for p in (ROOT / "lit_atex").glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert named == there
+    folders = re.findall(r"^(\w+)/ ", tree, re.MULTILINE)
+    assert folders
+    assert all((ROOT / folder).is_dir() for folder in folders)
+
+
+def test_every_named_path_exists() -> None:
+    named = set(re.findall(r"\b(?:configs|docs|tests|benchmarks|results)/[\w./-]+\.(?:yaml|md|png|py|json)", README))
+    assert named
+    assert [p for p in named if not (ROOT / p).is_file()] == []
+
+
+def test_every_named_make_target_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z-]+)\b *(?:#|`|,)", README))
+    assert {"demo", "test"} <= named <= targets
+
+
+def test_ci_runs_the_test_command() -> None:
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_constraints_pin_every_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [d for name in ("lora", "gym", "hub", "dev") for d in project["optional-dependencies"][name]]
+    names = {re.split(r"[\[><=;]", d)[0].lower().replace("_", "-") for d in [*project["dependencies"], *extras]}
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
+    assert names - pinned == {"lit-atex"}
+
+
+def test_no_module_has_two_ideas_in_it() -> None:
+    long = {
+        str(p.relative_to(ROOT)): len(p.read_text(encoding="utf-8").splitlines()) for p in ROOT.glob("lit_atex/**/*.py")
+    }
+    assert {name: n for name, n in long.items() if n > 300} == {}
+
+
+def snippet() -> str:
+    return next(code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class EasyFirst" in code)
+
+
+def test_snippet_fits_in_fifteen_lines_and_does_what_it_says() -> None:
+    code = snippet()
+    body = [line for line in code.splitlines() if line.strip() and not line.startswith("#")]
+    assert len(body) <= 15
+    names: dict = {}
+    exec(code, names)
+    strategy = names["EasyFirst"](least=0.25)
+    state = TrainingState(step=0, max_steps=10, epoch=0, problem_ids=["a", "b"], levels=["1", "2"])
+    assert strategy.ratios(state) == [1.0, 1.0]
+    strategy.solved = {"1": 0.5, "2": 0.9}
+    assert strategy.ratios(state) == [0.5, 0.25]
+
+
+@pytest.mark.slow
+def test_snippet_runs_from_a_file_of_ones_own(tmp_path, monkeypatch) -> None:
+    (tmp_path / "my_exposure.py").write_text(snippet(), encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    stack = [word for name in ("base", "tiny") for word in ("--config", str(ROOT / f"configs/{name}.yaml"))]
+    run = tmp_path / "run"
+    main(["fit", *stack, "--run", str(run), "--exposure.strategy", "my_exposure.EasyFirst", "--trainer.max_steps", "2"])
+    assert "my_exposure.EasyFirst" in (run / "config.yaml").read_text(encoding="utf-8")
+    assert (run / "student" / "model.safetensors").is_file()
