@@ -13,8 +13,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_atex.competence import Competence
 from lit_atex.exposure import Exposure, TrainingState
-from lit_atex.module import Seen, SelfDistillation
+from lit_atex.module import SelfDistillation
 from lit_atex.types import Problem
+from lit_atex.window import Seen
 
 
 def tensorboard(trainer: pl.Trainer) -> Any:

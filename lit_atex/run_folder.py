@@ -29,8 +29,9 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lit_atex.metrics_csv import MetricsCsv
-from lit_atex.module import Seen, SelfDistillation
+from lit_atex.module import SelfDistillation
 from lit_atex.report import results_table
+from lit_atex.window import Seen
 
 log = logging.getLogger("lit_atex")
 

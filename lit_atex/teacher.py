@@ -109,8 +109,8 @@ class Frozen(Teacher):
         """
         if state["fingerprint"] != self._fingerprint:
             raise ValueError(
-                "the frozen teacher cannot be rebuilt: model.student.init_args.name gives other weights than when this run "
-                "began. Put the original weights back, or start a new run."
+                "the frozen teacher cannot be rebuilt: model.student.init_args.name gives other weights than when this "
+                "run began. Put the original weights back, or start a new run."
             )
 
 

@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lit_atex.types import Rollouts, StepFeedback, Verdict
+from lit_atex.prompts import TeacherPrompt
+from lit_atex.types import Problem, Rollouts, StepFeedback, Verdict
 
 
 class Batch(NamedTuple):
@@ -40,6 +41,19 @@ class Batch(NamedTuple):
     truncated: int
     skipped: int
     seconds: dict[str, float]
+
+
+class Seen(NamedTuple):
+    """The latest micro-batch, for callbacks that show samples. `values` holds the loss of each completion token."""
+
+    problems: list[Problem]
+    student_prompts: list[list[int]]
+    teacher_prompts: list[TeacherPrompt]
+    exposures: list[float]
+    rollouts: Rollouts
+    completions: list[str]
+    verdicts: list[Verdict]
+    values: Tensor
 
 
 class StepWindow:

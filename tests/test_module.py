@@ -15,10 +15,12 @@ from lightning.pytorch.loggers.logger import Logger
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_atex.callbacks import ExposureControl
 from lit_atex.data import ProblemDataModule
 from lit_atex.divergence import Divergence, ForwardKL
 from lit_atex.embedded import MODEL_DIR
 from lit_atex.evaluation import Evaluation
+from lit_atex.exposure import Fixed, Scheduled
 from lit_atex.models import LanguageModel, Lora
 from lit_atex.module import SelfDistillation
 from lit_atex.prompts import PromptStyle
@@ -521,6 +523,21 @@ def test_dropout_is_drawn_anew_at_each_step_and_alike_in_each_run(name):
         finals.append(fit_batches(module, [SIX[:2], SIX[:2]], 2).values("loss/divergence"))
     assert finals[0] == finals[1]
     assert finals[0][0] != finals[0][1]
+
+
+# ---------------------------------------------------------------- a run without an end
+
+
+def test_a_schedule_needs_the_length_of_the_run_and_a_fixed_exposure_does_not(name):
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *args):
+            trainer.should_stop = trainer.global_step == 2
+
+    endless = {"max_epochs": -1}
+    log = fit(distillation(name), -1, callbacks=[ExposureControl(Fixed(0.5)), Stop()], **endless)
+    assert log.values("exposure/ratio") == [0.5, 0.5]
+    with pytest.raises(ValueError, match=r"trainer\.max_steps"):
+        fit(distillation(name), -1, callbacks=[ExposureControl(Scheduled()), Stop()], **endless)
 
 
 # ---------------------------------------------------------------- evaluation

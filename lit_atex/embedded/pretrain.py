@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import lightning.pytorch as pl
 import torch
 from jaxtyping import Float, Int64
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -127,7 +128,7 @@ class Pretraining(pl.LightningModule):
         self.log("loss", loss, prog_bar=True, batch_size=len(ids))
         return loss
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Warm-up over 5 % of the steps, then cosine to a twentieth of the peak."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, betas=(0.9, 0.98), weight_decay=0.01)
         warmup = max(1, self.steps // 20)
