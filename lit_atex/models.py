@@ -89,9 +89,7 @@ class LanguageModel:
         path, gguf_file = self._locate()
         has_adapter = (Path(path) / "adapter_config.json").is_file()
         if has_adapter and self.lora is not None:
-            raise ValueError(
-                f"{self.name!r} is an adapter, which is trained further: leave model.student.init_args.lora out."
-            )
+            raise ValueError(f"{self.name!r} is an adapter, trained further: leave model.student.init_args.lora out.")
         if (has_adapter or self.lora is not None) and importlib.util.find_spec("peft") is None:
             raise ValueError("adapters (model.student.init_args.lora) need PEFT: `pip install 'lit-atex[lora]'`.")
         try:
