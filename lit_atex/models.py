@@ -287,7 +287,7 @@ def completion_hidden(model: nn.Module, prompts: list[list[int]], rollouts: Roll
     if context is not None and longest > context:
         raise ValueError(
             f"a prompt and its completion have {longest} tokens, but the model's max_position_embeddings is {context}: "
-            "lower model.prompts.max_teacher_tokens, or model.sampling.max_new_tokens."
+            "lower model.prompts.init_args.max_teacher_tokens, or model.sampling.max_new_tokens."
         )
     sequences = join(prompts, rollouts)
     output = base.get_decoder()(

@@ -256,27 +256,27 @@ def test_a_weight_of_another_shape_is_an_error(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"] = torch.zeros(3, 3)
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"model\.student\.name"):
+    with pytest.raises(ValueError, match=r"model\.student\.init_args\.name"):
         LanguageModel(name).load()
 
 
 def test_a_broken_file_is_the_users_error(tmp_path):
     name = save(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
-    with pytest.raises(ValueError, match=r"model\.student\.name"):
+    with pytest.raises(ValueError, match=r"model\.student\.init_args\.name"):
         LanguageModel(name).load()
 
 
 def test_nothing_under_the_name_says_what_names_there_are(tmp_path):
     for name in (str(tmp_path / "nowhere"), "no-such-owner/no-such-model", str(tmp_path)):
-        with pytest.raises(ValueError, match=r"model\.student\.name=(.|\n)*embedded"):
+        with pytest.raises(ValueError, match=r"model\.student\.init_args\.name=(.|\n)*embedded"):
             LanguageModel(name).load()
 
 
 def test_missing_packages_say_how_to_install_them(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"pip install.* no-such-package"):
         LanguageModel("pypi:no-such-package").load()
-    with pytest.raises(ValueError, match=r"one GGUF file.*model\.student\.gguf_file"):
+    with pytest.raises(ValueError, match=r"one GGUF file.*model\.student\.init_args\.gguf_file"):
         LanguageModel("pypi:pytest").load()
     monkeypatch.setitem(sys.modules, "peft", None)  # as if it were not installed
     with pytest.raises(ValueError, match=r"pip install 'lit-atex\[lora\]'"):
@@ -317,7 +317,7 @@ def test_an_adapters_folder_is_trained_further(tmp_path):
     assert {n for n, p in second.named_parameters() if p.requires_grad} == {
         n for n, p in first.named_parameters() if p.requires_grad
     }
-    with pytest.raises(ValueError, match=r"leave model\.student\.lora out"):
+    with pytest.raises(ValueError, match=r"leave model\.student\.init_args\.lora out"):
         LanguageModel(str(tmp_path / "adapter"), lora=Lora()).load()
 
 
