@@ -156,7 +156,11 @@ class Cli(LightningCLI):
             loggers = [TensorBoardLogger(run, name="tensorboard", version=""), MetricsCsv(run), *loggers]
         if not self.datamodule.validation_names:
             kwargs["limit_val_batches"] = 0  # else Lightning warns of an empty list of loaders
-        return super().instantiate_trainer(default_root_dir=run, logger=loggers, callbacks=callbacks, **kwargs)
+        trainer = super().instantiate_trainer(default_root_dir=run, logger=loggers, callbacks=callbacks, **kwargs)
+        own: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        own.remove(self.folder)  # the prompts that it shows hold the exposure that is decided in the same hook
+        own.insert(1 + next(i for i, c in enumerate(own) if isinstance(c, ExposureControl)), self.folder)
+        return trainer
 
     def after_fit(self) -> None:
         """Evaluate the last step if that was not done, and say what came of the run."""

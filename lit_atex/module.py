@@ -27,7 +27,7 @@ from lit_atex.prompts import PromptStyle
 from lit_atex.rollout import RolloutEngine, Sampling
 from lit_atex.solver import Solver
 from lit_atex.teacher import Teacher
-from lit_atex.types import Problem, Rollouts, StepFeedback, seeded
+from lit_atex.types import Problem, Rollouts, StepFeedback, row_generators, seeded
 from lit_atex.verify import Verifier
 from lit_atex.window import Batch, Seen, StepWindow
 
@@ -113,6 +113,7 @@ class SelfDistillation(Solver):
         if hasattr(self, "student"):
             return
         super().configure_model()
+        self.train_room = self.room(self.sampling, "model.sampling")
         self.teacher.attach(self.student)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -124,8 +125,6 @@ class SelfDistillation(Solver):
     def on_fit_start(self) -> None:
         """Start the clock of the first step."""
         self._step_began = time.perf_counter()
-
-    # ---------------------------------------------------------------- the step
 
     def training_step(self, problems: list[Problem], batch_idx: int) -> Float[Tensor, ""]:
         """Rollouts -> hints -> both sides' scores on the same ids -> divergence.
@@ -140,15 +139,17 @@ class SelfDistillation(Solver):
         assert len(ratios) == len(problems), "module.exposure must have one ratio per problem"
         self._seconds = {}
         prompts = [self.prompts.student(p, self.tokenizer) for p in problems]
-        fits = [len(ids) <= self.prompts.max_prompt_tokens for ids in prompts]
+        fits = [len(ids) <= min(self.prompts.max_prompt_tokens, self.train_room) for ids in prompts]
         if skipped := [p.id for p, fit in zip(problems, fits) if not fit]:
-            log.warning("prompts longer than prompts.max_prompt_tokens, skipped: %s", skipped)
+            log.warning("prompts longer than prompts.max_prompt_tokens or the context, skipped: %s", skipped)
         given: Any = (problems, prompts, ratios)
         problems, prompts, ratios = (list(compress(xs, fits)) for xs in given)
 
         with self._timed("rollout"):
             rollouts = self.rollout(problems, prompts)
-        teacher_prompts = [self.prompts.teacher(p, r, self.tokenizer) for p, r in zip(problems, ratios)]
+        teacher_prompts = [
+            self.prompts.teacher(p, r, self.tokenizer, self.train_room) for p, r in zip(problems, ratios)
+        ]
         loss, tokens = self.distil(prompts, [t.ids for t in teacher_prompts], rollouts)
         with self._timed("verify"):
             completions = self.decode(rollouts)
@@ -177,13 +178,15 @@ class SelfDistillation(Solver):
 
     def rollout(self, problems: list[Problem], prompts: list[list[int]]) -> Rollouts:
         """Completions of the student as it is now; seeded by run, optimizer step, problem and sample alone."""
+        generators = row_generators(self.seed, "rollout", [(self.global_step, p.id) for p in problems], self.samples)
         if not problems:
-            empty = torch.zeros(0, dtype=torch.long, device=self.device)
-            return Rollouts(empty[:, None], empty, empty.bool())
-        generators = [
-            seeded(self.seed, "rollout", self.global_step, p.id, g) for p in problems for g in range(self.samples)
-        ]
-        return self.engine.generate(self.student, prompts, self.samples, self.sampling, self.end_ids, generators)
+            return Rollouts.nothing(0, self.device)
+        try:
+            return self.engine.generate(self.student, prompts, self.samples, self.sampling, self.end_ids, generators)
+        except FloatingPointError as error:  # the step will be skipped: nothing is scored
+            log.warning("%s; problems: %s", error, [p.id for p in problems])
+            self._loss_is_finite = False
+            return Rollouts.nothing(len(generators), self.device)
 
     def distil(
         self, prompts: list[list[int]], teacher_prompts: list[list[int]], rollouts: Rollouts
@@ -278,8 +281,6 @@ class SelfDistillation(Solver):
         finally:
             self.phase = ""
             self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - began
-
-    # ---------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the teacher's state and the counters."""

@@ -23,6 +23,10 @@ TEACHER_TEMPLATE = (
 )
 
 
+MAX_UNKNOWN = 0.1
+"""Share of unknown tokens in a prompt above which it is refused: the model would be trained on noise."""
+
+
 class TeacherPrompt(NamedTuple):
     """What the teacher sees.
 
@@ -98,21 +102,24 @@ class PromptStyle:
         """Token ids of the prompt for validation, test and predict."""
         return self._encode(self.render(problem, "", self.eval_thinking, tokenizer), tokenizer)
 
-    def teacher(self, problem: Problem, ratio: float, tokenizer: PreTrainedTokenizerBase) -> TeacherPrompt:
+    def teacher(
+        self, problem: Problem, ratio: float, tokenizer: PreTrainedTokenizerBase, room: int | None = None
+    ) -> TeacherPrompt:
         """The prompt with the part of the solution that `ratio` in [0, 1] shows.
 
-        With nothing to show it is the student's prompt, id for id. A prompt above `max_teacher_tokens` loses pieces at
-        the hint's end, never the frame or the question.
+        With nothing to show it is the student's prompt, id for id. A prompt above `max_teacher_tokens`, or
+        above `room` tokens if that is less, loses pieces at the hint's end, never the frame or the question.
         """
         borders = self._borders(problem.solution, tokenizer)
         hint = wanted = reveal(problem.solution, ratio, borders, self.hide_answer)
         ids = self._teacher_ids(problem, hint, tokenizer)
-        if len(ids) > self.max_teacher_tokens:
+        limit = self.max_teacher_tokens if room is None else min(self.max_teacher_tokens, room)
+        if len(ids) > limit:
             ends = [b for b in borders if b < len(wanted)]
             low, high = 0, len(ends)  # the prompt with `low` pieces fits, the one with `high` + 1 does not
             while low < high:
                 middle = (low + high + 1) // 2
-                fits = self._fits(problem, wanted[: ends[middle - 1]].rstrip(), tokenizer)
+                fits = len(self._teacher_ids(problem, wanted[: ends[middle - 1]].rstrip(), tokenizer)) <= limit
                 low, high = (middle, high) if fits else (low, middle - 1)
             hint = wanted[: ends[low - 1]].rstrip() if low else ""
             ids = self._teacher_ids(problem, hint, tokenizer)
@@ -138,9 +145,6 @@ class PromptStyle:
             return self.student(problem, tokenizer)
         return self._encode(self.render(problem, hint, self.teacher_thinking, tokenizer), tokenizer)
 
-    def _fits(self, problem: Problem, hint: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-        return len(self._teacher_ids(problem, hint, tokenizer)) <= self.max_teacher_tokens
-
     def _borders(self, solution: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         if self.unit == "step":
             return step_borders(solution)
@@ -150,4 +154,10 @@ class PromptStyle:
     @staticmethod
     def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         # A chat template writes its own special tokens; without one the tokenizer adds what its model expects (BOS).
-        return tokenizer(text, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
+        if tokenizer.unk_token_id is not None and ids.count(tokenizer.unk_token_id) > MAX_UNKNOWN * len(ids):
+            raise ValueError(
+                f"the tokenizer does not know much of this prompt: {text[:200]!r}. The embedded reasoner reads only "
+                "its own arithmetic; for other problems name another model in model.student.init_args.name."
+            )
+        return ids

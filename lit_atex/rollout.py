@@ -92,7 +92,7 @@ class RolloutEngine(ABC):
 
         Raises:
             ValueError: If the request is inconsistent or does not fit into the model's context.
-            RuntimeError: If the model's logits are not finite.
+            FloatingPointError: If the model's logits are not finite.
         """
 
 
@@ -140,7 +140,7 @@ class TransformersEngine(RolloutEngine):
                 left, bad = torch.stack((running.sum(), broken.sum())).tolist()
                 if bad:
                     where = f"completion token {step} of rollouts {rows[broken].tolist()}"
-                    raise RuntimeError(f"student logits are not finite at {where}")
+                    raise FloatingPointError(f"student logits are not finite at {where}")
                 if left == 0 or step + 1 == sampling.max_new_tokens:
                     break
                 # Dropping rows copies the cache once, as growing it does at every token: less than the cost of a step,

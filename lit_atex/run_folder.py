@@ -31,7 +31,7 @@ import lightning.pytorch as pl
 from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.module import SelfDistillation
 from lit_atex.report import results_table
-from lit_atex.window import Seen
+from lit_atex.types import Problem
 
 log = logging.getLogger("lit_atex")
 
@@ -106,6 +106,10 @@ def prepare(run: Path, checkpoint: str | None, asks_for_last: bool, overwrite: b
             f"--run {run} holds a run that did not finish: go on with --ckpt_path last, or set --overwrite true to "
             "delete it."
         )
+    if "commands" not in manifest:
+        raise ValueError(
+            f"{run / 'manifest.json'} is not lit_atex's, so --overwrite true deletes nothing: name another folder."
+        )
     for path in [path for pattern in WRITTEN for path in run.glob(pattern)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -157,16 +161,18 @@ class RunFolder(pl.Callback):
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             path.write_text("".join(x for x in lines if json.loads(x)["step"] < step), encoding="utf-8")
 
-    def on_train_batch_end(  # type: ignore[override]
-        self, trainer: pl.Trainer, pl_module: SelfDistillation, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_start(  # type: ignore[override]
+        self, trainer: pl.Trainer, pl_module: SelfDistillation, batch: list[Problem], batch_idx: int
     ) -> None:
-        """Write the first batch's prompts once."""
+        """Write the first batch's prompts, and show the first of them, before anything is made of them."""
         self.trained = True
         path = self.run / "prompts.txt"
-        if pl_module.seen is None or not pl_module.seen.problems or not trainer.is_global_zero or path.exists():
+        if not batch or not trainer.is_global_zero or path.exists():
             return
-        path.write_text(render_prompts(pl_module, pl_module.seen), encoding="utf-8")
-        log.info("rendered prompts of the first batch: %s", path)
+        ratios = pl_module.exposure if isinstance(pl_module.exposure, list) else [pl_module.exposure] * len(batch)
+        prompts = [render_prompts(pl_module, problem, ratio) for problem, ratio in zip(batch, ratios)]
+        path.write_text("\n".join(prompts) + "\n", encoding="utf-8")
+        log.info("%s\nall prompts of the first batch: %s", prompts[0], path)
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -267,17 +273,15 @@ def _say(trainer: pl.Trainer, text: str) -> None:
     (print if bar is None else bar.print)(text)
 
 
-def render_prompts(module: SelfDistillation, seen: Seen) -> str:
-    """The prompts of a batch as the models see them, and the thinking flags that made them."""
+def render_prompts(module: SelfDistillation, problem: Problem, ratio: float) -> str:
+    """The prompts of a problem as the models see them, each with the thinking flag that made it."""
     style, tokenizer = module.prompts, module.tokenizer
-    flags = {"student": style.student_thinking, "teacher": style.teacher_thinking, "evaluation": style.eval_thinking}
-    parts = ["thinking flags (None: the chat template's default): " + json.dumps(flags)]
-    for i, problem in enumerate(seen.problems):
-        evaluation = style.evaluation(problem, tokenizer)
-        for role, ids in (
-            ("student", seen.student_prompts[i]),
-            (f"teacher, exposure {seen.exposures[i]:.3f}", seen.teacher_prompts[i].ids),
-            ("evaluation", evaluation),
-        ):
-            parts.append(f"===== {problem.id} · {role} · {len(ids)} tokens\n{tokenizer.decode(ids)}")
-    return "\n".join(parts) + "\n"
+    teacher = style.teacher(problem, ratio, tokenizer, module.train_room)
+    prompts = {
+        f"student, thinking {style.student_thinking}": style.student(problem, tokenizer),
+        f"teacher, thinking {style.teacher_thinking}, exposure {ratio:.3f}": teacher.ids,
+        f"evaluation, thinking {style.eval_thinking}": style.evaluation(problem, tokenizer),
+    }
+    return "\n".join(
+        f"===== {problem.id} · {role} · {len(ids)} tokens\n{tokenizer.decode(ids)}" for role, ids in prompts.items()
+    )

@@ -6,16 +6,17 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 
 from lit_atex.evaluation import Evaluation
-from lit_atex.models import LanguageModel, check_head, end_ids
+from lit_atex.models import LanguageModel, check_head, end_ids, unwrap
 from lit_atex.prompts import PromptStyle
 from lit_atex.rollout import RolloutEngine, Sampling
-from lit_atex.types import Problem, Rollouts, seeded
+from lit_atex.types import Problem, Rollouts, Verdict, row_generators
 from lit_atex.verify import Verifier
 
 if TYPE_CHECKING:
@@ -57,6 +58,21 @@ class Solver(pl.LightningModule):
             self.student, self.tokenizer = self.source.load()
         self.end_ids = end_ids(self.student, self.tokenizer)
         check_head(self.student)
+        self.eval_room = self.room(self.eval_sampling, "model.eval_sampling")
+
+    def room(self, sampling: Sampling, key: str) -> int:
+        """Longest prompt in tokens that leaves room for a completion in the model's context.
+
+        Raises:
+            ValueError: If completions alone fill the context; names `key`.
+        """
+        context = getattr(unwrap(self.student).config.get_text_config(decoder=True), "max_position_embeddings", None)
+        if context is not None and sampling.max_new_tokens >= context:
+            raise ValueError(
+                f"{key}.max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt in the model's context of "
+                f"{context} tokens (max_position_embeddings): lower it."
+            )
+        return sys.maxsize if context is None else context - sampling.max_new_tokens
 
     def setup(self, stage: str) -> None:
         """Make one set of metrics per validation or test set of the data module."""
@@ -72,27 +88,42 @@ class Solver(pl.LightningModule):
     def answer(self, problems: list[Problem]) -> list[dict[str, Any]]:
         """`eval_samples` completions per problem with their verdicts, one row per problem.
 
-        The draws depend on run seed, problem and sample alone, so that two students are compared on paired draws.
+        The draws depend on run seed, problem and sample alone, so that two students are compared on paired draws. A
+        problem whose prompt is too long is not answered: its completions are empty and count as unparsed.
         """
         if not problems:
             return []
-        prompts = [self.prompts.evaluation(p, self.tokenizer) for p in problems]
         n = self.eval_samples
-        generators = [seeded(self.seed, "evaluate", p.source, p.id, g) for p in problems for g in range(n)]
-        rollouts = self.engine.generate(self.student, prompts, n, self.eval_sampling, self.end_ids, generators)
-        completions = self.decode(rollouts)
-        verdicts = self.verifier.verify(completions, [p.answer for p in problems for _ in range(n)])
-        return [
-            {
-                **{"id": p.id, "source": p.source, "level": p.level, "question": p.question, "answer": p.answer},
-                "prompt_tokens": len(prompts[i]),
-                "completions": completions[i * n : i * n + n],
-                "verdicts": [v.value for v in verdicts[i * n : i * n + n]],
-                "lengths": rollouts.lengths[i * n : i * n + n].tolist(),
-                "ended": rollouts.ended[i * n : i * n + n].tolist(),
-            }
-            for i, p in enumerate(problems)
-        ]
+        prompts = [self.prompts.evaluation(p, self.tokenizer) for p in problems]
+        limit = min(self.prompts.max_prompt_tokens, self.eval_room)
+        if long := [p.id for p, ids in zip(problems, prompts) if len(ids) > limit]:
+            log.warning("prompts of more than %d tokens, counted as not answered: %s", limit, long)
+        fit = [i for i, ids in enumerate(prompts) if len(ids) <= limit]
+        lengths: list[int] = []
+        ended: list[bool] = []
+        completions: list[str] = []
+        if fit:
+            keys = [(problems[i].source, problems[i].id) for i in fit]
+            generators = row_generators(self.seed, "evaluate", keys, n)
+            rollouts = self.engine.generate(
+                self.student, [prompts[i] for i in fit], n, self.eval_sampling, self.end_ids, generators
+            )
+            lengths, ended, completions = rollouts.lengths.tolist(), rollouts.ended.tolist(), self.decode(rollouts)
+        verdicts = self.verifier.verify(completions, [problems[i].answer for i in fit for _ in range(n)])
+        rows = []
+        for i, p in enumerate(problems):
+            mine = slice(fit.index(i) * n, fit.index(i) * n + n) if i in fit else None
+            rows.append(
+                {
+                    **{"id": p.id, "source": p.source, "level": p.level, "question": p.question, "answer": p.answer},
+                    "prompt_tokens": len(prompts[i]),
+                    "completions": completions[mine] if mine else [""] * n,
+                    "verdicts": [v.value for v in verdicts[mine]] if mine else [Verdict.UNPARSED.value] * n,
+                    "lengths": lengths[mine] if mine else [0] * n,
+                    "ended": ended[mine] if mine else [True] * n,
+                }
+            )
+        return rows
 
     def validation_step(  # type: ignore[override]
         self, problems: list[Problem], batch_idx: int, dataloader_idx: int = 0

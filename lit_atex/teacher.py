@@ -132,7 +132,13 @@ class Ema(Teacher):
         self._average: PreTrainedModel | None = None
 
     def attach(self, student: PreTrainedModel) -> None:
-        """Begin the average at the student's weights."""
+        """Begin the average at the student's weights.
+
+        Raises:
+            ValueError: If they are in half precision, in which small updates of an average round away.
+        """
+        if any(p.dtype in (torch.bfloat16, torch.float16) for p in student.parameters() if p.requires_grad):
+            raise ValueError("the Ema teacher needs model.student.init_args.dtype: float32.")
         self._average = copy.deepcopy(student).requires_grad_(False).eval()
 
     @contextmanager

@@ -13,6 +13,8 @@ Shape names, the same in every signature:
 from __future__ import annotations
 
 import zlib
+from collections import Counter
+from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -83,6 +85,12 @@ class Rollouts(NamedTuple):
         """Valid positions, from `lengths`; never from comparing ids with a pad id, which may equal the end id."""
         return torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None]
 
+    @classmethod
+    def nothing(cls, count: int, device: torch.device) -> Rollouts:
+        """`count` rollouts without a token."""
+        zeros = torch.zeros(count, dtype=torch.long, device=device)
+        return cls(zeros[:, None], zeros, zeros.bool())
+
 
 class StepFeedback(NamedTuple):
     """What one training batch tells competence estimators and exposure strategies: numbers, no tensors, no model.
@@ -134,3 +142,22 @@ def seeded(seed: int, purpose: str, *counters: int | str) -> np.random.Generator
     """
     words = [zlib.crc32(c.encode()) if isinstance(c, str) else c for c in (purpose, *counters)]
     return np.random.default_rng(np.random.SeedSequence([seed, *words]))
+
+
+def row_generators(
+    seed: int, purpose: str, keys: Sequence[tuple[int | str, ...]], samples: int
+) -> list[np.random.Generator]:
+    """One generator per rollout, `samples` for each key in turn; a key that comes again goes on in its own samples.
+
+    Args:
+        seed: The run's seed.
+        purpose: As in `seeded`.
+        keys: What tells the problems of a batch apart.
+        samples: Rollouts per problem.
+    """
+    seen: Counter[tuple[int | str, ...]] = Counter()
+    found = []
+    for key in keys:
+        found += [seeded(seed, purpose, *key, seen[key] * samples + g) for g in range(samples)]
+        seen[key] += 1
+    return found

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 from contextlib import redirect_stdout
 from functools import cache
 from io import StringIO
@@ -93,6 +94,8 @@ def test_a_tall_stack_runs(tmp_path):
     stack = [word for path in (BASE, *(CONFIGS / name for name in overlays), TINY) for word in ("--config", str(path))]
     main(["fit", *stack, "--run", str(tmp_path), "--trainer.max_steps", "2"])
     assert (tmp_path / "student" / "model.safetensors").is_file()
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert [r["name"] for r in results["step-0"]] == [r["name"] for r in results["step-2"]] == ["level-4"]
 
 
 # base.yaml holds every setting that there is, with the value that the code would take without it. Where it says

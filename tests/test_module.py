@@ -495,12 +495,40 @@ def test_three_bad_steps_in_a_row_stop_the_run(name):
     assert any(not torch.equal(p, start[n]) for n, p in weights(module).items())  # step 2 was a good one
 
 
-def test_a_model_that_cannot_be_sampled_from_stops_the_run(name):
+def test_a_model_that_cannot_be_sampled_from_is_skipped_counted_and_stops_the_run(name, caplog):
     module = distillation(name, engine=TransformersEngine())
     module.configure_model()
     torch.nn.init.constant_(module.student.model.norm.weight, math.nan)
-    with pytest.raises(RuntimeError, match="not finite"):
-        fit(module)
+    with pytest.raises(FloatingPointError, match="3 optimizer steps in a row"):
+        fit(module, 5)
+    assert module.skipped_steps == 3
+    assert "student logits are not finite at completion token 0" in caplog.text
+    assert "problems: ['a'" in caplog.text
+
+
+def test_prompts_keep_to_the_models_context(name, caplog):
+    long = Problem("long", "1+1 " * 40, "Step one.\n" * 200 + "#### 2", "2", "six", "1")
+    module = distillation(name)
+    module.configure_model()
+    seen = module.prompts.teacher(long, 1.0, module.tokenizer, module.train_room)
+    assert len(seen.ids) <= module.train_room < len(module.tokenizer(long.solution)["input_ids"])
+    assert seen.truncated
+    assert seen.hint
+    huge = long._replace(id="huge", question="1+1 " * 400)
+    rows = {row["id"]: row for row in module.answer([SIX[0], huge, SIX[1]])}
+    assert list(rows) == ["a", "huge", "b"]
+    assert set(rows["huge"]["verdicts"]) == {"unparsed"}
+    assert set(rows["huge"]["completions"]) == {""}
+    assert rows["huge"]["prompt_tokens"] > 512
+    alone = {row["id"]: row for row in module.answer([SIX[0], SIX[1]])}
+    assert all(alone[i]["completions"] == rows[i]["completions"] for i in ("a", "b"))
+    assert "['huge']" in caplog.text
+
+
+def test_completions_that_fill_the_context_are_refused(name):
+    module = distillation(name, max_new_tokens=512)
+    with pytest.raises(ValueError, match=r"model\.(eval_)?sampling\.max_new_tokens=512 leaves no room"):
+        module.configure_model()
 
 
 @pytest.mark.parametrize("key", ["samples", "chunk_tokens"])

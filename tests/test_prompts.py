@@ -317,3 +317,10 @@ def test_no_file_encodes_what_it_decoded() -> None:
 )
 def test_the_search_finds_a_second_encoding(bad: str) -> None:
     assert may_encode_what_it_decoded(bad)
+
+
+def test_a_prompt_that_the_tokenizer_does_not_know_is_refused():
+    style = PromptStyle("{question}", "{question}\n{hint}")
+    with pytest.raises(ValueError, match=r"embedded reasoner reads only.*model\.student\.init_args\.name"):
+        style.student(SIX[0], build_tokenizer())
+    assert style.student(SIX[0], byte_tokenizer())

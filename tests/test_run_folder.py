@@ -17,6 +17,7 @@ from lit_atex.evaluation import Result
 from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.models import LanguageModel
 from lit_atex.report import before_after_table, read_results, results_table
+from lit_atex.run_folder import prepare
 
 ROOT = Path(__file__).parents[1]
 STACK = ["--config", str(ROOT / "configs/base.yaml"), "--config", str(ROOT / "configs/tiny.yaml")]
@@ -101,8 +102,8 @@ def test_the_config_says_what_was_set_and_nothing_that_resumes_or_deletes(straig
 
 def test_the_prompts_are_those_of_the_models(straight):
     text = (straight / "prompts.txt").read_text(encoding="utf-8")
-    assert text.startswith("thinking flags")
-    assert text.count("· student ·") == text.count("· teacher, exposure 1.000 ·") == text.count("· evaluation ·") == 4
+    assert text.count("· student, thinking None ·") == text.count("· evaluation, thinking None ·") == 4
+    assert text.count("· teacher, thinking None, exposure 1.000 ·") == 4
 
 
 def test_the_student_is_the_trained_module(straight):
@@ -436,3 +437,19 @@ def test_before_and_after_compares_problem_by_problem():
 
 def test_before_and_after_leaves_out_a_set_whose_problems_were_exchanged():
     assert "nan" not in before_after_table([result("a", {"x": 0.5})], [result("a", {"y": 0.5})])
+
+
+def test_the_first_prompts_are_shown_before_the_first_step_with_the_exposure_that_was_decided(tmp_path, caplog):
+    run = tmp_path / "run"
+    caplog.set_level("INFO", "lit_atex")
+    main(["fit", *STACK, "--run", str(run), "--trainer.max_steps", "1", "--exposure.strategy.init_args.ratio", "0.25"])
+    assert "· student, thinking None · " in caplog.text
+    assert "· teacher, thinking None, exposure 0.250 · " in caplog.text
+
+
+def test_overwrite_deletes_nothing_of_a_folder_that_is_not_ours(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"name": "a web app", "finished": true}', encoding="utf-8")
+    (tmp_path / "student").mkdir()
+    with pytest.raises(ValueError, match="not lit_atex's"):
+        prepare(tmp_path, None, False, overwrite=True)
+    assert (tmp_path / "student").is_dir()

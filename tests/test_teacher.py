@@ -318,3 +318,8 @@ def test_a_frozen_teacher_that_cannot_be_rebuilt_stops_the_resumption(name, tmp_
         ValueError, match=r"model\.student\.init_args\.name gives other weights.*\s.*original weights back"
     ):
         trainer(2).fit(other, problems_of(3), ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+
+
+def test_an_average_in_half_precision_is_refused():
+    with pytest.raises(ValueError, match="dtype: float32"):
+        Ema(0.99).attach(two_layer_model().to(torch.bfloat16))
