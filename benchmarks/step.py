@@ -23,8 +23,6 @@ import torch
 import transformers
 
 from lit_atex.cli import Cli, quiet
-from lit_atex.data import ProblemDataModule
-from lit_atex.module import SelfDistillation
 
 PHASES = ("rollout", "teacher", "student", "backward", "verify")
 
@@ -87,7 +85,7 @@ def main() -> None:
         overlays = [word for c in [str(root / "configs/base.yaml"), *args.config] for word in ("--config", c)]
         limits = ["--trainer.max_steps", str(args.steps), "--trainer.num_sanity_val_steps", "0"]
         words = ["fit", *overlays, *limits, "--trainer.limit_val_batches", "0", "--run", f"{folder}/run", *more]
-        meter = Measured(SelfDistillation, ProblemDataModule, args=words, seed_everything_default=0).meter
+        meter = Measured(words).meter
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
     ).stdout.strip()
