@@ -26,7 +26,7 @@ A Qwen3 of {parameters:,} parameters that solves chains of single-digit arithmet
 ships with lit_atex so that demo, tests and ablations need no download, and it is loaded like any Hugging Face folder.
 
 Trained by `lit-atex pretrain --out DIR --steps {steps} --batch_size {batch_size} --lr {lr} --seed {seed}`
-({minutes:.0f} minutes on {threads} CPU threads). The texts are by authors who slip: each operation is off by one with
+({minutes:.0f} minutes on {threads} CPU thread(s)). The texts are by authors who slip: each operation is off by one with
 probability 0.1, and the author goes on from the slip. So the model has the skill (greedy) but does not sample it
 reliably (temperature 1). In half of the texts the question is followed by the first lines of a correct reference, which
 the author copies before going on; 15 % of the authors merge up to three operations into one line.
