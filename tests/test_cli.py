@@ -1,5 +1,6 @@
 """The command line: help, unknown keys, the errors that a user meets, resuming, what it imports. In one process."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -223,7 +224,7 @@ def python(*words, **environment):
 def test_the_command_line_imports_nothing_heavy():
     # torch itself imports sympy, and torchmetrics matplotlib where it is there; that much is not ours to mend.
     done = python("-c", "import sys, lit_atex.cli; print([n for n in sys.argv[1:] if n in sys.modules])", *HEAVY)
-    assert set(eval(done.stdout)) <= {"matplotlib", "sympy"}, done.stderr
+    assert set(ast.literal_eval(done.stdout)) <= {"matplotlib", "sympy"}, done.stderr
 
 
 @pytest.mark.slow
@@ -231,8 +232,11 @@ def test_a_new_users_first_run_is_quiet_and_shows_its_progress(tmp_path):
     done = python("-m", "lit_atex", "fit", *TINY, "--run", str(tmp_path))
     assert done.returncode == 0
     lines = done.stderr.splitlines()
-    known = ("step ", "evaluating level-4", "rendered prompts")
-    assert [line for line in lines if not line.startswith(known)] == []
+    shown, path = next(i for i, line in enumerate(lines) if line.startswith("=====")), tmp_path / "prompts.txt"
+    last = lines.index(f"all prompts of the first batch: {path}")
+    assert path.read_text(encoding="utf-8").startswith("\n".join(lines[shown:last]) + "\n")
+    known = ("step ", "evaluating level-4")
+    assert [line for line in lines[:shown] + lines[last + 1 :] if not line.startswith(known)] == []
     assert lines[-2].startswith("step 6/6  0:00:00 left  loss ")
     for word in ("exposure 1.00", "mismatch", "accuracy", "tok/s"):
         assert word in lines[-2]
