@@ -231,7 +231,7 @@ class SelfDistillation(Solver):
         gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
         finite = self._loss_is_finite and all(bool(torch.isfinite(g).all()) for g in gradients)
         self._window.totals["not_finite"] = int(not finite)
-        self._window.reduce(self.device)
+        self._window.reduce()
         bad = bool(self._window.totals["not_finite"])
         began, self._step_began = self._step_began, time.perf_counter()
         if bad or not self._window.totals["tokens"]:

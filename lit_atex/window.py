@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, NamedTuple
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -91,7 +90,7 @@ class StepWindow:
         self.totals.update({f"sum/{name}": float(value) for name, value in batch.sums.items()})
         self.totals.update({f"seconds/{name}": value for name, value in batch.seconds.items()})
 
-    def reduce(self, device: torch.device) -> None:
+    def reduce(self) -> None:
         """Add the other ranks' counts to ours; afterwards every rank holds the same, in the same order."""
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return

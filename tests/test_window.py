@@ -193,7 +193,7 @@ def test_clear_begins_anew_and_leaves_what_was_handed_out_alone() -> None:
 
 def test_reduce_on_one_rank_changes_nothing() -> None:
     window = by_hand()
-    window.reduce(torch.device("cpu"))
+    window.reduce()
     same(window, by_hand())
 
 
@@ -203,7 +203,7 @@ def reduce_on_a_rank(rank: int, folder: str) -> None:
     example = Example(5, seed=11)
     window = StepWindow()
     window.add(example.batch(0, 3) if rank == 0 else example.batch(3, 5))
-    window.reduce(torch.device("cpu"))
+    window.reduce()
     whole = example.window([])
     for name in ("seconds/rollout", "seconds/teacher"):
         whole.totals[name] /= 2  # wall-clock time is the ranks' mean; all else is as if one rank had done all
