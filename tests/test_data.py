@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from lit_atex.data import ProblemDataModule
-from lit_atex.sources import Source
+from lit_atex.sources import Embedded, JsonLines, Source
 from lit_atex.stream import EvalBatches, Tally, TrainStream, read, shuffle
 from lit_atex.types import BadRow, Problem, seeded
 
@@ -510,3 +510,14 @@ def test_generated_sets_share_no_question(name):
 def test_an_unknown_key_is_an_error():
     with pytest.raises(jsonargparse.ArgumentError, match="terse"):
         parser().parse_args(["--data.train", "lit_atex.sources.Embedded", "--data.train.init_args.terse", "1"])
+
+
+def test_an_error_of_a_source_says_which_set_it_is(tmp_path):
+    missing = JsonLines(str(tmp_path / "none.jsonl"))
+    data = ProblemDataModule(train=Embedded(level=4), validation={"mine": missing})
+    with pytest.raises(ValueError, match=r"^data\.validation\.mine: path: there is no file"):
+        data.setup("fit")
+    data = ProblemDataModule(train=missing)
+    data.setup("fit")
+    with pytest.raises(ValueError, match=r"^data\.train: path: there is no file"):
+        next(data.train_batches())

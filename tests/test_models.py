@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from lit_atex.fused import Head
-from lit_atex.models import LanguageModel, Lora, check_head, completion_hidden, end_ids, head_of, join
+from lit_atex.models import LanguageModel, Lora, end_ids
+from lit_atex.scoring import check_head, completion_hidden, head_of, join
 from lit_atex.types import Rollouts
 
 END = 0  # the byte tokenizer's end token, which is its pad token too
@@ -372,3 +373,9 @@ def test_gguf_in_a_package_is_read_without_importing_it_and_saved_like_any_model
     tokenizer.save_pretrained(tmp_path)
     again, _ = LanguageModel(str(tmp_path)).load()
     torch.testing.assert_close(dict(again.named_parameters()), dict(model.named_parameters()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./no/such", "~/no/such"])
+def test_a_folder_that_is_not_there_is_said_to_be_missing(name):
+    with pytest.raises(ValueError, match=r"model\.student\.init_args\.name=.*there is no such folder"):
+        LanguageModel(name).load()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from lit_atex.embedded.domain import LEVELS, OPERATIONS, make_problem
@@ -91,20 +92,19 @@ def write_card(folder: Path, training: dict[str, Any], problems: int = 200, samp
         samples: Completions per problem, >= 2.
     """
     examine = _Examiner(folder, problems, samples)
-    mean = lambda values: sum(values) / len(values)  # noqa: E731
     levels = [f"| level | greedy | avg@{samples} | over problems | problems fixed |", "|---|---|---|---|---|"]
     for level in (2, 4, 6, 8, 10, 12, 14):
         shares = examine(level)[0]
         low, high = bootstrap_interval(shares)
         fixed = fixed_problems_interval([round(s * samples) for s in shares], [samples] * problems)
         levels.append(
-            f"| {level} | {mean(examine(level, greedy=True)[0]):.3f} | {mean(shares):.3f} | [{low:.3f}, {high:.3f}] "
+            f"| {level} | {fmean(examine(level, greedy=True)[0]):.3f} | {fmean(shares):.3f} | [{low:.3f}, {high:.3f}] "
             f"| [{fixed[0]:.3f}, {fixed[1]:.3f}] |"
         )
     exposures = (0.25, 0.5, 0.75, 1.0)
     hints = ["| terseness | " + " | ".join(f"exposure {e}" for e in exposures) + " |", "|---" * 5 + "|"]
     for terseness in (0.0, 0.5, 1.0):
-        cells = [f"{mean(examine(8, terseness, e)[0]):.3f}" for e in exposures]
+        cells = [f"{fmean(examine(8, terseness, e)[0]):.3f}" for e in exposures]
         hints.append(f"| {terseness} | " + " | ".join(cells) + " |")
     _, texts, verdicts = examine(8)
     counts: Counter[str] = Counter()

@@ -101,9 +101,9 @@ class Texts(IterableDataset):
             )
             for t in texts
         ]
-        encode = lambda strings: self.tokenizer(strings, add_special_tokens=False)["input_ids"]  # noqa: E731
-        heads = encode(prompts)
-        tails = encode([t.solution + self.tokenizer.eos_token for t in texts])
+        heads = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
+        solutions = [t.solution + self.tokenizer.eos_token for t in texts]
+        tails = self.tokenizer(solutions, add_special_tokens=False)["input_ids"]
         width = max(len(h) + len(t) for h, t in zip(heads, tails))
         ids = torch.full((len(texts), width), self.tokenizer.pad_token_id)
         labels = torch.full((len(texts), width), -100)

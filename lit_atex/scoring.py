@@ -1,0 +1,121 @@
+"""Scores completions with a language model: its output head, and the hidden states that predict completion tokens.
+
+It knows nothing of distillation, nor of how a model is loaded: a student and a teacher are the same thing to it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from lit_atex.fused import Head
+from lit_atex.models import unwrap
+from lit_atex.types import Rollouts
+
+
+def head_of(model: nn.Module) -> Head:
+    """The output head as a plain matrix product, with the scale and soft cap that some families add.
+
+    Raises:
+        ValueError: If the head is not linear, or does not reproduce the model's own logits (checked on three tokens).
+    """
+    base = unwrap(model)
+    linear = base.get_output_embeddings()
+    if not isinstance(linear, nn.Linear):
+        raise ValueError(
+            f"the output head is {type(linear)}, not nn.Linear; model.student.init_args.lora must not adapt it."
+        )
+    text = base.config.get_text_config()
+    scale = getattr(text, "logit_scale", None) or 1.0 / (getattr(text, "logits_scaling", None) or 1.0)
+    return Head(linear.weight, linear.bias, float(scale), getattr(text, "final_logit_softcapping", None))
+
+
+@torch.no_grad()
+def check_head(model: nn.Module) -> None:
+    """Compare `head_of` with the model's own logits on three tokens.
+
+    Raises:
+        ValueError: If they differ: the family does something to its logits that lit_atex does not know.
+    """
+    base = unwrap(model)
+    ids = torch.tensor([[0, 1, 2]], device=base.device)
+    was_training = base.training
+    base.eval()
+    own = base(input_ids=ids, use_cache=False).logits[0].float()
+    ours = head_of(model)(base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]).float()
+    base.train(was_training)
+    if not torch.allclose(own, ours, rtol=1e-3, atol=1e-3 * float(own.abs().max())):
+        raise ValueError(f"{type(base).__name__} changes its logits in a way that lit_atex does not know.")
+
+
+class Sequences(NamedTuple):
+    """Prompts and completions side by side: prompts padded on the left, completions on the right.
+
+    Attributes:
+        ids: `[rollouts, width]`.
+        attention: `[rollouts, width]` 1 where there is a token.
+        positions: `[rollouts, width]` position ids; the first token of a row has 0.
+        predicts: `[rollouts, width]` True where the hidden state predicts a completion token.
+    """
+
+    ids: Int64[Tensor, "rollouts width"]
+    attention: Int64[Tensor, "rollouts width"]
+    positions: Int64[Tensor, "rollouts width"]
+    predicts: Tensor
+
+
+def join(prompts: list[list[int]], rollouts: Rollouts) -> Sequences:
+    """Put each prompt directly before its completion.
+
+    Args:
+        prompts: One list of ids per rollout, none empty; at least one.
+        rollouts: Completions, right-padded.
+    """
+    assert len(prompts) == len(rollouts.ids)
+    assert all(prompts)
+    device = rollouts.ids.device
+    left = max(map(len, prompts))
+    head = torch.tensor([[0] * (left - len(p)) + p for p in prompts], device=device)
+    seen = torch.tensor([[0] * (left - len(p)) + [1] * len(p) for p in prompts], device=device)
+    mask = rollouts.mask[:, : int(rollouts.lengths.max())]
+    ids = torch.cat([head, rollouts.ids[:, : mask.shape[1]].masked_fill(~mask, 0)], dim=1)
+    attention = torch.cat([seen, mask.long()], dim=1)
+    positions = (attention.cumsum(1) - 1).clamp_min(0)
+    # The state at position i predicts the token at i + 1.
+    predicts = torch.cat([mask.new_zeros(len(prompts), left - 1), mask, mask.new_zeros(len(prompts), 1)], dim=1)
+    return Sequences(ids, attention, positions, predicts)
+
+
+def completion_hidden(model: nn.Module, prompts: list[list[int]], rollouts: Rollouts) -> Float[Tensor, "tokens hidden"]:
+    """Final hidden states that predict the completion tokens, and only those: no logits are made here.
+
+    Args:
+        model: Language model; gradients flow if they are enabled.
+        prompts: One prompt per rollout.
+        rollouts: What is scored.
+
+    Returns:
+        States of all completion tokens, rollout after rollout; row n belongs to `rollouts.ids[rollouts.mask][n]`.
+
+    Raises:
+        ValueError: If a prompt and its completion do not fit into the model's context.
+    """
+    base = unwrap(model)
+    context = getattr(base.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    longest = max(len(p) + n for p, n in zip(prompts, rollouts.lengths.tolist()))
+    if context is not None and longest > context:
+        raise ValueError(
+            f"a prompt and its completion have {longest} tokens, but the model's max_position_embeddings is {context}: "
+            "lower model.prompts.init_args.max_teacher_tokens, or model.sampling.max_new_tokens."
+        )
+    sequences = join(prompts, rollouts)
+    output = base.get_decoder()(
+        input_ids=sequences.ids,
+        attention_mask=sequences.attention,
+        position_ids=sequences.positions,
+        use_cache=False,
+    )
+    return output.last_hidden_state[sequences.predicts]
