@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any, Literal, NamedTuple
 
+from lit_atex.competence import Competence
 from lit_atex.types import StepFeedback, seeded
 
 
@@ -21,6 +22,7 @@ class TrainingState(NamedTuple):
         epoch: Passes over the training source done.
         problem_ids: The problems of the coming batch.
         levels: Their level labels.
+        competence: The running estimate of the student's success; None without a `CompetenceEstimator`. To be read only.
     """
 
     step: int
@@ -28,6 +30,7 @@ class TrainingState(NamedTuple):
     epoch: int
     problem_ids: list[str]
     levels: list[str]
+    competence: Competence | None = None
 
     @property
     def progress(self) -> float:
@@ -41,8 +44,47 @@ class TrainingState(NamedTuple):
         return min(self.step / max(self.max_steps - 1, 1), 1.0)
 
 
+class Credit(NamedTuple):
+    """A decision and what it earned.
+
+    Attributes:
+        decision: Its number in the run, from 0.
+        step: Optimizer step at which it was taken.
+        ratio: The exposure that was chosen.
+        reward: Its discounted learning progress.
+        complete: Whether its whole horizon was seen; False only at the end of a run.
+        details: Further numbers for the record, by name.
+    """
+
+    decision: int
+    step: int
+    ratio: float
+    reward: float
+    complete: bool
+    details: dict[str, Any]
+
+
 class Exposure(ABC):
-    """A rule for the exposure (reveal ratio), in [0, 1]: 0 shows the teacher nothing, 1 the whole solution."""
+    """A rule for the exposure (reveal ratio), in [0, 1]: 0 shows the teacher nothing, 1 the whole solution.
+
+    A run is cut into windows of optimizer steps (`exposure.hold`). The calls are: `begin_window` once as a window opens,
+    `ratios` once per micro-batch, `update` once per optimizer step that was not skipped; `finish` once, at the end.
+    """
+
+    needs_progress: bool = False
+    """Whether `begin_window` and `finish` want the progress measure read (`exposure.progress`), which may cost time."""
+
+    def begin_window(self, state: TrainingState, progress: float | None) -> list[Credit]:
+        """Decide anew.
+
+        Args:
+            state: The state of training as the window opens.
+            progress: The progress measure now, higher is better; None if not needed or not known yet.
+
+        Returns:
+            The decisions whose reward has become known, in the order in which they were taken; each once.
+        """
+        return []
 
     @abstractmethod
     def ratios(self, state: TrainingState) -> list[float]:
@@ -50,6 +92,14 @@ class Exposure(ABC):
 
     def update(self, feedback: StepFeedback) -> None:
         """Learn what came of an optimizer step; reduced over ranks, so every rank hears the same."""
+
+    def finish(self, progress: float | None) -> list[Credit]:
+        """What the decisions still pending have earned so far. Changes nothing: a longer run may go on from here."""
+        return []
+
+    def scalars(self) -> dict[str, float]:
+        """What to log under `exposure/`, besides the ratio."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold."""
