@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,8 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_atex.competence import Competence
-from lit_atex.exposure import Exposure, TrainingState
+from lit_atex.exposure import Credit, Exposure, TrainingState
+from lit_atex.measures import ProgressMeasure, RolloutAccuracy
 from lit_atex.module import SelfDistillation
 from lit_atex.types import Problem
 from lit_atex.window import Seen
@@ -55,14 +57,20 @@ class CompetenceEstimator(pl.Callback):
 
 
 class ExposureControl(pl.Callback):
-    """Sets `module.exposure` by a strategy, and tells the strategy what came of it."""
+    """Sets `module.exposure` by a strategy, window by window, and tells the strategy what came of it.
 
-    def __init__(self, strategy: Exposure, hold: int | Literal["epoch"] = 1) -> None:
+    Decisions whose reward is known are appended to `decisions.jsonl` in the run folder.
+    """
+
+    def __init__(
+        self, strategy: Exposure, hold: int | Literal["epoch"] = 1, progress: ProgressMeasure | None = None
+    ) -> None:
         """Choose the rule.
 
         Args:
             strategy: The rule.
-            hold: Optimizer steps for which a decision holds, >= 1, or "epoch".
+            hold: The window: optimizer steps for which a decision holds, >= 1, or "epoch".
+            progress: What strategies that learn are rewarded for; None: `RolloutAccuracy()`. Others never read it.
 
         Raises:
             ValueError: If hold is below 1.
@@ -70,7 +78,23 @@ class ExposureControl(pl.Callback):
         if hold != "epoch" and hold < 1:
             raise ValueError(f"exposure.hold must be at least 1 or 'epoch', got {hold}.")
         self.strategy, self.hold = strategy, hold
+        self.progress = RolloutAccuracy() if progress is None else progress
         self._epoch_began = (0, 0)  # (epoch, its first optimizer step)
+        self._window = -1  # first optimizer step of the open window
+        self._began = self._probe_seconds = self._last_probe = 0.0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock.
+
+        Raises:
+            ValueError: If the progress measure needs a probe and there is none.
+        """
+        self._began = time.perf_counter()
+        if self.strategy.needs_progress and self.progress.needs_probe and not _probe(trainer):
+            raise ValueError(
+                f"exposure.progress ({type(self.progress).__name__}) reads a probe: set data.probe to a small held-out "
+                "source, or choose lit_atex.measures.RolloutAccuracy."
+            )
 
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: pl.Trainer, pl_module: SelfDistillation, batch: list[Problem], batch_idx: int
@@ -80,35 +104,87 @@ class ExposureControl(pl.Callback):
         if self._epoch_began[0] != trainer.current_epoch:
             self._epoch_began = (trainer.current_epoch, step)
         steps = trainer.estimated_stepping_batches if trainer.max_steps < 0 else trainer.max_steps
-        decided = self._epoch_began[1] if self.hold == "epoch" else step - step % self.hold
+        window = self._epoch_began[1] if self.hold == "epoch" else step - step % self.hold
+        competence = next((c.competence for c in trainer.callbacks if isinstance(c, CompetenceEstimator)), None)  # type: ignore[attr-defined]
         state = TrainingState(
-            step=decided,
+            step=window,
             max_steps=int(steps) if math.isfinite(steps) else 0,
             epoch=trainer.current_epoch,
             problem_ids=[p.id for p in batch],
             levels=[p.level for p in batch],
+            competence=competence,
         )
+        if window != self._window:
+            self._window = window
+            credits = self.strategy.begin_window(state, self._read(trainer, pl_module))
+            self._record(trainer, credits)
         pl_module.exposure = self.strategy.ratios(state)
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: pl.Trainer, pl_module: SelfDistillation, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Pass on the feedback; draw the exposures as a histogram."""
-        if pl_module.feedback is None:
+        """Log what the step was done with; pass on the feedback."""
+        feedback = pl_module.feedback
+        if feedback is None:
             return
-        self.strategy.update(pl_module.feedback)
+        scalars = {f"exposure/{name}": value for name, value in self.strategy.scalars().items()}
+        if self.strategy.needs_progress:
+            share = self._probe_seconds / max(time.perf_counter() - self._began, 1e-9)
+            scalars |= {"time/probe": self._last_probe, "time/probe_share": share}
+        if scalars:
+            pl_module.log_dict(scalars, batch_size=1)
         writer = tensorboard(trainer)
-        if writer is not None and pl_module.feedback.exposures:
-            writer.add_histogram("exposure/ratios", torch.tensor(pl_module.feedback.exposures), trainer.global_step - 1)
+        if writer is not None and len(set(feedback.exposures)) > 1:
+            writer.add_histogram("exposure/ratios", torch.tensor(feedback.exposures), trainer.global_step - 1)
+        self.strategy.update(feedback)
+        self.progress.update(feedback)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: SelfDistillation) -> None:  # type: ignore[override]
+        """Record what the decisions still pending have earned. Here, since a run may resume with nothing left to do."""
+        if self._window >= 0:
+            self._record(trainer, self.strategy.finish(self._read(trainer, pl_module)))
+
+    def _read(self, trainer: pl.Trainer, module: SelfDistillation) -> float | None:
+        if not self.strategy.needs_progress:
+            return None
+        began = time.perf_counter()
+        progress = self.progress.read(module, _probe(trainer)[trainer.global_rank :: trainer.world_size])
+        self._last_probe = time.perf_counter() - began
+        self._probe_seconds += self._last_probe
+        return progress
+
+    def _record(self, trainer: pl.Trainer, credits: list[Credit]) -> None:
+        if not credits or not trainer.is_global_zero:
+            return
+        path = Path(trainer.default_root_dir) / "decisions.jsonl"
+        if not credits[-1].complete and path.is_file():  # the end of the run, perhaps for the second time
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            path.write_text("".join(x for x in lines if json.loads(x)["complete"]), encoding="utf-8")
+        with open(path, "a", encoding="utf-8") as file:
+            for credit in credits:
+                row = credit._asdict() | {"decided_at": credit.step, "step": trainer.global_step}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
-        """The strategy's state and the window's."""
-        return {"strategy": self.strategy.state_dict(), "epoch_began": self._epoch_began}
+        """The strategy's state, the progress measure's and the window's."""
+        return {
+            "strategy": self.strategy.state_dict(),
+            "progress": self.progress.state_dict(),
+            "epoch_began": self._epoch_began,
+            "window": self._window,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put both back."""
+        """Put them back."""
         self.strategy.load_state_dict(state_dict["strategy"])
+        self.progress.load_state_dict(state_dict["progress"])
         self._epoch_began = tuple(state_dict["epoch_began"])
+        self._window = state_dict["window"]
+
+
+def _probe(trainer: pl.Trainer) -> list[Problem]:
+    """The probe of the run's data module; empty without one."""
+    return getattr(getattr(trainer, "datamodule", None), "probe_problems", [])
 
 
 class SampleLog(pl.Callback):

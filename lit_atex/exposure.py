@@ -22,7 +22,7 @@ class TrainingState(NamedTuple):
         epoch: Passes over the training source done.
         problem_ids: The problems of the coming batch.
         levels: Their level labels.
-        competence: The running estimate of the student's success; None without a `CompetenceEstimator`. To be read only.
+        competence: The running estimate of the student's success, read only; None without a `CompetenceEstimator`.
     """
 
     step: int
@@ -51,7 +51,7 @@ class Credit(NamedTuple):
         decision: Its number in the run, from 0.
         step: Optimizer step at which it was taken.
         ratio: The exposure that was chosen.
-        reward: Its discounted learning progress.
+        reward: Its discounted learning progress; None if progress was not known at two points at least.
         complete: Whether its whole horizon was seen; False only at the end of a run.
         details: Further numbers for the record, by name.
     """
@@ -59,7 +59,7 @@ class Credit(NamedTuple):
     decision: int
     step: int
     ratio: float
-    reward: float
+    reward: float | None
     complete: bool
     details: dict[str, Any]
 
@@ -67,8 +67,8 @@ class Credit(NamedTuple):
 class Exposure(ABC):
     """A rule for the exposure (reveal ratio), in [0, 1]: 0 shows the teacher nothing, 1 the whole solution.
 
-    A run is cut into windows of optimizer steps (`exposure.hold`). The calls are: `begin_window` once as a window opens,
-    `ratios` once per micro-batch, `update` once per optimizer step that was not skipped; `finish` once, at the end.
+    A run is cut into windows of optimizer steps (`exposure.hold`). The calls are: `begin_window` once as a window
+    opens, `ratios` once per micro-batch, `update` once per optimizer step that was not skipped; `finish` at the end.
     """
 
     needs_progress: bool = False

@@ -119,3 +119,23 @@ def completion_hidden(model: nn.Module, prompts: list[list[int]], rollouts: Roll
         use_cache=False,
     )
     return output.last_hidden_state[sequences.predicts]
+
+
+def token_log_probs(
+    model: nn.Module, prompts: list[list[int]], rollouts: Rollouts, chunk_tokens: int
+) -> Float[Tensor, " tokens"]:
+    """Log-probability of each completion token, in nats, at temperature 1.
+
+    Args:
+        model: Language model.
+        prompts: One prompt per rollout.
+        rollouts: What is scored.
+        chunk_tokens: Tokens whose logits are alive at a time.
+    """
+    hidden, head = completion_hidden(model, prompts, rollouts), head_of(model)
+    ids = rollouts.ids[rollouts.mask]
+    parts = [
+        head(states).float().log_softmax(-1).gather(-1, part[:, None])[:, 0]
+        for states, part in zip(hidden.split(chunk_tokens), ids.split(chunk_tokens))
+    ]
+    return torch.cat(parts)

@@ -86,15 +86,22 @@ class Solver(pl.LightningModule):
         rows = [row[:n].tolist() for row, n in zip(rollouts.ids.cpu(), rollouts.lengths.tolist())]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True) if rows else []
 
-    def answer(self, problems: list[Problem]) -> list[dict[str, Any]]:
-        """`eval_samples` completions per problem with their verdicts, one row per problem.
+    def answer(
+        self, problems: list[Problem], samples: int | None = None, purpose: str = "evaluate"
+    ) -> list[dict[str, Any]]:
+        """Completions with their verdicts, one row per problem.
 
         The draws depend on run seed, problem and sample alone, so that two students are compared on paired draws. A
         problem whose prompt is too long is not answered: its completions are empty and count as unparsed.
+
+        Args:
+            problems: What to solve.
+            samples: Completions per problem; None: `eval_samples`.
+            purpose: Sets the draws apart from those made for something else.
         """
         if not problems:
             return []
-        n = self.eval_samples
+        n = self.eval_samples if samples is None else samples
         prompts = [self.prompts.evaluation(p, self.tokenizer) for p in problems]
         limit = min(self.prompts.max_prompt_tokens, self.eval_room)
         if long := [p.id for p, ids in zip(problems, prompts) if len(ids) > limit]:
@@ -105,7 +112,7 @@ class Solver(pl.LightningModule):
         completions: list[str] = []
         if fit:
             keys = [(problems[i].source, problems[i].id) for i in fit]
-            generators = row_generators(self.seed, "evaluate", keys, n)
+            generators = row_generators(self.seed, purpose, keys, n)
             rollouts = self.engine.generate(
                 self.student, [prompts[i] for i in fit], n, self.eval_sampling, self.end_ids, generators
             )

@@ -1,0 +1,198 @@
+"""Progress measures: one number, higher is better, that says how far the student is; rewards are made of its growth.
+
+They read a Solver and know nothing of exposure. The probe, `data.probe`, is held out from training and from every
+evaluation; each rank reads its share of it, and the sums are reduced, so every rank hears the same number.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from lit_atex.divergence import ForwardKL
+from lit_atex.fused import fused_divergence
+from lit_atex.module import SelfDistillation
+from lit_atex.rollout import evaluating
+from lit_atex.scoring import completion_hidden, head_of, token_log_probs
+from lit_atex.types import Problem, Rollouts, StepFeedback, Verdict, row_generators
+
+
+class ProgressMeasure(ABC):
+    """How far the student is."""
+
+    needs_probe: bool = True
+    """Whether it reads the probe."""
+
+    @abstractmethod
+    def read(self, module: SelfDistillation, probe: list[Problem]) -> float | None:
+        """The measure now, the same on every rank; None if it is not known yet.
+
+        Args:
+            module: The student, and how it samples and is graded.
+            probe: This rank's share of the probe.
+        """
+
+    def update(self, feedback: StepFeedback) -> None:
+        """Told after each optimizer step, reduced over ranks."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+
+
+class RolloutAccuracy(ProgressMeasure):
+    """Share of correct rollouts since the last reading. Free, and what one wants in the end; noisy, a window late."""
+
+    needs_probe = False
+
+    def __init__(self) -> None:
+        self._correct = self._rollouts = 0
+
+    def read(self, module: SelfDistillation, probe: list[Problem]) -> float | None:
+        """The share; begins to count anew."""
+        accuracy = self._correct / self._rollouts if self._rollouts else None
+        self._correct = self._rollouts = 0
+        return accuracy
+
+    def update(self, feedback: StepFeedback) -> None:
+        """Count the step's verdicts."""
+        self._correct += sum(v is Verdict.CORRECT for v in feedback.verdicts)
+        self._rollouts += len(feedback.verdicts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts."""
+        return {"correct": self._correct, "rollouts": self._rollouts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put the counts back."""
+        self._correct, self._rollouts = state["correct"], state["rollouts"]
+
+
+class ProbeAccuracy(ProgressMeasure):
+    """Share of correct answers on the probe, sampled as in evaluation with the same draws each time.
+
+    Half of the noise of rollout accuracy at equal size, since the problems stay the same, and not late; costs rollouts.
+    """
+
+    def __init__(self, samples: int = 1) -> None:
+        """Set the effort.
+
+        Args:
+            samples: Completions per probe problem, >= 1.
+
+        Raises:
+            ValueError: If samples is below 1.
+        """
+        if samples < 1:
+            raise ValueError(f"exposure.progress.init_args.samples must be at least 1, got {samples}.")
+        self.samples = samples
+
+    def read(self, module: SelfDistillation, probe: list[Problem]) -> float | None:
+        """Sample and grade."""
+        rows = module.answer(probe, self.samples, "probe")
+        verdicts = [v for row in rows for v in row["verdicts"]]
+        return _mean(verdicts.count(Verdict.CORRECT.value), len(verdicts))
+
+
+class ProbeNLL(ProgressMeasure):
+    """Mean log-likelihood per token of the probe's reference solutions, given the student's prompt; nats, at most 0.
+
+    One forward pass, hardly any noise; but it rewards imitation: it also rises where the student learns the
+    references' style and solves fewer problems.
+    """
+
+    @torch.no_grad()
+    def read(self, module: SelfDistillation, probe: list[Problem]) -> float | None:
+        """Score the solutions, each followed by an end token, as far as they fit into the context."""
+        prompts = [module.prompts.evaluation(p, module.tokenizer) for p in probe]
+        fits = [len(ids) < module.eval_room for ids in prompts]
+        encoded = [module.tokenizer(p.solution, add_special_tokens=False)["input_ids"] for p in probe]
+        end = module.tokenizer.eos_token_id if module.tokenizer.eos_token_id is not None else module.end_ids[0]
+        limit = module.eval_sampling.max_new_tokens
+        rows = [(prompt, [*ids, end][:limit]) for prompt, ids, fit in zip(prompts, encoded, fits) if fit]
+        total, tokens = 0.0, 0
+        for start in range(0, len(rows), CHUNK):
+            part = rows[start : start + CHUNK]
+            rollouts = _rollouts([ids for _, ids in part], module.device)
+            with evaluating(module.student):
+                scores = token_log_probs(module.student, [p for p, _ in part], rollouts, module.chunk_tokens)
+            total, tokens = total + float(scores.double().sum()), tokens + len(scores)
+        return _mean(total, tokens)
+
+
+class ProbeMatch(ProgressMeasure):
+    """Minus the mean forward KL per token to the teacher at full exposure, on rollouts of the first student; nats.
+
+    Low noise; says how much of what full exposure could teach has been taken over, whether or not that is good.
+    """
+
+    def __init__(self) -> None:
+        self._ids: list[list[int]] | None = None  # rollouts of this rank's share
+
+    @torch.no_grad()
+    def read(self, module: SelfDistillation, probe: list[Problem]) -> float | None:
+        """Score both sides; the first time, sample the rollouts."""
+        room = min(module.prompts.max_prompt_tokens, module.train_room)
+        probe = [p for p in probe if len(module.prompts.student(p, module.tokenizer)) <= room]
+        prompts = [module.prompts.student(p, module.tokenizer) for p in probe]
+        if self._ids is None:
+            generators = row_generators(module.seed, "probe", [(p.source, p.id) for p in probe], 1)
+            self._ids = []
+            for at in range(0, len(probe), CHUNK):
+                part = slice(at, at + CHUNK)
+                made = module.engine.generate(
+                    module.student, prompts[part], 1, module.sampling, module.end_ids, generators[part]
+                )
+                self._ids += [row[:n].tolist() for row, n in zip(made.ids, made.lengths.tolist())]
+        teachers = module.prompts.teachers(probe, [1.0] * len(probe), module.tokenizer, module.train_room)
+        total, tokens = 0.0, 0
+        for at in range(0, len(probe), CHUNK):
+            part = slice(at, at + CHUNK)
+            rollouts = _rollouts(self._ids[part], module.device)
+            with module.teacher.scorer(module.student) as teacher:
+                teacher_hidden = completion_hidden(teacher, [t.ids for t in teachers[part]], rollouts)
+                teacher_head = head_of(teacher)
+            with evaluating(module.student):
+                hidden, head = completion_hidden(module.student, prompts[part], rollouts), head_of(module.student)
+            ids = rollouts.ids[rollouts.mask]
+            _, scores = fused_divergence(
+                ForwardKL(), hidden, head, teacher_hidden, teacher_head, ids, module.chunk_tokens
+            )
+            total, tokens = total - float(scores.value.double().sum()), tokens + len(ids)
+        return _mean(total, tokens)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rollouts."""
+        return {"ids": self._ids}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put them back."""
+        self._ids = state["ids"]
+
+
+CHUNK = 32
+"""Probe problems at a time."""
+
+
+def _rollouts(rows: list[list[int]], device: torch.device) -> Rollouts:
+    """Given completions as rollouts; none may be empty."""
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
+    return Rollouts(ids, lengths, torch.ones(len(rows), dtype=torch.bool, device=device))
+
+
+def _mean(total: float, count: int) -> float | None:
+    """Total by count, over all ranks; None if there is nothing to count."""
+    sums = [(total, count)]
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        sums = [(0.0, 0)] * dist.get_world_size()
+        dist.all_gather_object(sums, (total, count))
+    counted = sum(n for _, n in sums)
+    return sum(t for t, _ in sums) / counted if counted else None
