@@ -39,6 +39,7 @@ test-fast: install  ## the tests that take no model run, in under 90 seconds
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: install  ## rollouts against model.generate; time and memory of a step by phase
+bench: install  ## rollouts against model.generate; time and memory of a step by phase; 100 runs killed and resumed
 	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/kill.py

@@ -1,59 +1,24 @@
-"""What stands between Lightning's hooks and the parts that know no Lightning: competence, exposure, samples."""
+"""What stands between Lightning's hooks and the parts that know no Lightning: exposure, samples."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 
-from lit_atex.competence import Competence
+from lit_atex.estimator import CompetenceEstimator
 from lit_atex.exposure import Credit, Exposure, TrainingState
 from lit_atex.measures import ProgressMeasure, RolloutAccuracy
+from lit_atex.metrics_csv import tensorboard
 from lit_atex.module import SelfDistillation
 from lit_atex.types import Problem
 from lit_atex.window import Seen
-
-
-def tensorboard(trainer: pl.Trainer) -> Any:
-    """The run's TensorBoard writer, or None."""
-    return next((x.experiment for x in trainer.loggers if isinstance(x, TensorBoardLogger)), None)
-
-
-class CompetenceEstimator(pl.Callback):
-    """Keeps the running success rate and logs it."""
-
-    def __init__(self, decay: float = 0.9) -> None:
-        """Set the memory.
-
-        Args:
-            decay: Share of the counts that is kept at each optimizer step, in (0, 1].
-        """
-        self.competence = Competence(decay)
-
-    def on_train_batch_end(  # type: ignore[override]
-        self, trainer: pl.Trainer, pl_module: SelfDistillation, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Count the optimizer step that was just done, if one was."""
-        if pl_module.feedback is None:
-            return
-        self.competence.update(pl_module.feedback)
-        pl_module.log("competence/running", self.competence.mean(), batch_size=1)
-        for level in self.competence.levels() if len(self.competence.levels()) > 1 else []:
-            pl_module.log(f"competence/running_level_{level}", self.competence.mean(level), batch_size=1)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The counts."""
-        return self.competence.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put the counts back."""
-        self.competence.load_state_dict(state_dict)
 
 
 class ExposureControl(pl.Callback):
@@ -246,8 +211,19 @@ def describe(module: SelfDistillation, seen: Seen, rollout: int) -> dict[str, An
 
 def as_markdown(row: dict[str, Any]) -> str:
     """A sample as TensorBoard shows it; under each line of the completion, bars for the loss of its tokens."""
+    pairs = with_bars(row["tokens"], row["divergence"])
+    shown = "\n".join(f"    {text}" for pair in pairs for text in pair if text.strip())
+    return (
+        f"**{row['verdict']}** · exposure {row['exposure']:.2f} · reference answer `{row['answer']}` · {row['id']}\n\n"
+        f"question\n\n{_quote(row['question'])}\n\nhint\n\n{_quote(row['hint'])}\n\n"
+        f"completion, bars: divergence per token\n\n{shown}\n"
+    )
+
+
+def with_bars(tokens: Sequence[str], values: Sequence[float]) -> list[tuple[str, str]]:
+    """The lines of a completion, each with the bars that stand under its tokens."""
     lines, bars = [""], [""]
-    for token, value in zip(row["tokens"], row["divergence"]):
+    for token, value in zip(tokens, values):
         level = " ▁▂▃▄▅▆▇█"[min(int(max(value, 0.0) ** 0.5 * 6), 8)]  # square root: small values stay visible
         for character in token.replace("\n", "↵\n"):
             if character == "\n":
@@ -256,12 +232,7 @@ def as_markdown(row: dict[str, Any]) -> str:
             else:
                 lines[-1] += character
                 bars[-1] += level
-    shown = "\n".join(f"    {text}" for pair in zip(lines, bars) for text in pair if text.strip())
-    return (
-        f"**{row['verdict']}** · exposure {row['exposure']:.2f} · reference answer `{row['answer']}` · {row['id']}\n\n"
-        f"question\n\n{_quote(row['question'])}\n\nhint\n\n{_quote(row['hint'])}\n\n"
-        f"completion, bars: divergence per token\n\n{shown}\n"
-    )
+    return list(zip(lines, bars))
 
 
 def _quote(text: str) -> str:

@@ -1,32 +1,133 @@
-"""What a run is resumed from: Lightning's checkpoint callback, fitted to a run folder; what --ckpt_path means."""
+"""Lightning's checkpoints, for a run that may be killed at any moment: each is whole, and resumes exactly."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lit_atex import whole
+from lit_atex.metrics_csv import MetricsCsv
+from lit_atex.run_folder import RunFolder
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint aside, has it on disk, and renames it: until then the one before stays."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Save.
+
+        Raises:
+            OSError: If it could not be written; nothing is left of it.
+        """
+        if "://" in str(path):  # not a local file
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        buffer = io.BytesIO()  # torch reports a full disk as an error of its own, which does not say so
+        torch.save(checkpoint, buffer)
+        folder = Path(path).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            whole.write(Path(path), buffer.getbuffer())
+        except OSError as error:
+            raise OSError(
+                f"the checkpoint {path} could not be written: {error.strerror}. Earlier checkpoints in {folder} are "
+                "intact: make room, and go on with --resume."
+            ) from error
 
 
 class Checkpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, which also keeps the last step of the run, whatever `every_n_train_steps` says."""
+    """Lightning's ModelCheckpoint, which also keeps the last step of the run, whatever `every_n_train_steps` says.
+
+    Files are written by `WholeCheckpointIO`, unless `trainer.plugins` has another. What Lightning does with a step only
+    after the checkpoint of that step is not lost if the process is killed in between: its metrics are written before,
+    and a validation that was due is made up for.
+    """
 
     state_key = "Checkpoint"  # Lightning's own changes with the settings
+    validation_due = False
+    """Whether a validation follows the checkpoint that the run goes on from."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Fit the trainer with our way of writing files; clear away what a killed process left.
+
+        Raises:
+            ValueError: If checkpoints are asked for from which a run does not go on exactly.
+        """
+        if self.save_on_exception:
+            raise ValueError(
+                "checkpoint.save_on_exception saves in the midst of a step, whose gradients would be lost: leave it "
+                "out. A run that stopped goes on from its last checkpoint, see checkpoint.every_n_train_steps."
+            )
+        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        if stage == "fit" and trainer.is_global_zero:
+            whole.sweep(Path(str(self.dirpath)))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make up for the validation that followed the checkpoint, unless it was done before the kill."""
+        super().on_train_start(trainer, pl_module)
+        self._last_global_step_saved = self._step = trainer.global_step
+        epoch, loop = trainer.fit_loop.epoch_progress, trainer.fit_loop.epoch_loop.val_loop
+        at_end = trainer.fit_loop.restarted_mid_epoch and trainer.current_epoch == epoch.current.ready  # of a pass
+        due, self.validation_due = self.validation_due, False
+        results = next((c.results for c in trainer.callbacks if isinstance(c, RunFolder)), {})  # type: ignore[attr-defined]
+        if due and f"step-{trainer.global_step}" not in results:
+            epoch.current.completed -= at_end  # it belongs to the pass before
+            loop.restarting, trainer.validating = False, True  # as the loop around it does
+            loop.run()
+            loop.restarting, trainer.training = True, True
+            loop._has_run = False  # else Lightning takes a pass that ends here for one that it went through
+            epoch.current.completed += at_end
+        if at_end:  # Lightning forgets to open the next pass
+            epoch.increment_ready()
+            epoch.increment_started()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         """Save the last step while its epoch is open: resumed from there, a longer run is as if never stopped."""
+        if trainer.global_step == self._step:  # in the midst of a window of accumulation: its gradients are in no file
+            return
+        self._step = trainer.global_step
+        _write_metrics(trainer)
         super().on_train_batch_end(trainer, *args, **kwargs)
-        if trainer.global_step == trainer.max_steps:
+        if trainer.global_step == trainer.max_steps or trainer.should_stop:
             self._save_end(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the last step of a run that ended otherwise."""
         self._save_end(trainer)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Have an evaluation after training logged under its last step and epoch: resumed there, they are behind."""
+        if trainer.state.fn == TrainerFn.VALIDATING and not self.validation_due:
+            epoch = trainer.fit_loop.epoch_progress.current
+            trainer.fit_loop.epoch_loop._batches_that_stepped, epoch.completed = trainer.global_step, epoch.ready
+
     def _save_end(self, trainer: pl.Trainer) -> None:
         if self._last_global_step_saved != trainer.global_step and not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note whether Lightning validates next: a run that it resumes leaves that out."""
+        loop = trainer.fit_loop
+        due = trainer.training and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+        checkpoint["validation_due"] = bool(due)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Read the note."""
+        self.validation_due = checkpoint.get("validation_due", False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore; a run folder may have moved, and what is not in this one is not ours to delete later."""
@@ -39,15 +140,21 @@ class Checkpoint(ModelCheckpoint):
         super().load_state_dict(state)
 
 
-def find_checkpoint(run: Path, given: str | None) -> str | None:
-    """The file that --ckpt_path means; None if it is not set, or "last" and there is none yet.
+def purge_step(checkpoint: str | None, run: Path) -> int | None:
+    """First step whose TensorBoard events were written after the checkpoint; None for a new run."""
+    if checkpoint is None or not Path(checkpoint).is_file():
+        return None
+    step = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
+    evaluated = (run / "outcomes").glob(f"step-{step}.*")  # under the same number as the step that comes next
+    return step + any(evaluated)
 
-    Raises:
-        ValueError: If a file is named that does not exist.
-    """
-    if given == "last":
-        last = run / "checkpoints" / "last.ckpt"
-        return str(last) if last.is_file() else None
-    if given and given.endswith(".ckpt") and not Path(given).is_file():
-        raise ValueError(f"--ckpt_path {given}: there is no such file; `last` means {run}/checkpoints/last.ckpt.")
-    return given
+
+def _write_metrics(trainer: pl.Trainer) -> None:
+    """Write the step's row of metrics.csv, as Lightning will when the checkpoint is there."""
+    connector = trainer._logger_connector
+    if not connector.should_update_logs:
+        return
+    row = convert_tensors_to_scalars(connector.metrics["log"]) | {"epoch": trainer.current_epoch}
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsCsv):
+            logger.log_metrics(row, trainer.fit_loop.epoch_loop._batches_that_stepped)

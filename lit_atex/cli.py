@@ -1,4 +1,4 @@
-"""The command line: `lit-atex fit | validate | test | predict` (LightningCLI), and `lit-atex pretrain`.
+"""The command line: `lit-atex fit | validate | test | predict` (LightningCLI), `lit-atex inspect | pretrain`.
 
 It wires objects together and knows nothing of what they do.
 """
@@ -6,6 +6,7 @@ It wires objects together and knows nothing of what they do.
 from __future__ import annotations
 
 import datetime
+import errno
 import logging
 import os
 import sys
@@ -20,20 +21,26 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lit_atex.callbacks import CompetenceEstimator, ExposureControl, SampleLog
-from lit_atex.checkpoint import Checkpoint, find_checkpoint
+from lit_atex import adaptive as adaptive  # so that its rules go by their short names, as those of `exposure` do
+from lit_atex.callbacks import ExposureControl, SampleLog
+from lit_atex.checkpoint import Checkpoint, purge_step
+from lit_atex.collapse import CollapseMonitor
+from lit_atex.custom_scalars import CustomScalars
 from lit_atex.data import ProblemDataModule
+from lit_atex.estimator import CompetenceEstimator
 from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.module import SelfDistillation
 from lit_atex.progress import StepProgress
 from lit_atex.report import before_after_table, read_results
-from lit_atex.run_folder import RunFolder, prepare
+from lit_atex.resume import find_checkpoint, prepare
+from lit_atex.run_folder import RunFolder
 
 log = logging.getLogger("lit_atex")
 
 DESCRIPTION = "On-policy self-distillation of language models with partial, controlled teacher exposure."
 EPILOG = (
-    "Further command: `lit-atex pretrain --out DIR` trains the embedded reasoner anew (`lit-atex pretrain --help`). "
+    "Further commands: `lit-atex inspect RUN` shows a run in the terminal; "
+    "`lit-atex pretrain --out DIR` trains the embedded reasoner anew (each has its own --help). "
     "A first run, about a minute: `lit-atex fit --config configs/base.yaml --config configs/tiny.yaml`. "
     "Options of a class: `lit-atex fit --model.divergence.help ForwardKL`."
 )
@@ -61,7 +68,7 @@ class SaveConfig(SaveConfigCallback):
         run = Path(trainer.default_root_dir)
         run.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
-        config.checkpoint.dirpath, config.ckpt_path, config.overwrite = None, None, False
+        config.checkpoint.dirpath, config.ckpt_path, config.resume, config.overwrite = None, None, False, False
         name = "config.yaml" if stage == "fit" else f"config-{getattr(stage, 'value', stage)}.yaml"
         self.parser.save(config, run / name, skip_none=False, overwrite=True, multifile=False)
 
@@ -105,12 +112,20 @@ class Cli(LightningCLI):
         self.trainer.predict(return_predictions=False, **given)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add --run, --overwrite, and one key per callback of ours."""
+        """Add --run, --resume, --overwrite, and one key per callback of ours."""
         parser.add_argument(
             "--run",
             type=str | None,
             default=None,
             help="The one folder this run writes to. Default: runs/<date>-<names of the config files>.",
+        )
+        parser.add_argument(
+            "--resume",
+            nargs="?",
+            const=True,
+            type=bool,
+            default=False,
+            help="Go on where the run in --run was stopped or killed, as if it had not been (fit only).",
         )
         parser.add_argument(
             "--overwrite",
@@ -121,6 +136,7 @@ class Cli(LightningCLI):
         parser.add_lightning_class_args(ExposureControl, "exposure")
         parser.add_lightning_class_args(CompetenceEstimator, "competence")
         parser.add_lightning_class_args(SampleLog, "sample_log")
+        parser.add_lightning_class_args(CollapseMonitor, "collapse")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.enable_version_counter": False})
         parser.link_arguments("seed_everything", "model.seed", compute_fn=as_seed)
@@ -132,6 +148,14 @@ class Cli(LightningCLI):
         for key in ("trainer.default_root_dir", "checkpoint.dirpath"):
             if config[key] is not None:
                 raise ValueError(f"{key} is set by --run, the one folder that a run writes to; leave it out.")
+        if config.resume:
+            if self.subcommand != "fit":
+                raise ValueError("--resume goes on with training; --ckpt_path last evaluates the last checkpoint.")
+            if config.ckpt_path not in (None, "last"):
+                raise ValueError(f"--resume means --ckpt_path last: leave out --ckpt_path {config.ckpt_path}.")
+            if not config.run:
+                raise ValueError("--resume needs --run, the folder of the run that was stopped or killed.")
+            config.ckpt_path = "last"
         self.run_folder = Path(config.run) if config.run else default_run(config)
         checkpoint = find_checkpoint(self.run_folder, config.ckpt_path)
         if self.subcommand == "fit":
@@ -153,7 +177,9 @@ class Cli(LightningCLI):
         given = config.logger if isinstance(config.logger, list) else [config.logger]
         loggers = [logger for logger in given if isinstance(logger, Logger)]
         if self.subcommand == "fit":  # the others write results.json: their numbers belong to no training step
-            loggers = [TensorBoardLogger(run, name="tensorboard", version=""), MetricsCsv(run), *loggers]
+            callbacks.append(CustomScalars())
+            purge = purge_step(self.config_init[self.subcommand].ckpt_path, self.run_folder)
+            loggers = [TensorBoardLogger(run, "tensorboard", "", purge_step=purge), MetricsCsv(run), *loggers]
         if not self.datamodule.validation_names:
             kwargs["limit_val_batches"] = 0  # else Lightning warns of an empty list of loaders
         trainer = super().instantiate_trainer(default_root_dir=run, logger=loggers, callbacks=callbacks, **kwargs)
@@ -233,9 +259,9 @@ def quiet() -> None:
 def is_mistake(error: Exception) -> bool:
     """Whether the message alone helps: a check of ours raised it, or Lightning refused a setting.
 
-    Anything else, a ValueError from inside a library too, may be a bug, and keeps its traceback.
+    Or the disk is full. Anything else, a ValueError from inside a library too, may be a bug, and keeps its traceback.
     """
-    if isinstance(error, MisconfigurationException):
+    if isinstance(error, MisconfigurationException) or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):
         return True
     last = traceback.extract_tb(error.__traceback__)[-1]
     return Path(last.filename).is_relative_to(Path(__file__).parent) and (last.line or "").startswith("raise ")
@@ -258,6 +284,12 @@ def main(args: list[str] | None = None) -> None:
             from lit_atex.embedded.pretrain import pretrain
 
             auto_cli(pretrain, args=words[1:], prog="lit-atex pretrain", as_positional=False)
+        elif words[:1] == ["inspect"]:
+            from jsonargparse import auto_cli
+
+            from lit_atex.inspection import inspect
+
+            auto_cli(inspect, args=words[1:], prog="lit-atex inspect")
         else:
             Cli(args if words else ["--help"])
     except Exception as error:

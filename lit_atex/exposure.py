@@ -109,10 +109,27 @@ class Exposure(ABC):
         """Restore what `state_dict` returned."""
 
 
-def _in_unit(name: str, value: float) -> float:
+def in_unit(name: str, value: float) -> float:
+    """The value of an argument, if it is a ratio.
+
+    Raises:
+        ValueError: If it is not.
+    """
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"exposure.strategy.init_args.{name} must lie in [0, 1], got {value}.")
     return value
+
+
+def in_order(low: str, least: float, high: str, greatest: float) -> tuple[float, float]:
+    """The values of two arguments, if they are ratios and the first is not above the second.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    found = in_unit(low, least), in_unit(high, greatest)
+    if least > greatest:
+        raise ValueError(f"exposure.strategy.init_args: {low} ({least}) must not be above {high} ({greatest}).")
+    return found
 
 
 class Fixed(Exposure):
@@ -127,7 +144,7 @@ class Fixed(Exposure):
         Raises:
             ValueError: If it is out of range.
         """
-        self.ratio = _in_unit("ratio", ratio)
+        self.ratio = in_unit("ratio", ratio)
 
     def ratios(self, state: TrainingState) -> list[float]:
         """The ratio, for each problem."""
@@ -158,7 +175,7 @@ class Scheduled(Exposure):
         if stages < 2:
             raise ValueError(f"exposure.strategy.init_args.stages must be at least 2, got {stages}.")
         self.shape, self.stages = shape, stages
-        self.start, self.end = _in_unit("start", start), _in_unit("end", end)
+        self.start, self.end = in_unit("start", start), in_unit("end", end)
 
     def ratios(self, state: TrainingState) -> list[float]:
         """The curve's value now, for each problem."""
@@ -186,9 +203,8 @@ class Random(Exposure):
         Raises:
             ValueError: If the range is out of order.
         """
-        self.low, self.high, self.per, self.seed = _in_unit("low", low), _in_unit("high", high), per, seed
-        if low > high:
-            raise ValueError(f"exposure.strategy.init_args: low ({low}) must not be above high ({high}).")
+        self.low, self.high = in_order("low", low, "high", high)
+        self.per, self.seed = per, seed
 
     def ratios(self, state: TrainingState) -> list[float]:
         """Fresh draws, set by (seed, step) and, for `per: problem`, the problem's id."""

@@ -148,9 +148,7 @@ class SelfDistillation(Solver):
 
         with self._timed("rollout"):
             rollouts = self.rollout(problems, prompts)
-        teacher_prompts = [
-            self.prompts.teacher(p, r, self.tokenizer, self.train_room) for p, r in zip(problems, ratios)
-        ]
+        teacher_prompts = self.prompts.teachers(problems, ratios, self.tokenizer, self.train_room)
         loss, tokens = self.distil(prompts, [t.ids for t in teacher_prompts], rollouts)
         with self._timed("verify"):
             completions = self.decode(rollouts)
@@ -244,7 +242,7 @@ class SelfDistillation(Solver):
             self._bad_in_a_row = 0
             self.feedback = self._window.feedback(self.global_step, self.sampling.max_new_tokens)
             scalars = self._window.scalars(self._step_began - began)
-            self.log_dict(scalars, batch_size=1)
+            self.log_dict(scalars | self.teacher.scalars(), batch_size=1)
             self.log("loss/lr", optimizer.param_groups[0]["lr"], batch_size=1)
             for name, long in SHOWN.items():
                 self.log(name, scalars[long], prog_bar=True, logger=False, batch_size=1)
@@ -254,7 +252,7 @@ class SelfDistillation(Solver):
         """Step, and let the teacher follow: before callbacks, of which one writes the checkpoint."""
         super().optimizer_step(*args, **kwargs)
         if self.feedback is not None:
-            self.teacher.after_step(self.student)
+            self.teacher.after_step(self.student, self.feedback)
         self._window.clear()
         self._loss_is_finite = True
 

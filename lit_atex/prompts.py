@@ -6,14 +6,19 @@ from text, and are never decoded and encoded again.
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from lit_atex.reveal import keep_whole, reveal, step_borders
+from lit_atex.reveal import KINDS, MARK, Kind, borrow, joined, material
+from lit_atex.steps import keep_whole, step_borders
 from lit_atex.types import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger("lit_atex")
 
 STUDENT_TEMPLATE = "Problem: {question}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 TEACHER_TEMPLATE = (
@@ -32,7 +37,7 @@ class TeacherPrompt(NamedTuple):
 
     Attributes:
         ids: Token ids of the whole prompt.
-        hint: The part of the solution in it; empty: the prompt is the student's.
+        hint: What is shown of a solution; empty: the prompt is the student's.
         truncated: Whether steps of the hint were left out because the prompt was too long.
     """
 
@@ -52,6 +57,8 @@ class PromptStyle:
         student_thinking: bool | None = None,
         teacher_thinking: bool | None = None,
         eval_thinking: bool | None = None,
+        hint: Kind = "prefix",
+        mark: str = MARK,
         unit: Literal["step", "token"] = "step",
         hide_answer: bool = False,
         max_prompt_tokens: int = 2048,
@@ -67,14 +74,20 @@ class PromptStyle:
             student_thinking: The chat template's `enable_thinking` for rollouts; None: the template's own default.
             teacher_thinking: The same for the teacher's prompt.
             eval_thinking: The same for validation, test and predict.
+            hint: What a hint shows of the solution: its first steps (prefix), its last (suffix), some here and there
+                (scattered), its first steps and the others without their numbers (masked), the step with the answer
+                (answer_only), nothing (none), or the first steps of another problem of the batch (other).
+            mark: What stands for a gap of a scattered hint and for a number of a masked one; known to the tokenizer.
             unit: Hints are cut at borders of steps or of tokens.
             hide_answer: Never show the step that holds the answer, even at exposure 1: the last one, or from the first
                 one with a box on.
             max_prompt_tokens: A problem whose student prompt is longer is skipped and counted.
-            max_teacher_tokens: A teacher prompt that would be longer loses the hint's last steps, and is counted.
+            max_teacher_tokens: A teacher prompt that would be longer loses the hint's last steps (a suffix its first),
+                and is counted.
 
         Raises:
-            ValueError: If a template lacks a field, or the teacher's limit is below the student's.
+            ValueError: If a template lacks a field, the teacher's limit is below the student's, or a hint of this kind
+                is not cut at tokens.
         """
         if "{question}" not in student:
             raise ValueError("prompts.student must contain {question}.")
@@ -85,13 +98,15 @@ class PromptStyle:
                 f"prompts.max_teacher_tokens ({max_teacher_tokens}) must not be below prompts.max_prompt_tokens "
                 f"({max_prompt_tokens}): the teacher sees at least what the student sees."
             )
+        if unit == "token" and hint in ("masked", "answer_only"):
+            raise ValueError(f"prompts.unit: token does not go with prompts.hint: {hint}; set prompts.unit to step.")
         self.student_template, self.teacher_template, self.system = student, teacher, system
         self.student_thinking, self.teacher_thinking, self.eval_thinking = (
             student_thinking,
             teacher_thinking,
             eval_thinking,
         )
-        self.unit, self.hide_answer = unit, hide_answer
+        self.hint, self.mark, self.unit, self.hide_answer = hint, mark, unit, hide_answer
         self.max_prompt_tokens, self.max_teacher_tokens = max_prompt_tokens, max_teacher_tokens
 
     def student(self, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -105,25 +120,49 @@ class PromptStyle:
     def teacher(
         self, problem: Problem, ratio: float, tokenizer: PreTrainedTokenizerBase, room: int | None = None
     ) -> TeacherPrompt:
-        """The prompt with the part of the solution that `ratio` in [0, 1] shows.
+        """The prompt of one problem that has no batch; see `teachers`."""
+        return self.teachers([problem], [ratio], tokenizer, room)[0]
 
-        With nothing to show it is the student's prompt, id for id. A prompt above `max_teacher_tokens`, or
-        above `room` tokens if that is less, loses pieces at the hint's end, never the frame or the question.
+    def teachers(
+        self,
+        problems: Sequence[Problem],
+        ratios: Sequence[float],
+        tokenizer: PreTrainedTokenizerBase,
+        room: int | None = None,
+    ) -> list[TeacherPrompt]:
+        """The prompts of a batch, each with what its ratio in [0, 1] shows.
+
+        With nothing to show it is the student's prompt, id for id. A prompt above `max_teacher_tokens`, or above `room`
+        tokens if that is less, loses pieces at the hint's end (a suffix at its start), never the frame or the question.
         """
-        borders = self._borders(problem.solution, tokenizer)
-        hint = wanted = reveal(problem.solution, ratio, borders, self.hide_answer)
-        ids = self._teacher_ids(problem, hint, tokenizer)
+        borders = [self._borders(p.solution, tokenizer) for p in problems]
+        given = [material(p.solution, b, self.hide_answer, self.mark) for p, b in zip(problems, borders)]
+        if self.hint == "other":
+            given = borrow(problems, given)
+            if alone := [p.id for p, m in zip(problems, given) if not m.other]:
+                log.warning("prompts.hint: other: no other problem in the batch, so nothing to show for: %s", alone)
         limit = self.max_teacher_tokens if room is None else min(self.max_teacher_tokens, room)
+        parts = [KINDS[self.hint](m, ratio) for m, ratio in zip(given, ratios)]
+        return [self._fitting(p, shown, tokenizer, limit) for p, shown in zip(problems, parts)]
+
+    def _fitting(
+        self, problem: Problem, parts: list[str], tokenizer: PreTrainedTokenizerBase, limit: int
+    ) -> TeacherPrompt:
+        """The prompt with as many parts of the hint as fit into `limit` tokens."""
+        hint = wanted = joined(parts)
+        ids = self._teacher_ids(problem, hint, tokenizer)
         if len(ids) > limit:
-            ends = [b for b in borders if b < len(wanted)]
-            low, high = 0, len(ends)  # the prompt with `low` pieces fits, the one with `high` + 1 does not
+            low, high = 0, max(len(parts) - 1, 0)  # the prompt with `low` parts fits, the one with `high` + 1 does not
             while low < high:
                 middle = (low + high + 1) // 2
-                fits = len(self._teacher_ids(problem, wanted[: ends[middle - 1]].rstrip(), tokenizer)) <= limit
+                fits = len(self._teacher_ids(problem, self._keep(parts, middle), tokenizer)) <= limit
                 low, high = (middle, high) if fits else (low, middle - 1)
-            hint = wanted[: ends[low - 1]].rstrip() if low else ""
+            hint = self._keep(parts, low)
             ids = self._teacher_ids(problem, hint, tokenizer)
         return TeacherPrompt(ids, hint, truncated=hint != wanted)
+
+    def _keep(self, parts: list[str], count: int) -> str:
+        return joined(parts[len(parts) - count :] if self.hint == "suffix" else parts[:count])
 
     def render(self, problem: Problem, hint: str, thinking: bool | None, tokenizer: PreTrainedTokenizerBase) -> str:
         """The whole prompt as text, the role marks of the chat template included."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from lit_atex.competence import Competence
 from lit_atex.evaluation import Result
 from lit_atex.stats import bootstrap_interval
+from lit_atex.types import Verdict
 
 
 def read_results(rows: list[dict[str, Any]]) -> list[Result]:
@@ -90,3 +93,29 @@ def before_after_table(before: list[Result], after: list[Result]) -> str:
             f"→ {a.mean_length:.1f}",
         )
     return _render(table)
+
+
+def competence_table(title: str, competence: Competence) -> str:
+    """One row per level: problems and rollouts since the start, running success, and what became of the others."""
+    table = Table(title=f"{title}: running success on training problems; intervals 95 %", title_justify="left")
+    table.add_column("level")
+    for heading in ("problems", "rollouts", "success", "interval", "wrong", "unparsed", "timeout"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    levels = competence.levels()
+    rows = {level or "(none)": level for level in sorted(levels, key=_by_number)}
+    for name, level in {**rows, **({"all": None} if len(levels) != 1 else {})}.items():
+        tally, shares = competence.tally(level), competence.shares(level)
+        table.add_row(
+            name,
+            str(tally.problems),
+            str(tally.rollouts),
+            f"{competence.mean(level):.3f}",
+            _interval(competence.interval(level)),
+            *(f"{shares[v]:.3f}" for v in (Verdict.WRONG, Verdict.UNPARSED, Verdict.TIMEOUT)),
+        )
+    return _render(table)
+
+
+def _by_number(label: str) -> list[tuple[int, str]]:
+    """Sorts "Level 10" after "Level 9"."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", label)]

@@ -1,143 +1,189 @@
-"""Splits a reference solution into steps and shows the part of it that a ratio asks for.
+"""What a hint shows of a reference solution: one function for each kind of hint.
 
-Works on text alone: it knows no tokenizer and no template. Every border is a character offset into the solution, a step
-is the text between two borders, and the steps joined are the solution to the letter.
+Works on text alone: it knows no tokenizer and no template. A kind takes what there is to show and a ratio, and gives
+the hint in parts, so that a hint that is too long can lose some of them. For each kind:
+
+- 0 shows nothing: no part;
+- 1 shows all that the kind ever shows;
+- a higher ratio never shows less; what that means is the law in the kind's docstring.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Literal, NamedTuple
 
-_LINE_END = re.compile(r"\n\s*")
-_SENTENCE_END = re.compile(r"[.!?][)\"'”’\]]*[ \t]+(?=[\"'“‘(\[]?[A-Z\d\\$])")
-_INLINE_ITEM = re.compile(r"[ \t](?=Step\s+\d+\s*:)|;[ \t]+(?=\(?\d{1,3}[.)]\s)")
-_LIST_MARK = r"(?:^|\n|[.!?:;][)\"'”’\]]*[ \t])[ \t*#>-]*\(?\d{1,3}"  # "2", but not the 24 of "it is 24. So"
-_ABBREVIATION = r"(?:^|[\s(])(?:[A-Z]|Step \d+|e\.g|i\.e|cf|vs|Eq|Fig|Mr|Mrs|Ms|Dr|St|No)"
-_NOT_AN_END = re.compile(rf"(?:{_LIST_MARK}|{_ABBREVIATION})\.\Z")
-_BRACES = re.compile(r"(\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
-_OPENING = re.compile(r"\\(?:begin\{(\w+\*?)\}|.)|\$\$?", re.DOTALL)
-_CLOSED_BY = {"$$": "$$", r"\[": r"\]", r"\(": r"\)"}
-_CLOSING = re.compile(r"\$\$|\\[\])]|\\end\{\w+\*?\}")
-_DOLLARS = re.compile(r"\$(?:[^$\n\\]++|\\.)++\$(?!\d)")  # "$5 and $6" is money
-_NUMBER = re.compile(r"[-+−]?(?:\d+|\.\d+)(?:(?:[.,:/]|\{,\}|,?\\[,!])\d+)*(?:[eE][-+]?\d+)?(?:\\?%)?")
+from lit_atex.steps import answer_begins, answer_step, mask_numbers, step_borders
+from lit_atex.types import Problem, seeded
+
+MARK = "[...]"
 
 
-# Solutions come from strangers: the two scans below read the text once, whatever is left open in it.
+class Material(NamedTuple):
+    """What the hint of one problem is made of.
 
-
-def _boxes(text: str) -> list[tuple[int, int]]:
-    r"""Spans of the outermost `\boxed{...}` and `\fbox{...}`; an unclosed box reaches to the end of the text."""
-    spans, start, depth = [], -1, 0
-    for match in _BRACES.finditer(text):
-        opens_box, mark = match[1], match[0]
-        if start < 0:
-            start, depth = (match.start(), 1) if opens_box else (-1, 0)
-            continue
-        depth += 1 if opens_box or mark == "{" else -1 if mark == "}" else 0
-        if depth == 0:
-            spans.append((start, match.end()))
-            start = -1
-    return spans if start < 0 else [*spans, (start, len(text))]
-
-
-def _formulas(text: str) -> list[tuple[int, int]]:
-    r"""Spans of `$...$` on one line, `$$...$$`, `\[...\]`, `\(...\)` and environments; what is not closed is text."""
-    last = {match[0]: match.start() for match in _CLOSING.finditer(text)}
-    spans, at = [], 0
-    while match := _OPENING.search(text, at):
-        start, at = match.span()
-        closing = f"\\end{{{match[1]}}}" if match[1] else _CLOSED_BY.get(match[0], "")
-        end = 0
-        if match[0] == "$":
-            end = closed.end() if (closed := _DOLLARS.match(text, start)) else 0
-        elif closing and last.get(closing, -1) >= at:
-            end = text.index(closing, at) + len(closing)
-        if end:
-            spans.append((start, end))
-            at = end
-    return spans
-
-
-def keep_whole(text: str, borders: Iterable[int], math: bool) -> list[int]:
-    r"""Drop the borders that would split what must stay whole.
-
-    Args:
-        text: The solution.
-        borders: Offsets into it.
-        math: Whether formulas stay whole too; `\boxed{...}` and numbers always do.
-
-    Returns:
-        Ascending offsets, `len(text)` last (if the text is not empty).
+    Attributes:
+        pieces: The pieces of the solution in order; without those of the answer if it is hidden.
+        answer: The step with the answer; empty if it is hidden.
+        other: The pieces of another problem's solution; empty if there is none. See `borrow`.
+        mark: What stands where something is left out.
     """
-    spans = _boxes(text) + [m.span() for m in _NUMBER.finditer(text)]
-    if math:
-        spans += _formulas(text)
-    inside = bytearray(len(text) + 1)
-    for start, end in spans:
-        inside[start + 1 : end] = b"\1" * (end - start - 1)
-    kept = [b for b in sorted(set(borders)) if 0 < b < len(text) and not inside[b]]
-    return [*kept, len(text)] if text else []
+
+    pieces: list[str]
+    answer: str
+    other: list[str]
+    mark: str
 
 
-def step_borders(solution: str) -> list[int]:
-    r"""Where the steps of a solution end.
-
-    A step is a line, a sentence or a numbered item. Formulas, `\boxed{...}` and numbers are never split, nor is a list
-    mark ("2. ") or an abbreviation cut from what follows it. White space belongs to the step before it.
-
-    Args:
-        solution: Reference solution; may be of any form.
-
-    Returns:
-        Ascending offsets, the last one `len(solution)`; empty for a solution of white space only.
-    """
-    ends = [m.end() for pattern in (_LINE_END, _INLINE_ITEM) for m in pattern.finditer(solution)]
-    ends += [
-        m.end()
-        for m in _SENTENCE_END.finditer(solution)
-        if not _NOT_AN_END.search(solution, max(0, m.start() - 16), m.start() + 1)
-    ]
-    borders, start = [], 0
-    for border in keep_whole(solution, ends, math=True):
-        if solution[start:border].strip():
-            borders.append(border)
-            start = border
-    if borders:
-        borders[-1] = len(solution)
-    return borders
-
-
-def split_steps(solution: str) -> list[str]:
-    """The steps of a solution, as text; joined they are the solution."""
-    borders = step_borders(solution)
-    return [solution[a:b] for a, b in zip([0, *borders], borders)]
-
-
-def reveal(solution: str, ratio: float, borders: list[int] | None = None, hide_answer: bool = False) -> str:
-    r"""The prefix of a solution that a reveal ratio shows.
-
-    Monotone: the hint at a lower ratio is a prefix of the hint at a higher one. 0 shows nothing, 1 shows all there is.
+def material(solution: str, borders: list[int] | None = None, hide_answer: bool = False, mark: str = MARK) -> Material:
+    r"""What there is to show of a solution.
 
     Args:
         solution: Reference solution.
-        ratio: Exposure in [0, 1]; the nearest whole number of pieces is shown, halves go up.
-        borders: Where pieces end (see `keep_whole`); the solution's steps if None.
-        hide_answer: Never show the solution's last step, nor the step with the first `\boxed{...}` and what follows.
-
-    Returns:
-        The hint, without white space at its end.
-
-    Raises:
-        ValueError: If the ratio is outside [0, 1] or not a number.
+        borders: Where pieces end (see `steps.keep_whole`); the solution's steps if None.
+        hide_answer: Leave out the solution's last step, and the step with the first `\boxed{...}` and what follows.
+        mark: What stands where something is left out.
     """
-    if not 0.0 <= ratio <= 1.0:
-        raise ValueError(f"exposure must lie in [0, 1], got {ratio}; look at what sets `exposure.strategy`.")
     steps = step_borders(solution)
     borders = steps if borders is None else borders
     if hide_answer:
-        answer = next((start for start, _ in _boxes(solution)), len(solution))
-        end = max((b for b in steps[:-1] if b <= answer), default=0)
+        end = answer_begins(solution, steps)
         borders = [b for b in borders if b <= end]
-    shown = int(ratio * len(borders) + 0.5)
-    return solution[: borders[shown - 1]].rstrip() if shown else ""
+    pieces = [solution[a:b] for a, b in zip([0, *borders], borders)]
+    return Material(pieces, "" if hide_answer else answer_step(solution, steps), [], mark)
+
+
+def borrow(problems: Sequence[Problem], materials: Sequence[Material]) -> list[Material]:
+    """Give each problem the pieces of another one of its batch: the next one that is long enough, else the longest.
+
+    Another problem has another id and another question, and its solution does not contain this one's. A problem for
+    which there is none, as in a batch of one, gets nothing.
+
+    Args:
+        problems: A batch.
+        materials: Theirs.
+    """
+    lengths = [sum(map(len, m.pieces)) for m in materials]
+    found = []
+    for i, (problem, own) in enumerate(zip(problems, materials)):
+        following = [*range(i + 1, len(problems)), *range(i)]
+        others = [j for j in following if lengths[j] and _is_another(problem, problems[j])]
+        chosen = max(others, key=lambda j: min(lengths[j], lengths[i]), default=None)
+        found.append(own._replace(other=[] if chosen is None else materials[chosen].pieces))
+    return found
+
+
+def _is_another(problem: Problem, candidate: Problem) -> bool:
+    return (
+        candidate.id != problem.id
+        and candidate.question.strip() != problem.question.strip()
+        and problem.solution.strip() not in candidate.solution
+    )
+
+
+def _count(ratio: float, pieces: int) -> int:
+    """The whole number of pieces nearest to `ratio` of them; halves go up."""
+    if not 0.0 <= ratio <= 1.0:
+        raise ValueError(f"exposure must lie in [0, 1], got {ratio}; look at what sets `exposure.strategy`.")
+    return int(ratio * pieces + 0.5)
+
+
+# The kinds. Each takes the material and the exposure in [0, 1], and raises ValueError if that is out of range.
+
+
+def prefix(of: Material, ratio: float) -> list[str]:
+    """The first pieces.
+
+    Law: the hint at a lower ratio is a prefix of the hint at a higher one.
+    """
+    return of.pieces[: _count(ratio, len(of.pieces))]
+
+
+def suffix(of: Material, ratio: float) -> list[str]:
+    """The last pieces, of those before the answer if that is hidden.
+
+    Law: the hint at a lower ratio is a suffix of the hint at a higher one.
+    """
+    return of.pieces[len(of.pieces) - _count(ratio, len(of.pieces)) :]
+
+
+def scattered(of: Material, ratio: float) -> list[str]:
+    """Pieces here and there, in order; a mark stands for those left out before each of them.
+
+    Pieces appear in an order drawn from their text alone, so a resumed run shows the same. As with a prefix, nothing
+    says that the solution goes on after the last piece shown.
+
+    Law: the pieces shown at a lower ratio are among those shown at a higher one.
+    """
+    order = seeded(0, "scattered", "".join(of.pieces)).permutation(len(of.pieces))
+    parts, after = [], 0
+    for i in sorted(order[: _count(ratio, len(of.pieces))].tolist()):
+        gap = ""
+        if i > after:
+            hidden = of.pieces[i - 1]
+            gap = of.mark + hidden[len(hidden.rstrip()) :]  # its white space stays: lines stay lines
+        parts.append(gap + of.pieces[i])
+        after = i + 1
+    return parts
+
+
+def masked(of: Material, ratio: float) -> list[str]:
+    """The first pieces as they are, and the others with a mark for each number.
+
+    A ratio that shows no whole piece shows nothing at all: numbers are masked only below a piece that is shown.
+
+    Law: the pieces shown unmasked at a lower ratio are the first of those at a higher one; above them no digit is seen.
+    """
+    shown = _count(ratio, len(of.pieces))
+    return of.pieces[:shown] + [mask_numbers(piece, of.mark) for piece in of.pieces[shown:] if shown]
+
+
+def answer_only(of: Material, ratio: float) -> list[str]:
+    """The step with the answer, from a ratio of 0.5 on: it is one piece. Nothing if the answer is hidden.
+
+    Law: what is shown once stays shown.
+    """
+    return [of.answer] if of.answer and _count(ratio, 1) else []
+
+
+def none(of: Material, ratio: float) -> list[str]:
+    """Nothing: the control in which the teacher sees what the student sees.
+
+    Law: empty.
+    """
+    return of.pieces[: _count(ratio, 0)]
+
+
+def other(of: Material, ratio: float) -> list[str]:
+    """The first pieces of another problem's solution: the control in which a hint is as long but of no use.
+
+    As many as come nearest in characters to the prefix that the own solution would show; at least one if that shows
+    any, and all of them if the other solution is shorter.
+
+    Law: the hint at a lower ratio is a prefix of the hint at a higher one, and never the own solution's.
+    """
+    own = prefix(of, ratio)
+    length = sum(map(len, own))
+    ends = list(accumulate(map(len, of.other)))
+    count = min(range(len(ends)), key=lambda i: abs(ends[i] - length), default=-1) + 1
+    return of.other[:count] if own else []
+
+
+Kind = Literal["prefix", "suffix", "scattered", "masked", "answer_only", "none", "other"]
+
+KINDS: dict[str, Callable[[Material, float], list[str]]] = {
+    kind.__name__: kind for kind in (prefix, suffix, scattered, masked, answer_only, none, other)
+}
+
+
+def joined(parts: list[str]) -> str:
+    """A hint as text, without white space at its end."""
+    return "".join(parts).rstrip()
+
+
+def reveal(
+    solution: str, ratio: float, borders: list[int] | None = None, hide_answer: bool = False, kind: Kind = "prefix"
+) -> str:
+    """The hint as text; the arguments are those of `material` and of the kinds. "other" needs a batch: see `borrow`."""
+    return joined(KINDS[kind](material(solution, borders, hide_answer), ratio))

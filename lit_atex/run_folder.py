@@ -5,6 +5,7 @@ manifest.json       versions, git commit, seeds, command, when it began and ende
 prompts.txt         the rendered prompts of the first batch: student, teacher, evaluation
 metrics.csv         all logged numbers, a row a step    (written by `MetricsCsv`)
 samples.jsonl       rollouts to read                   (written by `SampleLog`)
+decisions.jsonl     what exposures earned, for strategies that learn (written by `ExposureControl`)
 results.json        avg@n and pass@k of each evaluation, with intervals
 outcomes/           per evaluation and set: every problem with its completions and verdicts
 predictions/        what `predict` wrote
@@ -19,42 +20,26 @@ import datetime
 import importlib.metadata
 import json
 import logging
-import os
-import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
+from lit_atex import whole
+from lit_atex.collapse import CollapseMonitor
 from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.module import SelfDistillation
+from lit_atex.prompts import TeacherPrompt
 from lit_atex.report import results_table
+from lit_atex.resume import go_on, is_later, read_manifest, write_json
 from lit_atex.types import Problem
 
 log = logging.getLogger("lit_atex")
 
-WRITTEN = (
-    *("config*.yaml", "manifest.json", "prompts.txt", "metrics.csv", "samples.jsonl", "results.json"),
-    *("outcomes", "predictions", "tensorboard", "checkpoints", "student"),
-)
-"""What `prepare` deletes; anything else in the folder is not ours."""
-
 PACKAGES = ("lit-atex", "lightning", "torch", "transformers", "torchmetrics", "datasets", "jsonargparse", "peft")
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write aside, then rename: the file is whole or not there."""
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
-
-
-def read_manifest(run: Path) -> dict[str, Any]:
-    """The manifest of a run folder; empty if there is none."""
-    path = run / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _versions() -> dict[str, str]:
@@ -77,43 +62,6 @@ def _git(*args: str) -> str | None:
     return done.stdout.strip()
 
 
-def prepare(run: Path, checkpoint: str | None, asks_for_last: bool, overwrite: bool) -> None:
-    """Refuse to write over another training run, or clear it away.
-
-    Args:
-        run: The run folder.
-        checkpoint: What training goes on from, if anything.
-        asks_for_last: Whether --ckpt_path is "last": with no checkpoint yet, an unfinished run begins anew.
-        overwrite: Whether to delete what is there.
-
-    Raises:
-        ValueError: If the folder holds a run and neither --ckpt_path nor --overwrite says what to do with it.
-    """
-    manifest = read_manifest(run)
-    own = checkpoint is not None and run.resolve() in Path(checkpoint).resolve().parents
-    if overwrite and own:
-        raise ValueError(f"--overwrite true would delete the checkpoint of --ckpt_path {checkpoint}: give one of them.")
-    if not manifest or own or ("finished" not in manifest and not overwrite):  # nothing here, or only evaluations
-        return
-    failed_early = "error" in manifest and not (run / "checkpoints" / "last.ckpt").is_file()
-    if not overwrite and manifest.get("finished"):
-        raise ValueError(
-            f"--run {run} holds a finished run: name another folder, extend it with --ckpt_path last and a larger "
-            "--trainer.max_steps, or set --overwrite true to delete it."
-        )
-    if not overwrite and not asks_for_last and not failed_early:
-        raise ValueError(
-            f"--run {run} holds a run that did not finish: go on with --ckpt_path last, or set --overwrite true to "
-            "delete it."
-        )
-    if "commands" not in manifest:
-        raise ValueError(
-            f"{run / 'manifest.json'} is not lit_atex's, so --overwrite true deletes nothing: name another folder."
-        )
-    for path in [path for pattern in WRITTEN for path in run.glob(pattern)]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
 class RunFolder(pl.Callback):
     """Writes manifest, prompts, outcomes, results, predictions and the trained student."""
 
@@ -132,11 +80,14 @@ class RunFolder(pl.Callback):
         if self._stage:  # the evaluation after training
             return
         self._stage, self.run = stage, Path(trainer.default_root_dir)
+        if trainer.is_global_zero and (path := self.run / "results.json").is_file():
+            self.results = json.loads(path.read_text(encoding="utf-8"))
+        self.results = trainer.strategy.broadcast(self.results)  # they decide what is evaluated, by all ranks
         if not trainer.is_global_zero:
             return
         self.run.mkdir(parents=True, exist_ok=True)
-        if (path := self.run / "results.json").is_file():
-            self.results = json.loads(path.read_text(encoding="utf-8"))
+        if stage == "fit":
+            whole.sweep(self.run)
         git = {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": bool(_git("status", "--porcelain"))}
         began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         manifest = read_manifest(self.run)
@@ -146,20 +97,23 @@ class RunFolder(pl.Callback):
             manifest |= {"seed": getattr(pl_module, "seed", None), "world_size": trainer.world_size}
         if stage == "fit":
             manifest.pop("error", None)
+            manifest.pop("stopped", None)
             manifest["finished"] = False
         write_json(self.run / "manifest.json", manifest)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """On resuming, drop what a killed run logged after the checkpoint."""
-        step = trainer.global_step
-        if not step or not trainer.is_global_zero:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """On resuming, drop what a killed run wrote after the checkpoint. Here, since nothing may be left to train."""
+        if self._stage != "fit":
             return
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsCsv):
-                logger.go_on_from(step)
-        if (path := self.run / "samples.jsonl").is_file():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            path.write_text("".join(x for x in lines if json.loads(x)["step"] < step), encoding="utf-8")
+        step = checkpoint["global_step"]
+        self.results = {name: result for name, result in self.results.items() if not is_later(name, step)}
+        if trainer.is_global_zero:
+            go_on(self.run, step)
+            for logger in trainer.loggers:
+                if isinstance(logger, MetricsCsv):
+                    logger.go_on_from(step)
 
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: pl.Trainer, pl_module: SelfDistillation, batch: list[Problem], batch_idx: int
@@ -170,8 +124,9 @@ class RunFolder(pl.Callback):
         if not batch or not trainer.is_global_zero or path.exists():
             return
         ratios = pl_module.exposure if isinstance(pl_module.exposure, list) else [pl_module.exposure] * len(batch)
-        prompts = [render_prompts(pl_module, problem, ratio) for problem, ratio in zip(batch, ratios)]
-        path.write_text("\n".join(prompts) + "\n", encoding="utf-8")
+        teachers = pl_module.prompts.teachers(batch, ratios, pl_module.tokenizer, pl_module.train_room)
+        prompts = [render_prompts(pl_module, *given) for given in zip(batch, ratios, teachers)]
+        whole.write(path, "\n".join(prompts) + "\n")
         log.info("%s\nall prompts of the first batch: %s", prompts[0], path)
 
     def on_validation_batch_end(
@@ -205,7 +160,7 @@ class RunFolder(pl.Callback):
         folder = self.run / "outcomes"
         folder.mkdir(parents=True, exist_ok=True)
         for set_name, of_set in rows.items():
-            (folder / f"{name}.{set_name}{_rank(trainer)}.jsonl").write_text(_lines(of_set), encoding="utf-8")
+            whole.write(folder / f"{name}.{set_name}{_rank(trainer)}.jsonl", _lines(of_set))
         self.results[name] = [r.to_json() for r in pl_module.evaluation.results]
         if trainer.is_global_zero and self.results[name]:
             write_json(self.run / "results.json", self.results)
@@ -238,19 +193,24 @@ class RunFolder(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Say in the manifest why a training run stopped."""
         if self._stage == "fit" and trainer.is_global_zero:
-            self._note(error=f"{type(exception).__name__}: {exception}")
+            with suppress(OSError):  # the disk may be full: that error is the one to see, not another from here
+                self._note(error=f"{type(exception).__name__}: {exception}")
             if isinstance(exception, KeyboardInterrupt):
-                log.warning("stopped at step %d; go on with --run %s --ckpt_path last", trainer.global_step, self.run)
+                log.warning("stopped at step %d; go on with --run %s --resume", trainer.global_step, self.run)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: SelfDistillation) -> None:  # type: ignore[override]
         """Write the student in Hugging Face format."""
         if not trainer.is_global_zero:
             return
-        pl_module.student.save_pretrained(self.run / "student")
-        pl_module.tokenizer.save_pretrained(self.run / "student")
+        with whole.folder(self.run / "student") as folder:
+            pl_module.student.save_pretrained(folder)
+            pl_module.tokenizer.save_pretrained(folder)
         data: Any = getattr(trainer, "datamodule", None)
         report = data.report() if data is not None else None
         self._note(optimizer_steps=trainer.global_step, skipped_steps=pl_module.skipped_steps, data=report)
+        own: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        for reason in [c.stopped for c in own if isinstance(c, CollapseMonitor) and c.stopped]:
+            self._note(stopped=reason)
 
     def finish(self) -> None:
         """Mark the run as finished: trained, and its last step evaluated."""
@@ -273,10 +233,9 @@ def _say(trainer: pl.Trainer, text: str) -> None:
     (print if bar is None else bar.print)(text)
 
 
-def render_prompts(module: SelfDistillation, problem: Problem, ratio: float) -> str:
+def render_prompts(module: SelfDistillation, problem: Problem, ratio: float, teacher: TeacherPrompt) -> str:
     """The prompts of a problem as the models see them, each with the thinking flag that made it."""
     style, tokenizer = module.prompts, module.tokenizer
-    teacher = style.teacher(problem, ratio, tokenizer, module.train_room)
     prompts = {
         f"student, thinking {style.student_thinking}": style.student(problem, tokenizer),
         f"teacher, thinking {style.teacher_thinking}, exposure {ratio:.3f}": teacher.ids,

@@ -1,12 +1,14 @@
-"""Intervals for a mean over problems; knows numbers only: no verdicts, no runs, no model.
+"""Intervals for a mean over problems, and for a rate that is estimated as it goes; knows numbers only.
 
-Two questions, two intervals. *Would another draw of problems from the same source give this score?* That is
+For a mean: two questions, two intervals. *Would another draw of problems from the same source give this score?* That is
 `bootstrap_interval`: it resamples problems. *Would other samples of the same model on these problems give it?* That is
-`fixed_problems_interval`: it knows sampling noise alone and is the narrower one. A table shows both.
+`fixed_problems_interval`: it knows sampling noise alone and is the narrower one. A table shows both. For a rate:
+`beta_interval`.
 """
 
 from __future__ import annotations
 
+from math import exp, lgamma, log, log1p, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -95,6 +97,63 @@ def fixed_problems_interval(correct: ArrayLike, samples: ArrayLike, level: float
     reach = NormalDist().inv_cdf((1 + level) / 2) * error
     mean = float(share.mean())
     return max(0.0, mean - reach), min(1.0, mean + reach)
+
+
+def beta_interval(successes: float, failures: float, level: float = 0.95) -> tuple[float, float]:
+    """Equal-tailed interval of a rate whose distribution is Beta(successes, failures).
+
+    Args:
+        successes: First parameter, counts and prior together, > 0; need not be whole.
+        failures: Second parameter, the same.
+        level: Probability inside the interval, in (0, 1).
+
+    Returns:
+        `(low, high)` in [0, 1], to about 1e-12 or 1e-9 of the distribution's width, whichever is larger.
+
+    Raises:
+        ValueError: If a parameter is not positive and finite, or level is out of range.
+    """
+    _check_level(level)
+    if not (0 < successes < float("inf") and 0 < failures < float("inf")):
+        raise ValueError(f"both parameters must be positive and finite, got {successes} and {failures}")
+    tail = (1 - level) / 2
+    return _beta_quantile(successes, failures, tail), 1 - _beta_quantile(failures, successes, tail)
+
+
+def _beta_quantile(a: float, b: float, tail: float) -> float:
+    """The lower quantile for a tail below 1/2, by bisection: monotone, so it cannot fail."""
+    mean = a / (a + b)
+    deviation = sqrt(mean * (1 - mean) / (a + b + 1))
+    # Cantelli's inequality: nothing lies further below the mean than this.
+    low = max(0.0, mean - deviation * sqrt((1 - tail) / tail))
+    high = min(1.0, mean + deviation * sqrt(tail / (1 - tail)))
+    while high - low > max(1e-9 * deviation, 1e-12):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _beta_below(middle, a, b) < tail else (low, middle)
+    return (low + high) / 2
+
+
+def _beta_below(x: float, a: float, b: float) -> float:
+    """P(X <= x) for X ~ Beta(a, b), 0 < x < 1: the regularised incomplete beta function.
+
+    By the continued fraction 8.17.22 of the NIST Digital Library of Mathematical Functions (dlmf.nist.gov/8.17),
+    evaluated by Lentz's method. SciPy has it, but would be a dependency for this alone.
+    """
+    if x > (a + 1) / (a + b + 2):  # beyond, the fraction of the other tail converges faster
+        return 1 - _beta_below(1 - x, b, a)
+    value = fraction = 1 / (1 - (a + b) * x / (a + 1))
+    upper, change, m = 1.0, 0.0, 0
+    while abs(change - 1) > 1e-14:
+        m += 1
+        for term in (
+            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
+        ):
+            fraction, upper = 1 / (1 + term * fraction), 1 + term / upper
+            change = fraction * upper
+            value *= change
+    front = a * log(x) + b * log1p(-x) + lgamma(a + b) - lgamma(a) - lgamma(b)
+    return exp(front) * value / a
 
 
 def _check_level(level: float) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_atex.rollout import evaluating
+from lit_atex.types import StepFeedback
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,8 +51,17 @@ class Teacher(ABC):
     def scorer(self, student: PreTrainedModel) -> Any:
         """A context manager that yields the module to score with, in evaluation mode, without gradients."""
 
-    def after_step(self, student: PreTrainedModel) -> None:
-        """Called after each optimizer step that was not skipped."""
+    def after_step(self, student: PreTrainedModel, feedback: StepFeedback) -> None:
+        """Called after each optimizer step that was not skipped.
+
+        Args:
+            student: The model as the step left it.
+            feedback: What came of the step; reduced over ranks, so every rank's teacher does the same.
+        """
+
+    def scalars(self) -> dict[str, float]:
+        """What to log; as it was in the step, before `after_step`."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold to rebuild this teacher."""
@@ -61,7 +71,43 @@ class Teacher(ABC):
         """Restore what `state_dict` returned; called after `attach`."""
 
 
-class Frozen(Teacher):
+class Copied(Teacher):
+    """A second set of weights, begun at the student's start."""
+
+    _copy: PreTrainedModel | None = None
+
+    def attach(self, student: PreTrainedModel) -> None:
+        """Copy the weights."""
+        self._copy = copy.deepcopy(student).requires_grad_(False).eval()
+
+    @contextmanager
+    def scorer(self, student: Any) -> Iterator[nn.Module]:
+        """The copy, moved to the student's device once."""
+        assert self._copy is not None
+        device = next(student.parameters()).device
+        if next(self._copy.parameters()).device != device:
+            self._copy.to(device)
+        with torch.no_grad():
+            yield self._copy
+
+    def trained(self, student: PreTrainedModel) -> Iterator[tuple[Tensor, Tensor]]:
+        """The copy's and the student's weights in pairs, those that are trained."""
+        assert self._copy is not None
+        pairs = zip(self._copy.parameters(), student.parameters(), strict=True)
+        return ((ours, weight) for ours, weight in pairs if weight.requires_grad)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The copy: it cannot be rebuilt."""
+        assert self._copy is not None
+        return {"copy": self._copy.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put the copy back."""
+        assert self._copy is not None
+        self._copy.load_state_dict(state["copy"])
+
+
+class Frozen(Copied):
     """The student as it was at the start.
 
     Full fine-tuning: a second copy of the weights. New adapters: the student with its adapter switched off, no copy;
@@ -70,7 +116,6 @@ class Frozen(Teacher):
     """
 
     def __init__(self) -> None:
-        self._copy: PreTrainedModel | None = None
         self._fingerprint = ""
 
     def attach(self, student: PreTrainedModel) -> None:
@@ -81,21 +126,18 @@ class Frozen(Teacher):
         """
         if is_adapted(student) and _adapter_is_new(student):
             return
-        self._copy = copy.deepcopy(student).requires_grad_(False).eval()
-        self._fingerprint = fingerprint(self._copy)
+        super().attach(student)
+        self._fingerprint = fingerprint(student)
 
     @contextmanager
     def scorer(self, student: Any) -> Iterator[nn.Module]:
-        """The copy, moved to the student's device once; or the student with its adapter off."""
-        if self._copy is None:
-            with student.disable_adapter(), evaluating(student):
-                yield student
+        """The copy; or the student with its adapter off."""
+        if self._copy is not None:
+            with super().scorer(student) as scorer:
+                yield scorer
             return
-        device = next(student.parameters()).device
-        if next(self._copy.parameters()).device != device:
-            self._copy.to(device)
-        with torch.no_grad():
-            yield self._copy
+        with student.disable_adapter(), evaluating(student):
+            yield student
 
     def state_dict(self) -> dict[str, Any]:
         """A fingerprint only: the copy is made again from the same start weights."""
@@ -114,7 +156,7 @@ class Frozen(Teacher):
             )
 
 
-class Ema(Teacher):
+class Ema(Copied):
     """An exponential moving average of the student, begun at its start weights."""
 
     def __init__(self, decay: float = 0.99) -> None:
@@ -129,7 +171,6 @@ class Ema(Teacher):
         if not 0 <= decay < 1:
             raise ValueError(f"model.teacher.init_args.decay must lie in [0, 1), got {decay}; 1 is `Frozen`.")
         self.decay = decay
-        self._average: PreTrainedModel | None = None
 
     def attach(self, student: PreTrainedModel) -> None:
         """Begin the average at the student's weights.
@@ -139,35 +180,71 @@ class Ema(Teacher):
         """
         if any(p.dtype in (torch.bfloat16, torch.float16) for p in student.parameters() if p.requires_grad):
             raise ValueError("the Ema teacher needs model.student.init_args.dtype: float32.")
-        self._average = copy.deepcopy(student).requires_grad_(False).eval()
-
-    @contextmanager
-    def scorer(self, student: Any) -> Iterator[nn.Module]:
-        """The average, on the student's device."""
-        assert self._average is not None
-        device = next(student.parameters()).device
-        if next(self._average.parameters()).device != device:
-            self._average.to(device)
-        with torch.no_grad():
-            yield self._average
+        super().attach(student)
 
     @torch.no_grad()
-    def after_step(self, student: PreTrainedModel) -> None:
+    def after_step(self, student: PreTrainedModel, feedback: StepFeedback) -> None:
         """Move the average: decay * average + (1 - decay) * student, for the weights that are trained."""
-        assert self._average is not None
-        for mean, weight in zip(self._average.parameters(), student.parameters(), strict=True):
-            if weight.requires_grad:
-                mean.lerp_(weight.to(mean), 1 - self.decay)
+        for mean, weight in self.trained(student):
+            mean.lerp_(weight.to(mean), 1 - self.decay)
+
+
+class Gated(Copied):
+    """The student as it was when it had last got better: refreshed once its running success has risen by a margin.
+
+    Use it for long runs, in which a frozen teacher is overtaken by its student, and an average would follow it also
+    when it gets worse. The first 1 / (1 - decay) steps only measure where it starts: a mean over one step is mostly
+    noise.
+    """
+
+    def __init__(self, margin: float = 0.05, decay: float = 0.9) -> None:
+        """Set the gate.
+
+        Args:
+            margin: Rise of the running success since the last refresh, or since the start, that refreshes; in (0, 1].
+            decay: Share of earlier rollouts' weight that is kept at each optimizer step, in [0, 1); at 0.9 the success
+                is a mean over about ten steps, as `competence.decay`.
+
+        Raises:
+            ValueError: If an argument is out of range.
+        """
+        if not 0 < margin <= 1:
+            raise ValueError(f"model.teacher.init_args.margin must lie in (0, 1], got {margin}.")
+        if not 0 <= decay < 1:
+            raise ValueError(f"model.teacher.init_args.decay must lie in [0, 1), got {decay}.")
+        self.margin, self.decay = margin, decay
+        self._gate = {"steps": 0.0, "correct": 0.0, "rollouts": 0.0, "reached": 0.0, "refreshes": 0.0}
+
+    @torch.no_grad()
+    def after_step(self, student: PreTrainedModel, feedback: StepFeedback) -> None:
+        """Measure the student; copy it, for the weights that are trained, if it has risen by enough."""
+        gate, rollouts = self._gate, len(feedback.verdicts)
+        if not rollouts:
+            return
+        gate["steps"] += 1
+        gate["correct"] = self.decay * gate["correct"] + feedback.accuracy * rollouts
+        gate["rollouts"] = self.decay * gate["rollouts"] + rollouts
+        success = gate["correct"] / gate["rollouts"]
+        if gate["steps"] <= round(1 / (1 - self.decay)):
+            gate["reached"] = success
+        elif success >= gate["reached"] + self.margin:
+            gate["reached"] = success
+            gate["refreshes"] += 1
+            for ours, weight in self.trained(student):
+                ours.copy_(weight)
+
+    def scalars(self) -> dict[str, float]:
+        """How often it was refreshed, and the success that a refresh must exceed by the margin."""
+        return {f"teacher/{name}": self._gate[name] for name in ("refreshes", "reached")}
 
     def state_dict(self) -> dict[str, Any]:
-        """The average: it cannot be rebuilt."""
-        assert self._average is not None
-        return {"average": self._average.state_dict()}
+        """The copy, and where the gate stands."""
+        return super().state_dict() | {"gate": dict(self._gate)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put the average back."""
-        assert self._average is not None
-        self._average.load_state_dict(state["average"])
+        """Put both back."""
+        super().load_state_dict(state)
+        self._gate = dict(state["gate"])
 
 
 class Live(Teacher):

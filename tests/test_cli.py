@@ -155,6 +155,22 @@ def test_evaluating_no_set(tmp_path, command, key):
     assert f"{key} is empty" in leave(command, *TINY, "--run", str(tmp_path), f"--{key}", "null")
 
 
+@pytest.mark.parametrize(
+    ("command", "words", "told"),
+    [
+        ("fit", ["--run", "x", "--resume", "--ckpt_path", "other.ckpt"], "leave out --ckpt_path other.ckpt"),
+        ("fit", ["--resume"], "--resume needs --run"),
+        ("test", ["--run", "x", "--resume", "true"], "--ckpt_path last evaluates"),
+        ("fit", ["--run", "x", "--checkpoint.save_on_exception", "true"], "checkpoint.save_on_exception"),
+    ],
+)
+def test_resuming_what_cannot_be_resumed(tmp_path, monkeypatch, command, words, told):
+    monkeypatch.chdir(tmp_path)
+    message = leave(command, *TINY, *words)
+    assert message.startswith("lit-atex: error: ")
+    assert told in message
+
+
 def test_evaluating_a_checkpoint_that_is_not_there(tmp_path):
     message = leave("test", *TINY, "--run", str(tmp_path), "--ckpt_path", "last")
     assert f"there is no checkpoint in {tmp_path}/checkpoints" in message

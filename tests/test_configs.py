@@ -103,6 +103,7 @@ def test_a_tall_stack_runs(tmp_path):
 REASONS = {
     "model.prompts.init_args.student": "the embedded reasoner was trained on bare questions",
     "model.prompts.init_args.teacher": "the same",
+    "model.prompts.init_args.mark": "the embedded reasoner has no symbol to spare",
     "data.batch_size": "the embedded reasoner is small enough for 64 problems at a time; 8 suits a language model",
     "data.validation": "the base names its sets",
     "data.test": "the same",
@@ -111,8 +112,10 @@ REASONS = {
 
 def objects(config):
     """(key, class or function, what is set) for everything of ours that base.yaml configures."""
-    from lit_atex.callbacks import CompetenceEstimator, ExposureControl, SampleLog
+    from lit_atex.callbacks import ExposureControl, SampleLog
+    from lit_atex.collapse import CollapseMonitor
     from lit_atex.data import ProblemDataModule
+    from lit_atex.estimator import CompetenceEstimator
     from lit_atex.module import SelfDistillation
     from lit_atex.rollout import Sampling
 
@@ -123,6 +126,7 @@ def objects(config):
     yield "exposure", ExposureControl, config["exposure"]
     yield "competence", CompetenceEstimator, config["competence"]
     yield "sample_log", SampleLog, config["sample_log"]
+    yield "collapse", CollapseMonitor, config["collapse"]
     parts = {f"model.{key}": part for key, part in config["model"].items()}
     parts |= {"data.train": config["data"]["train"], "exposure.strategy": config["exposure"]["strategy"]}
     for key, part in parts.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import csv
+import json
 import os
 from itertools import pairwise, product
 from pathlib import Path
@@ -15,14 +17,17 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import lit_atex
+from lit_atex.cli import main
 from lit_atex.embedded.domain import make_problem
 from lit_atex.embedded.pretrain import build_tokenizer
 from lit_atex.models import LanguageModel
 from lit_atex.prompts import PromptStyle
-from lit_atex.reveal import split_steps
+from lit_atex.reveal import KINDS, borrow, joined, material, reveal
+from lit_atex.steps import split_steps
 from lit_atex.types import Problem
 
-GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden"
 PLAIN = {"student": "{question}", "teacher": "{question}\n{hint}"}
 NO_THOUGHTS = "<think>\n\n</think>\n\n"
 BYTES = byte_tokenizer()
@@ -224,6 +229,122 @@ def test_what_is_not_wanted_is_not_counted_as_truncated() -> None:
     style = PromptStyle(hide_answer=True)
     prompt = style.teacher(SIX[2], 1.0, BYTES)
     assert (prompt.hint, prompt.truncated) == ("1. Divide 9 by 2.\n2. This gives $4.5$.", False)
+
+
+# Kinds of hints
+
+RATIOS = [1.0, 0.5, 0.0, 0.5, 1.0, 0.7]
+
+
+@pytest.mark.parametrize("hide", [False, True])
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"other"}))
+def test_a_batch_shows_what_each_problem_alone_would(kind: str, hide: bool) -> None:
+    style = PromptStyle(**PLAIN, hint=kind, hide_answer=hide)
+    prompts = style.teachers(SIX, RATIOS, BYTES)
+    assert prompts == [style.teacher(p, r, BYTES) for p, r in zip(SIX, RATIOS)]
+    for problem, ratio, prompt in zip(SIX, RATIOS, prompts):
+        assert prompt.hint == reveal(problem.solution, ratio, None, hide, kind)
+        shown = f"\n{prompt.hint}" if prompt.hint else ""
+        assert read(prompt.ids) == f"<|im_start|>user\n{problem.question}{shown}<|im_end|>\n<|im_start|>assistant\n"
+    assert prompts[2].ids == style.student(SIX[2], BYTES)  # exposure 0
+
+
+@pytest.mark.parametrize("hide", [False, True])
+def test_another_problem_of_the_batch_is_shown(hide: bool) -> None:
+    style = PromptStyle(**PLAIN, hint="other", hide_answer=hide)
+    prompts = style.teachers(SIX, RATIOS, BYTES)
+    assert prompts == style.teachers(SIX, RATIOS, BYTES)
+    for problem, prompt in zip(SIX, prompts):
+        steps = [split_steps(p.solution)[: -1 if hide else None] for p in SIX if p.id != problem.id]
+        assert prompt.hint in ["", *("".join(s[:i]).rstrip() for s in steps for i in range(1, 4))]
+        assert problem.question in read(prompt.ids)
+    assert prompts[2] == (style.student(SIX[2], BYTES), "", False)
+    assert all(prompt.hint for i, prompt in enumerate(prompts) if i != 2)
+
+
+def test_without_another_problem_nothing_is_shown_and_somebody_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    style = PromptStyle(**PLAIN, hint="other")
+    assert style.teacher(SIX[0], 1.0, BYTES) == (style.student(SIX[0], BYTES), "", False)
+    assert style.teachers([SIX[0], SIX[0]], [1.0, 1.0], BYTES)[1].hint == ""
+    assert caplog.text.count("prompts.hint: other") == 2
+    assert "['a', 'a']" in caplog.text
+    assert style.teachers([], [], BYTES) == []
+
+
+def test_another_problem_does_not_depend_on_the_ratios() -> None:
+    style = PromptStyle(**PLAIN, hint="other")
+    hints = [[prompt.hint for prompt in style.teachers(SIX, [r / 20] * 6, BYTES)] for r in range(21)]
+    assert all(high.startswith(low) for a, b in pairwise(hints) for low, high in zip(a, b))
+
+
+@pytest.mark.parametrize("kind", ["prefix", "suffix", "scattered", "other"])
+def test_kinds_that_can_be_cut_at_tokens(kind: str) -> None:
+    lengths = {}
+    for unit in ("step", "token"):
+        style = PromptStyle(**PLAIN, hint=kind, unit=unit)
+        lengths[unit] = {len(style.teachers(SIX, [r / 40] * 6, BYTES)[0].hint) for r in range(41)}
+    assert len(lengths["token"]) > 2 * len(lengths["step"])
+
+
+@pytest.mark.parametrize("kind", ["masked", "answer_only"])
+def test_kinds_that_cannot_be_cut_at_tokens(kind: str) -> None:
+    with pytest.raises(ValueError, match=rf"prompts\.unit.*prompts\.hint: {kind}; set prompts\.unit to step"):
+        PromptStyle(hint=kind, unit="token")
+
+
+def test_the_mark_is_a_setting() -> None:
+    problem = Problem("p", "?", "a 1\nb 2\nc 3\nd 4", "4")
+    assert PromptStyle(hint="masked", mark="_").teacher(problem, 0.5, BYTES).hint == "a 1\nb 2\nc _\nd _"
+    assert "...\n" in PromptStyle(hint="scattered", mark="...").teacher(problem, 0.5, BYTES).hint
+
+
+@given(STEPS, st.floats(0, 1), st.integers(40, 200), st.sampled_from(["suffix", "scattered", "masked", "other"]))
+def test_every_kind_loses_parts_of_its_hint_and_no_more(steps: list[str], ratio: float, limit: int, kind: str) -> None:
+    problems = [
+        Problem("p", "How many?", "\n".join(f"{step} {i}" for i, step in enumerate(steps)), ""),
+        Problem("q", "How long?", "\n".join("Another step." for _ in range(9)), ""),
+    ]
+    style = PromptStyle(**PLAIN, hint=kind, mark="_", max_prompt_tokens=1, max_teacher_tokens=limit)
+    got = style.teachers(problems, [ratio, ratio], BYTES)[0]
+    of = borrow(problems, [material(p.solution, mark="_") for p in problems])[0]
+    parts = KINDS[kind](of, ratio)
+    shorter = [parts[i:] if kind == "suffix" else parts[: len(parts) - i] for i in range(len(parts) + 1)]
+    frame = "<|im_start|>user\nHow many?%s<|im_end|>\n<|im_start|>assistant\n"
+    texts = [frame % (f"\n{joined(p)}" if p else "") for p in shorter]
+    fitting = next((t for t in texts if len(BYTES(t)["input_ids"]) <= limit), texts[-1])
+    assert read(got.ids) == fitting
+    assert got.truncated == (fitting != texts[0])
+
+
+def test_a_long_suffix_keeps_its_end() -> None:
+    style = PromptStyle(**PLAIN, hint="suffix", max_prompt_tokens=1, max_teacher_tokens=100)
+    for room, steps in ((91, 3), (90, 2), (73, 2), (72, 1), (52, 1), (51, 0)):
+        prompt = style.teacher(SIX[2], 1.0, BYTES, room)
+        assert prompt.hint == "".join(split_steps(SIX[2].solution)[3 - steps :])
+        assert prompt.truncated == (steps < 3)
+        assert len(prompt.ids) <= room
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_trains(kind: str, tmp_path: Path) -> None:
+    overlay = [] if kind == "prefix" else [f"hint/{kind}.yaml"]
+    stack = [w for name in ("base.yaml", *overlay, "tiny.yaml") for w in ("--config", str(ROOT / "configs" / name))]
+    main(["fit", *stack, "--run", str(tmp_path), "--trainer.max_steps", "2", "--data.validation", "null",
+          "--exposure.strategy.init_args.ratio", "0.6", "--sample_log.every_n_steps", "1",
+          "--model.sampling.max_new_tokens", "16"])  # fmt: skip
+    assert f"hint: {kind}\n" in (tmp_path / "config.yaml").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {row["step"] for row in rows} == {0, 1}
+    assert all(bool(row["hint"]) == (kind != "none") for row in rows)
+    assert all((row["hint"] == f"####{row['answer']}") == (kind == "answer_only") for row in rows)
+    prompts = (tmp_path / "prompts.txt").read_text(encoding="utf-8")
+    assert rows[0]["hint"] in prompts
+    assert "<|unk|>" not in prompts
+    with open(tmp_path / "metrics.csv", newline="", encoding="utf-8") as file:
+        losses = [float(row["loss/divergence"]) for row in csv.DictReader(file)]
+    assert len(losses) == 2
+    assert all(loss == 0.0 if kind == "none" else loss > 0.0 for loss in losses)
 
 
 # The user's mistakes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from itertools import combinations
 
 import pytest
 from conftest import SIX, byte_tokenizer
@@ -11,7 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lit_atex.prompts import PromptStyle
-from lit_atex.reveal import keep_whole, reveal, split_steps, step_borders
+from lit_atex.reveal import KINDS, borrow, joined, material, other, reveal, scattered
+from lit_atex.steps import keep_whole, split_steps, step_borders
+from lit_atex.types import Problem
 
 # Text made of what solutions are made of, put together by chance: most of it is broken, as strangers' solutions are.
 PIECES = [
@@ -273,6 +276,297 @@ def test_six_problems() -> None:
         assert problem.answer not in re.split(r"[^\d.-]+", reveal(problem.solution, 0.1))
 
 
+# Kinds
+
+OF_ONE = sorted(set(KINDS) - {"other"})
+WORDS = st.lists(st.from_regex(r"[A-Za-z]{1,9}", fullmatch=True), min_size=1, max_size=9, unique=True)
+WORKED = "Take 12 apples.\nEat -3 of them.\nThat is 12-3 = 9.\nHalve: 9/2 is 4.5.\n#### 4.5"
+
+
+def count(ratio: float, pieces: int) -> int:
+    """The nearest whole number, halves up, by trying all."""
+    return max(range(pieces + 1), key=lambda k: (-abs(k - ratio * pieces), k))
+
+
+def to_show(solution: str, hide: bool) -> list[str]:
+    """The steps that may be shown: all, or those that end before the last step and before the first box."""
+    steps = split_steps(solution)
+    if not hide:
+        return steps
+    end = min(box_interiors(solution), default=len(solution) + 1) - 1
+    kept = [i for i in range(len(steps)) if len("".join(steps[:i])) <= end]
+    return steps[: max(kept, default=0)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "hints"),
+    [
+        ("prefix", {0.2: "Take 12 apples.", 0.4: "Take 12 apples.\nEat -3 of them."}),
+        ("suffix", {0.2: "#### 4.5", 0.4: "Halve: 9/2 is 4.5.\n#### 4.5"}),
+        (
+            "scattered",
+            {
+                0.2: "[...]\nThat is 12-3 = 9.",
+                0.4: "[...]\nEat -3 of them.\nThat is 12-3 = 9.",
+                0.6: "Take 12 apples.\nEat -3 of them.\nThat is 12-3 = 9.",
+                0.8: "Take 12 apples.\nEat -3 of them.\nThat is 12-3 = 9.\n[...]\n#### 4.5",
+            },
+        ),
+        (
+            "masked",
+            {
+                0.09: "",
+                0.1: "Take 12 apples.\nEat [...] of them.\nThat is [...]-[...] = [...].\n"
+                "Halve: [...] is [...].\n#### [...]",
+                0.8: "Take 12 apples.\nEat -3 of them.\nThat is 12-3 = 9.\nHalve: 9/2 is 4.5.\n#### [...]",
+            },
+        ),
+        ("answer_only", {0.49: "", 0.5: "#### 4.5", 1.0: "#### 4.5"}),
+        ("none", {0.5: "", 1.0: ""}),
+    ],
+)
+def test_kinds_by_hand(kind: str, hints: dict[float, str]) -> None:
+    assert {ratio: reveal(WORKED, ratio, kind=kind) for ratio in hints} == hints
+
+
+@pytest.mark.parametrize("kind", OF_ONE)
+@given(SOLUTIONS, st.booleans())
+def test_every_kind_shows_nothing_at_0_and_all_that_it_has_at_1(kind: str, solution: str, hide: bool) -> None:
+    steps = to_show(solution, hide)
+    assert reveal(solution, 0.0, None, hide, kind) == ""
+    assert reveal(solution, 0.49 / max(len(steps), 1), None, hide, kind) == ""  # nearest to no piece
+    everything = "".join(steps).rstrip()
+    if kind == "answer_only":
+        everything = "" if hide else joined([material(solution).answer])
+    assert reveal(solution, 1.0, None, hide, kind) == ("" if kind == "none" else everything)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "other"])
+@given(SOLUTIONS, RATIOS)
+def test_no_kind_shows_a_hidden_answer(kind: str, solution: str, ratio: float) -> None:
+    end = len("".join(to_show(solution, hide=True)))
+    kept = material(solution, hide_answer=True)
+    changed = solution[:end] + "".join("z" if c.isalnum() else c for c in solution[end:])
+    if material(changed, hide_answer=True).pieces == kept.pieces:  # what is hidden has no influence
+        assert reveal(changed, ratio, None, True, kind) == reveal(solution, ratio, None, True, kind)
+    assert "".join(kept.pieces) == solution[:end]
+    assert kept.answer == ""
+
+
+@given(SOLUTIONS, RATIOS, RATIOS, st.booleans(), st.booleans())
+def test_a_suffix_grows_at_its_start(solution: str, one: float, two: float, token: bool, hide: bool) -> None:
+    borders = token_borders(solution) if token else None
+    low, high = (reveal(solution, r, borders, hide, "suffix") for r in sorted((one, two)))
+    assert high.endswith(low)
+    if not token:
+        steps = to_show(solution, hide)
+        shown = count(max(one, two), len(steps))
+        assert high == "".join(steps[len(steps) - shown :]).rstrip()
+
+
+def with_gaps(steps: list[str], shown: set[int], mark: str = "[...]") -> str:
+    """Each run of steps that are not shown, as one mark and the white space after it; nothing after the last shown."""
+    text, hidden = "", ""
+    for i in range(max(shown, default=-1) + 1):
+        if i in shown:
+            text += (mark + re.search(r"\s*\Z", hidden)[0] if hidden else "") + steps[i]
+            hidden = ""
+        else:
+            hidden += steps[i]
+    return text.rstrip()
+
+
+@given(SOLUTIONS.filter(lambda s: len(split_steps(s)) <= 9), RATIOS, RATIOS, st.booleans())
+def test_scattered_steps_are_never_taken_back(solution: str, one: float, two: float, hide: bool) -> None:
+    steps = to_show(solution, hide)
+    candidates = []  # every set of steps of the right size that looks like the hint
+    for ratio in sorted((one, two)):
+        hint = reveal(solution, ratio, None, hide, "scattered")
+        sets = map(set, combinations(range(len(steps)), count(ratio, len(steps))))
+        candidates.append([shown for shown in sets if with_gaps(steps, shown) == hint])
+    assert any(low <= high for low in candidates[0] for high in candidates[1])
+
+
+@given(WORDS)
+def test_scattered_lines_stay_lines_in_their_order(lines: list[str]) -> None:
+    before: set[str] = set()
+    for shown in range(len(lines) + 1):
+        words = reveal("\n".join(lines), shown / len(lines), kind="scattered").split("\n")
+        now = [w for w in words if w and w != "[...]"]
+        assert now == [line for line in lines if line in now]
+        assert len(now) == shown
+        assert before <= set(now)
+        assert "[...]\n[...]" not in "\n".join(words)
+        before = set(now)
+
+
+def test_scattered_steps_appear_in_an_order_of_the_text_alone() -> None:
+    text = "\n".join("abcdefgh")
+    alone = [reveal(text, i / 8, kind="scattered") for i in range(9)]
+    assert alone == [reveal(text, i / 8, kind="scattered") for i in range(9)]
+    assert alone[3] == "a\nb\n[...]\nf"  # on any machine, in any process
+    assert reveal("\n".join("hgfedcba"), 3 / 8, kind="scattered") == "[...]\ng\n[...]\nb\na"
+    firsts = {reveal(f"a\nb\nc\n{i}", 0.25, kind="scattered") for i in range(40)}
+    assert {"a", "[...]\nb", "[...]\nc"} < firsts  # no step is favoured
+
+
+def test_an_empty_mark_leaves_an_empty_line() -> None:
+    of = material("\n".join("hgfedcba"), mark="")
+    assert joined(scattered(of, 3 / 8)) == "\ng\n\nb\na"
+
+
+@given(SOLUTIONS.filter(lambda s: "§" not in s), RATIOS, st.booleans())
+def test_masked_steps_are_whole_but_for_their_numbers(solution: str, ratio: float, hide: bool) -> None:
+    steps = to_show(solution, hide)
+    shown = count(ratio, len(steps))
+    parts = KINDS["masked"](material(solution, hide_answer=hide, mark="§"), ratio)
+    assert parts[:shown] == steps[:shown]
+    assert len(parts) == (len(steps) if shown else 0)
+    for step, part in zip(steps[shown:], parts[shown:]):
+        assert not re.search(r"\d", part)
+        numbers = [r"[-+−]?(?:\d|[.,:/{}\\!eE%+-])*\d(?:\\?%)?"] * part.count("§")
+        kept = [re.escape(text) for text in part.split("§")]
+        assert re.fullmatch("".join(a + b for a, b in zip(kept, [*numbers, ""])), step)
+        assert bool(numbers) == bool(re.search(r"\d", step))
+
+
+@given(SOLUTIONS.filter(lambda s: "[" not in s), RATIOS, RATIOS)
+def test_fewer_numbers_are_masked_at_a_higher_ratio(solution: str, one: float, two: float) -> None:
+    low, high = (reveal(solution, r, kind="masked") for r in sorted((one, two)))
+    assert not low or low.count("[...]") >= high.count("[...]")
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("9-3=6", "_-_=_"),
+        ("9 - 3 = +6", "_ - _ = _"),
+        ("x = -3", "x = _"),
+        ("(2)-3, $x$ and x-1", "(_)-_, $x$ and x-_"),
+        ("1,000 or 1{,}000 or 3.14 or .5 or 1/2 or 10:30 or 2.5E-10", "_ or _ or _ or _ or _ or _ or _"),
+        ("50% or 50\\% is \\frac{1}{2}", "_ or _ is \\frac{_}{_}"),
+        ("\\boxed{24}.", "\\boxed{_}."),
+        ("No number", "No number"),
+    ],
+)
+def test_what_is_masked(text: str, masked: str) -> None:
+    of = material(f"Plain 1.\n{text}", mark="_")
+    assert joined(KINDS["masked"](of, 0.5)) == f"Plain 1.\n{masked}"
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        ("Add two.\nThe sum is 5.\n#### 5", "#### 5"),
+        ("Four times six is 24. So it is \\boxed{24}.", "So it is \\boxed{24}."),
+        ("Add.\nSo it is \\boxed{7}.\nI hope that this is correct.", "So it is \\boxed{7}."),
+        ("First \\boxed{1}.\nThen \\boxed{2}.\nDone.", "Then \\boxed{2}."),
+        ("#### 7", "#### 7"),
+        (" \n", ""),
+    ],
+)
+def test_the_answer_alone(solution: str, answer: str) -> None:
+    assert reveal(solution, 0.5, kind="answer_only") == answer
+    assert reveal(solution, 0.4999, kind="answer_only") == ""
+    assert reveal(solution, 1.0, None, hide_answer=True, kind="answer_only") == ""
+
+
+@given(SOLUTIONS)
+def test_the_answer_alone_is_a_step_of_what_can_be_hidden(solution: str) -> None:
+    answer = material(solution).answer
+    assert answer in ["", *split_steps(solution)]
+    assert answer in solution[len("".join(to_show(solution, hide=True))) :]
+
+
+@pytest.mark.parametrize("kind", ["suffix", "scattered"])
+@given(st.lists(st.from_regex(r"-?\d{1,6}([.,]\d{1,3}){0,2}", fullmatch=True), min_size=1, max_size=8), RATIOS)
+def test_no_kind_splits_a_number_between_tokens(kind: str, numbers: list[str], ratio: float) -> None:
+    solution = " ".join(numbers)
+    shown = reveal(solution, ratio, token_borders(solution), kind=kind)
+    assert set(shown.replace("[...]", " ").split()) <= set(numbers)
+
+
+@pytest.mark.parametrize("kind", ["suffix", "scattered"])
+@given(RATIOS)
+def test_no_kind_splits_a_box_between_tokens(kind: str, ratio: float) -> None:
+    solution = "so \\boxed{\\frac{1}{2}} is it"
+    shown = reveal(solution, ratio, token_borders(solution), kind=kind)
+    assert "\\boxed{\\frac{1}{2}}" in shown or not set("\\{}12") & set(shown)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ratio", [-0.01, 1.0001, float("nan")])
+def test_every_kind_refuses_a_ratio_out_of_range(kind: str, ratio: float) -> None:
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got .*exposure\.strategy"):
+        reveal("A.\nB.", ratio, kind=kind)
+
+
+# Another problem's solution. Few ids, questions and lines, so that problems of a batch often coincide.
+
+BATCHES = st.lists(
+    st.builds(
+        Problem,
+        st.sampled_from("abcde"),
+        st.sampled_from(["p?", "q?", "q? ", "r?", "s?"]),
+        st.lists(st.sampled_from(["A", "Bb", "Ccc is 1. So", "\\boxed{1}"]), min_size=1, max_size=5).map("\n".join),
+        st.just("1"),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def lent(problems: list[Problem], hide: bool):
+    return borrow(problems, [material(p.solution, hide_answer=hide) for p in problems])
+
+
+@given(BATCHES, RATIOS, RATIOS, st.booleans())
+def test_another_problem_never_is_the_same(problems: list[Problem], one: float, two: float, hide: bool) -> None:
+    for own, of in zip(problems, lent(problems, hide)):
+        strangers = [
+            p
+            for p in problems
+            if p.id != own.id and p.question.strip() != own.question.strip() and own.solution not in p.solution
+        ]
+        pieces = [to_show(p.solution, hide) for p in strangers]
+        assert of.other in [[], *pieces]
+        assert bool(of.other) == any(pieces)
+        length = len("".join(to_show(own.solution, hide)))
+        longest = max((len("".join(p)) for p in pieces), default=0)
+        assert len("".join(of.other)) >= min(length, longest)
+        low, high = (joined(other(of, r)) for r in sorted((one, two)))
+        assert high.startswith(low)
+        assert own.solution not in high
+        assert other(of, 0.0) == []
+
+
+@given(BATCHES, RATIOS, st.booleans())
+def test_another_solution_is_as_long_as_the_own_one_would_be(problems: list[Problem], ratio: float, hide: bool) -> None:
+    for problem, of in zip(problems, lent(problems, hide)):
+        steps = to_show(problem.solution, hide)
+        own = "".join(steps[: count(ratio, len(steps))])
+        hint = "".join(other(of, ratio))
+        possible = ["".join(of.other[:i]) for i in range(1, len(of.other) + 1)] if own else []
+        best = min((abs(len(p) - len(own)) for p in possible), default=None)
+        assert hint in (possible or [""])
+        assert best is None or abs(len(hint) - len(own)) == best
+
+
+@given(BATCHES, st.booleans())
+def test_another_solution_is_lent_alike_each_time(problems: list[Problem], hide: bool) -> None:
+    assert lent(problems, hide) == lent(problems, hide)
+
+
+def test_another_solution_by_hand() -> None:
+    problems = [*SIX[:2], SIX[0], SIX[0]._replace(id="a2"), SIX[0]._replace(id="a3", question="Two and three?")]
+    hints = [joined(other(of, 1.0)) for of in lent(problems, hide=False)]
+    b = "Four times six is 24."  # nearer to the length of a's solution than all of b's is
+    assert hints == [b, SIX[0].solution, b, b, b]
+    hints = [joined(other(of, 1.0)) for of in lent(problems[:2], hide=True)]
+    assert hints == ["Four times six is 24.", "Add the two.\nThe sum is 5."]
+    assert [of.other for of in lent(problems[:1], hide=False)] == [[]]
+
+
 # Hostile text
 
 N = 40_000
@@ -317,5 +611,8 @@ def test_hostile_text_takes_bounded_time(name: str) -> None:
     borders = step_borders(text)
     assert len(reveal(text, 0.5, hide_answer=True)) <= len(text)
     keep_whole(text, range(0, len(text), 5), math=False)
+    of = borrow([Problem(i, i, text + i, "") for i in "ab"], [material(text)] * 2)[0]
+    for kind in KINDS.values():
+        assert len(joined(kind(of, 0.5))) <= 6 * len(text)
     assert time.process_time() - began < 8  # seconds; less than one here, minutes to hours if quadratic
     assert not text.strip() or borders[-1] == len(text)

@@ -17,7 +17,7 @@ from lit_atex.evaluation import Result
 from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.models import LanguageModel
 from lit_atex.report import before_after_table, read_results, results_table
-from lit_atex.run_folder import prepare
+from lit_atex.resume import prepare
 
 ROOT = Path(__file__).parents[1]
 STACK = ["--config", str(ROOT / "configs/base.yaml"), "--config", str(ROOT / "configs/tiny.yaml")]
@@ -174,7 +174,7 @@ def test_a_finished_run_is_not_written_over(straight):
     before = metrics(straight)
     message = refused("fit", *STACK, "--run", str(straight))
     assert "finished run" in message
-    for way in ("name another folder", "--ckpt_path last", "--trainer.max_steps", "--overwrite true"):
+    for way in ("name another folder", "--resume", "--trainer.max_steps", "--overwrite true"):
         assert way in message
     assert metrics(straight) == before
 
@@ -195,7 +195,7 @@ def test_overwriting_does_the_same_again(short, tmp_path):
 
 @pytest.mark.slow
 def test_overwriting_what_is_resumed_is_a_contradiction(short):
-    message = refused("fit", *STACK, "--run", str(short), "--ckpt_path", "last", "--overwrite", "true")
+    message = refused("fit", *STACK, "--run", str(short), "--resume", "--overwrite", "true")
     assert "give one of them" in message
     assert (short / "checkpoints" / "last.ckpt").is_file()
 
@@ -259,7 +259,7 @@ def test_a_killed_run_is_refused_unless_told_what_to_do_with_it(short, tmp_path)
     as_if_killed(short, tmp_path / "run")
     message = refused("fit", *STACK, "--run", str(tmp_path / "run"))
     assert "did not finish" in message
-    assert "--ckpt_path last" in message
+    assert "--resume" in message
     assert "--overwrite true" in message
 
 
@@ -267,7 +267,7 @@ def test_a_killed_run_is_refused_unless_told_what_to_do_with_it(short, tmp_path)
 def test_a_killed_run_goes_on_and_repeats_no_step(short, straight, tmp_path):
     run = tmp_path / "run"
     as_if_killed(short, run)
-    fit(run, 6, "--ckpt_path", "last")
+    fit(run, 6, "--resume")
     rid = lambda table: [{k: v for k, v in r.items() if not k.startswith("validation")} for r in table]  # noqa: E731
     assert rid(metrics(run)) == rid(metrics(straight))
     assert rows(run / "samples.jsonl") == rows(straight / "samples.jsonl")
@@ -278,7 +278,7 @@ def test_a_killed_run_without_a_checkpoint_begins_anew_if_told_to_go_on(short, t
     run = tmp_path / "run"
     as_if_killed(short, run)
     shutil.rmtree(run / "checkpoints")
-    fit(run, 3, "--ckpt_path", "last")
+    fit(run, 3, "--resume")
     assert metrics(run) == metrics(short)
 
 

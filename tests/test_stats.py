@@ -3,8 +3,10 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lit_atex.stats import bootstrap_interval, fixed_problems_interval
+from lit_atex.stats import beta_interval, bootstrap_interval, fixed_problems_interval
 
 
 @pytest.mark.parametrize("level", [0.8, 0.95])
@@ -112,3 +114,27 @@ def test_fixed_problems_refuses(correct: list, samples: list) -> None:
         fixed_problems_interval(correct, samples)
     with pytest.raises(ValueError, match="level"):
         fixed_problems_interval([1], [2], level=2.0)
+
+
+@settings(deadline=None)
+@given(st.floats(1e-3, 1e5), st.floats(1e-3, 1e5), st.floats(0.01, 0.999))
+def test_beta_interval_agrees_with_scipy(a: float, b: float, level: float) -> None:
+    spread = max(scipy.stats.beta.std(a, b), 1e-4)
+    expected = scipy.stats.beta.interval(level, a, b)
+    assert beta_interval(a, b, level) == pytest.approx(expected, rel=0, abs=1e-7 * spread)
+
+
+def test_beta_interval_by_hand() -> None:
+    assert beta_interval(1, 1) == pytest.approx((0.025, 0.975))
+    assert beta_interval(1, 1, 0.5) == pytest.approx((0.25, 0.75))
+    assert beta_interval(3, 1) == pytest.approx((0.025 ** (1 / 3), 0.975 ** (1 / 3)))  # its distribution is x ** 3
+    low, high = beta_interval(1e8, 1e8)  # as good as normal
+    assert (low, high) == pytest.approx((0.5 - 1.959964 / 2 / math.sqrt(2e8), 0.5 + 1.959964 / 2 / math.sqrt(2e8)))
+
+
+@pytest.mark.parametrize(("a", "b"), [(0, 1), (1, -1), (math.nan, 1), (1, math.inf)])
+def test_beta_interval_refuses(a: float, b: float) -> None:
+    with pytest.raises(ValueError, match="positive and finite"):
+        beta_interval(a, b)
+    with pytest.raises(ValueError, match="level"):
+        beta_interval(1, 1, 0.0)

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import two_layer_model
+from conftest import SIX, ScriptedEngine, byte_tokenizer, two_layer_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import PeftModel
 from test_module import Spoiled, distillation, fit, problems_of, saved_model, trainer
 from torch import nn
@@ -14,7 +16,8 @@ from torch.optim import SGD
 
 from lit_atex.models import LanguageModel, Lora
 from lit_atex.rollout import TransformersEngine
-from lit_atex.teacher import Ema, Frozen, Live, Teacher, fingerprint
+from lit_atex.teacher import Ema, Frozen, Gated, Live, Teacher, fingerprint
+from lit_atex.types import StepFeedback, Verdict
 
 IDS = torch.tensor([[5, 6, 7, 8, 9], [15, 16, 17, 18, 19]])
 LORA = Lora(rank=2, alpha=4.0)
@@ -38,6 +41,12 @@ def logits(model: nn.Module) -> torch.Tensor:
 def scores(teacher: Teacher, student: nn.Module) -> torch.Tensor:
     with teacher.scorer(student) as scorer:
         return logits(scorer)
+
+
+def feedback(right: int, count: int) -> StepFeedback:
+    """A step with so many rollouts, so many of them right."""
+    verdicts = [Verdict.CORRECT] * right + [Verdict.WRONG] * (count - right)
+    return StepFeedback(0, ["a"], ["1"], [1.0], verdicts, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 9)
 
 
 def lora_student(tmp_path) -> PeftModel:
@@ -70,7 +79,7 @@ def test_a_frozen_teacher_is_the_student_in_memory_not_the_files(name):
 
 
 @pytest.mark.parametrize("kind", ["full", "merged", "resumed", "adapter"])
-@pytest.mark.parametrize("teacher", [Frozen, Ema, Live])
+@pytest.mark.parametrize("teacher", [Frozen, Ema, Gated, Live])
 def test_the_teacher_starts_where_the_student_starts(tmp_path, kind, teacher):
     """Whatever the student has been through before: trained, trained adapters merged, trained adapters kept."""
     if kind == "full":
@@ -150,7 +159,7 @@ def test_adapters_that_train_biases_of_the_base_model_are_refused(tmp_path):
 # ---------------------------------------------------------------- beside the module
 
 
-@pytest.mark.parametrize("teacher", [Frozen, Ema, Live])
+@pytest.mark.parametrize("teacher", [Frozen, Ema, Gated, Live])
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 def test_no_teacher_is_a_submodule(name, tmp_path, teacher, lora):
     module = distillation(name, lora, teacher())
@@ -164,13 +173,13 @@ def test_no_teacher_is_a_submodule(name, tmp_path, teacher, lora):
     run.save_checkpoint(tmp_path / "x.ckpt")
     checkpoint = torch.load(tmp_path / "x.ckpt", weights_only=True)
     assert set(checkpoint["state_dict"]) == {f"student.{n}" for n in module.student.state_dict()}
-    held = {Frozen: {"fingerprint"}, Ema: {"average"}, Live: set()}[teacher]
+    held = {Frozen: {"fingerprint"}, Ema: {"copy"}, Gated: {"copy", "gate"}, Live: set()}[teacher]
     assert set(checkpoint["teacher"]) == held
     trained = [p for p in module.student.parameters() if p.requires_grad]
     assert len(checkpoint["optimizer_states"][0]["param_groups"][0]["params"]) == len(trained)
 
 
-@pytest.mark.parametrize("kind", [Frozen, Ema, Live])
+@pytest.mark.parametrize("kind", [Frozen, Ema, Gated, Live])
 @pytest.mark.parametrize("lora", [None, Lora(rank=2, dropout=0.5)], ids=["full", "lora"])
 def test_a_teacher_scores_in_evaluation_mode_without_gradients(name, kind, lora):
     module = distillation(name, lora, kind())
@@ -223,7 +232,7 @@ def test_the_average_begins_at_step_0_and_follows_the_formula(name, lora, accumu
     module = distillation(name, lora, Ema(0.8), optimizer=lambda p: SGD(p, lr=0.5))
     module.configure_model()
     expected = {n: p.detach().double().clone() for n, p in module.student.named_parameters()}
-    averages = lambda: dict(module.teacher._average.named_parameters())  # noqa: E731
+    averages = lambda: dict(module.teacher._copy.named_parameters())  # noqa: E731
     torch.testing.assert_close({n: p.double() for n, p in averages().items()}, expected, rtol=0, atol=0)
     steps = 0
 
@@ -252,7 +261,7 @@ def test_a_skipped_step_does_not_move_the_average(name):
 
     class Look(pl.Callback):
         def on_train_batch_end(self, trainer, module, *args):
-            kept.append(fingerprint(module.teacher._average))
+            kept.append(fingerprint(module.teacher._copy))
 
     fit(module, 3, callbacks=[Look()])
     assert kept[0] == kept[1] != kept[2]
@@ -263,13 +272,153 @@ def test_the_average_survives_a_round_trip():
     first, second = Ema(0.5), Ema(0.5)
     first.attach(student)
     shake(student)
-    first.after_step(student)
+    first.after_step(student, feedback(1, 1))
     second.attach(student)
     assert not torch.equal(scores(first, student), scores(second, student))
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     assert torch.equal(scores(first, student), scores(second, student))
     student.requires_grad_(True)
-    assert not any(p.requires_grad for p in second._average.parameters())
+    assert not any(p.requires_grad for p in second._copy.parameters())
+
+
+# ---------------------------------------------------------------- the gate
+
+
+def passes(margin: float, decay: float, history: list[tuple[int, int]]) -> list[int]:
+    """The steps after which the gate opens, by the book: sums over the whole history."""
+    memory, reached, opened = round(1 / (1 - decay)), 0.0, []
+    for now in range(len(history)):
+        weights = [decay ** (now - then) for then in range(now + 1)]
+        correct = sum(w * right for w, (right, _) in zip(weights, history))
+        success = correct / sum(w * n for w, (_, n) in zip(weights, history))
+        if now < memory:
+            reached = success
+        elif success >= reached + margin:
+            reached = success
+            opened.append(now)
+    return opened
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.integers(1, 8).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), max_size=40),
+    st.floats(0.01, 0.5),
+    st.sampled_from([0.0, 0.5, 0.8, 0.9]),
+)
+def test_the_gate_opens_when_success_has_risen_by_the_margin(history, margin, decay):
+    student, teacher = nn.Linear(1, 1), Gated(margin, decay)
+    teacher.attach(student)
+    opened = []
+    for now, (right, count) in enumerate(history):
+        with torch.no_grad():
+            student.weight.fill_(float(now))
+        teacher.after_step(student, feedback(right, count))
+        if float(teacher._copy.weight) == now:
+            opened.append(now)
+    # Success on the verge of the margin may fall to either side by rounding.
+    assert opened == passes(margin + 1e-9, decay, history) or opened == passes(margin - 1e-9, decay, history)
+    assert teacher.scalars()["teacher/refreshes"] == len(opened)
+
+
+def test_the_gate_by_hand():
+    """Success 0.5 for the two steps that only measure; then it rises, falls, and rises again."""
+    student = two_layer_model()
+    teacher = Gated(margin=0.2, decay=0.5)
+    teacher.attach(student)
+    start = fingerprint(student)
+
+    def told(right: int) -> bool:
+        shake(student, right + 1)
+        before = fingerprint(teacher._copy)
+        teacher.after_step(student, feedback(right, 4))
+        assert fingerprint(teacher._copy) in (before, fingerprint(student))
+        return fingerprint(teacher._copy) != before
+
+    assert [told(2), told(2)] == [False, False]
+    assert not told(3)  # (1.5 + 3) / (3 + 4) is 0.64, not yet 0.7
+    assert fingerprint(teacher._copy) == start
+    assert told(4)  # (2.25 + 4) / (3.5 + 4) is 0.83
+    assert teacher.scalars() == {"teacher/refreshes": 1.0, "teacher/reached": pytest.approx(12.5 / 15)}
+    assert not any([told(0), told(0), told(0)])  # it got worse: the teacher stays
+    assert not any([told(4), told(4)])  # back to where it was
+    assert not told(4)  # it cannot exceed 0.83 by 0.2
+    teacher.after_step(student, feedback(0, 0))  # a step without rollouts says nothing
+    assert teacher.scalars()["teacher/refreshes"] == 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_refresh_is_an_exact_copy_of_what_is_trained(dtype):
+    student = two_layer_model().to(dtype)
+    student.lm_head.requires_grad_(False)
+    teacher = Gated(0.5, 0.0)
+    teacher.attach(student)
+    teacher.after_step(student, feedback(0, 4))
+    shake(student)
+    assert fingerprint(teacher._copy) != fingerprint(student)
+    teacher.after_step(student, feedback(4, 4))
+    assert fingerprint(teacher._copy) == fingerprint(student)
+    shake(student, 3)
+    assert fingerprint(teacher._copy) != fingerprint(student)  # a copy, not the same tensors
+
+
+class Sure(ScriptedEngine):
+    """Always wrong in the first steps, always right from a step on."""
+
+    def __init__(self, right_from: int) -> None:
+        self.calls, self.right_from = 0, right_from
+
+    def generate(self, model, prompts, samples, sampling, end_ids, generators):
+        tokenizer = byte_tokenizer()
+        solved = [next(p.answer for p in SIX if p.question in tokenizer.decode(prompt)) for prompt in prompts]
+        answers = solved if self.calls >= self.right_from else ["99"] * len(prompts)
+        self.calls += 1
+        rows = [tokenizer(f"\\boxed{{{a}}}", add_special_tokens=False)["input_ids"] for a in answers]
+        return ScriptedEngine(rows).generate(model, prompts, samples, sampling, end_ids, generators)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_training_refreshes_a_gated_teacher_and_logs_it(name, lora):
+    teacher, prints = Gated(0.4, 0.5), []
+    module = distillation(name, lora, teacher, engine=Sure(3), optimizer=lambda p: SGD(p, lr=0.5), max_new_tokens=20)
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *args):
+            prints.append((fingerprint(teacher._copy), fingerprint(module.student)))
+
+    log = fit(module, 6, callbacks=[Look()])
+    copies, students = zip(*prints)
+    assert copies[0] == copies[1] == copies[2] != copies[3] == students[3]
+    assert log.values("teacher/refreshes") == [0.0, 0.0, 0.0, 0.0, 1.0, 1.0 if copies[4] == copies[3] else 2.0]
+    assert not any(p.requires_grad for p in teacher._copy.parameters())
+
+
+def test_a_gate_survives_a_round_trip():
+    student = two_layer_model()
+    first, second = Gated(0.3, 0.5), Gated(0.3, 0.5)
+    first.attach(student)
+    second.attach(student)
+    for i, right in enumerate((1, 1, 4, 3)):
+        shake(student, i)
+        first.after_step(student, feedback(right, 4))
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert first.scalars() == second.scalars()
+    assert first.scalars()["teacher/refreshes"] == 1.0
+    for teacher in (first, second):
+        teacher.after_step(shake(student, 9), feedback(4, 4))
+    assert first.state_dict()["gate"] == second.state_dict()["gate"]
+    torch.testing.assert_close(dict(first.state_dict()["copy"]), dict(second.state_dict()["copy"]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1, 1.1, float("nan")])
+def test_a_margin_out_of_range_is_refused(value):
+    with pytest.raises(ValueError, match=r"model\.teacher\.init_args\.margin must lie in \(0, 1\]"):
+        Gated(value)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
+def test_a_memory_out_of_range_is_refused(value):
+    with pytest.raises(ValueError, match=r"model\.teacher\.init_args\.decay must lie in \[0, 1\)"):
+        Gated(decay=value)
 
 
 # ---------------------------------------------------------------- start weights

@@ -1,0 +1,290 @@
+"""How the Beta policy learns from the decisions whose reward is known: REINFORCE, and a reward model that it climbs.
+
+A learner sees states, exposures and rewards as numbers; it knows neither what they mean nor when they were taken.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributions import Beta
+from torch.nn.functional import softplus
+
+from lit_atex.reward_model import Array, effect
+
+CLIP = 5.0
+"""Standardised statistics are kept within this."""
+FINITE = 1e30
+"""Numbers beyond this are no measurements."""
+
+
+class Matured(NamedTuple):
+    """A decision whose reward is known.
+
+    Attributes:
+        state: The statistics at decision time, raw, always in the same order.
+        action: The sampled exposure, in (0, 1).
+        reward: What it earned, in any unit; not finite: the decision is passed over.
+    """
+
+    state: list[float]
+    action: float
+    reward: float
+
+
+class BetaNet(nn.Module):
+    """The policy: raw statistics to the a and b of a Beta distribution over exposure.
+
+    a, b = 1 + softplus(.) of a small network: one mode, and a density that is finite at the ends. It standardises its
+    input by the mean and variance of *all* states observed so far. (Standardised at decision time instead, a statistic
+    that rises steadily would read sqrt(3) for ever.)
+    """
+
+    count: Tensor
+    center: Tensor
+    squares: Tensor
+
+    def __init__(self, features: int, hidden: int, mean: float, concentration: float, seed: int) -> None:
+        """Set the first policy, which does not depend on the state.
+
+        Args:
+            features: Statistics in a state.
+            hidden: Width.
+            mean: Its first mean, in (0, 1).
+            concentration: Its first a + b, with a and b > 1.
+            seed: Of the first layer's weights.
+        """
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.first = nn.Linear(features, hidden, dtype=torch.float64)
+        self.last = nn.Linear(hidden, 2, dtype=torch.float64)
+        ab = torch.tensor([mean, 1 - mean], dtype=torch.float64) * concentration
+        with torch.no_grad():
+            self.first.weight.normal_(0, features**-0.5, generator=generator)
+            self.first.bias.zero_()
+            self.last.weight.zero_()
+            self.last.bias.copy_(torch.log(torch.expm1(ab - 1)))
+        for name in ("count", "center", "squares"):
+            self.register_buffer(name, torch.zeros(features, dtype=torch.float64))
+
+    def observe(self, state: list[float]) -> None:
+        """Count a state in mean and variance (Welford); a statistic that is not finite is left out."""
+        x = torch.tensor(state, dtype=torch.float64)
+        known = x.isfinite()
+        x = torch.where(known, x, self.center).clamp(-FINITE, FINITE)
+        self.count += known
+        apart = x - self.center
+        self.center += apart / self.count.clamp(min=1)
+        self.squares += apart * (x - self.center)
+
+    def standardise(self, state: Tensor) -> Tensor:
+        """Zero mean, unit variance, within +-5; 0 where a statistic is not finite or has never varied."""
+        spread = (self.squares / self.count.clamp(min=1)).sqrt()
+        varies = spread > 1e-9 * self.center.abs().clamp(min=1e-9)
+        z = (state.clamp(-FINITE, FINITE) - self.center) / torch.where(varies, spread, 1.0)
+        return torch.where(varies & z.isfinite(), z, 0.0).clamp(-CLIP, CLIP)
+
+    def forward(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """A and b at the state(s) `[... features]`."""
+        ab = 1 + softplus(self.last(torch.tanh(self.first(self.standardise(state)))))
+        return ab[..., 0], ab[..., 1]
+
+
+def _within(name: str, value: float, low: float, high: float = math.inf) -> float:
+    if not low <= value <= high:
+        allowed = f"in [{low:g}, {high:g}]" if high < math.inf else f"at least {low:g}"
+        raise ValueError(f"exposure.strategy.init_args.learner.init_args.{name} must be {allowed}, got {value}.")
+    return value
+
+
+class Learner(ABC):
+    """Moves a policy by what its decisions earned."""
+
+    policy: BetaNet
+    optimizer: torch.optim.Adam
+
+    def __init__(self, lr: float) -> None:
+        """Set the step size."""
+        self.lr = _within("lr", lr, 0, 10)
+
+    def bind(self, policy: BetaNet, seed: int) -> None:
+        """Take charge of a policy; once, before anything else."""
+        self.policy = policy
+        self.optimizer = torch.optim.Adam(policy.parameters(), lr=self.lr)
+
+    def learn(self, matured: list[Matured], state: list[float]) -> dict[str, float]:
+        """Learn, and prepare the policy for the state now. Called once per window, before its exposure is sampled.
+
+        Args:
+            matured: The decisions whose reward has become known since the last call, oldest first; any number.
+            state: The raw statistics now.
+
+        Returns:
+            What to log.
+        """
+        self.policy.observe(state)
+        return self.move([m for m in matured if abs(m.reward) < FINITE], state)
+
+    @abstractmethod
+    def move(self, matured: list[Matured], state: list[float]) -> dict[str, float]:
+        """`learn`, with finite rewards only and a policy that has observed the state."""
+
+    def ascend(self, objective: Tensor) -> None:
+        """One step of Adam uphill."""
+        self.optimizer.zero_grad()
+        (-objective).backward()
+        self.optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold, besides the policy."""
+        return {"optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class Reinforce(Learner):
+    """The plain reading of the paper, kept as a baseline: too slow for one run's decisions (results/controllers.md).
+
+    One step of Adam along the mean over the matured decisions of A_k grad log Beta(u_k; a, b), plus an entropy bonus,
+    where A_k = (R_k - baseline) / running SD (Williams 1992).
+    """
+
+    def __init__(self, lr: float = 0.01, entropy: float = 0.01, decay: float = 0.9) -> None:
+        """Set the step.
+
+        Args:
+            lr: Step size of Adam, in [0, 10].
+            entropy: Weight of the policy's entropy (nats) against advantages of unit variance, >= 0.
+            decay: Of the running mean and variance of rewards, per decision, in [0, 1].
+
+        Raises:
+            ValueError: If a number is out of range.
+        """
+        super().__init__(lr)
+        self.entropy, self.decay = _within("entropy", entropy, 0), _within("decay", decay, 0, 1)
+        self.baseline: float | None = None
+        self.variance = 0.0
+
+    def move(self, matured: list[Matured], state: list[float]) -> dict[str, float]:
+        """One step, if anything has matured."""
+        advantages = [self.advantage(m.reward) for m in matured]
+        if not matured:
+            return {}
+        a, b = self.policy(torch.tensor([m.state for m in matured], dtype=torch.float64))
+        actions = torch.tensor([m.action for m in matured], dtype=torch.float64)
+        policy = Beta(a, b, validate_args=False)
+        entropy = policy.entropy().mean()
+        score = (policy.log_prob(actions) * torch.tensor(advantages, dtype=torch.float64)).mean()
+        self.ascend(score + self.entropy * entropy)
+        return {"baseline": self.baseline or 0.0, "advantage": advantages[-1], "entropy": entropy.item()}
+
+    def advantage(self, reward: float) -> float:
+        """The reward against what was usual before it, in SD; counts the reward in."""
+        if self.baseline is None:
+            self.baseline = reward
+        apart = reward - self.baseline
+        self.variance = self.decay * self.variance + (1 - self.decay) * apart**2
+        self.baseline += (1 - self.decay) * apart
+        return apart / math.sqrt(self.variance) if self.variance > 0 else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimizer and running moments."""
+        return super().state_dict() | {"baseline": self.baseline, "variance": self.variance}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        super().load_state_dict(state)
+        self.baseline, self.variance = state["baseline"], state["variance"]
+
+
+class Surrogate(Learner):
+    """Fits a reward model to all matured decisions, and moves the policy uphill on it, at the state now.
+
+    With m(u) and s(u) the mean and SD of what is believed of exposure u (`reward_model.py`), each window takes some
+    steps of Adam uphill on
+
+        E_Beta[m(u) + optimism * s(u)] + entropy * mean(s) * H(Beta)
+
+    by quadrature. Optimism tries what is not known (upper confidence bounds; Srinivas et al. 2010); the entropy keeps
+    the policy broad while little is known, and lets it narrow as the model becomes sure. Nothing is drawn here.
+    """
+
+    def __init__(
+        self, memory: float = 200.0, optimism: float = 0.15, entropy: float = 0.2, steps: int = 5, lr: float = 0.03
+    ) -> None:
+        """Set how it forgets and explores.
+
+        Args:
+            memory: Decisions until one weighs 1/e, >= 1: shorter follows a student that changes, longer averages noise.
+            optimism: Weight of the model's uncertainty as a bonus, >= 0.
+            entropy: Weight of the policy's entropy (nats) per unit of mean uncertainty, >= 0: higher is broader.
+            steps: Steps of Adam per window, >= 0.
+            lr: Their size, in [0, 10].
+
+        Raises:
+            ValueError: If a number is out of range.
+        """
+        super().__init__(lr)
+        self.memory, self.optimism = _within("memory", memory, 1), _within("optimism", optimism, 0)
+        self.entropy, self.steps = _within("entropy", entropy, 0), int(_within("steps", steps, 0))
+        self.decisions: list[Matured] = []
+
+    def move(self, matured: list[Matured], state: list[float]) -> dict[str, float]:
+        """Fit anew, then climb."""
+        # Beyond three memories a decision weighs under 5 %.
+        self.decisions = [*self.decisions, *matured][-math.ceil(3 * self.memory) :]
+        if len(self.decisions) < LEAST:
+            return {}
+        mean, spread, relevance = self.believe(state)
+        value = torch.from_numpy(mean + self.optimism * spread)
+        temperature = self.entropy * float(spread.mean())
+        now, grid = torch.tensor(state, dtype=torch.float64), torch.from_numpy(GRID)
+        for _ in range(self.steps):
+            policy = Beta(*self.policy(now), validate_args=False)
+            share = policy.log_prob(grid).softmax(0)
+            self.ascend(share @ value + temperature * policy.entropy())
+        with torch.no_grad():
+            policy = Beta(*self.policy(now), validate_args=False)
+            share = policy.log_prob(grid).softmax(0).numpy()
+        return {
+            "advantage": float(share @ mean - mean.mean()),
+            "uncertainty": float(spread.mean()),
+            "best": float(GRID[mean.argmax()]),
+            "moved_by_state": float(relevance.sum()),
+            "entropy": policy.entropy().item(),
+        }
+
+    def believe(self, state: list[float]) -> tuple[Array, Array, Array]:
+        """Mean and SD of the effect of each exposure of GRID at this state, in SD of the rewards; and relevance."""
+        rewards = np.array([m.reward for m in self.decisions])
+        rewards = rewards - rewards.mean()
+        scale = rewards.std()
+        rewards = (rewards / scale if scale > 0 else rewards).clip(-OUTLIER, OUTLIER)
+        states = self.policy.standardise(torch.tensor([m.state for m in self.decisions], dtype=torch.float64)).numpy()
+        now = self.policy.standardise(torch.tensor(state, dtype=torch.float64)).numpy()
+        actions = np.array([m.action for m in self.decisions])
+        found = effect(states, actions, rewards, now, self.memory, GRID)
+        return found.mean, np.sqrt(np.diagonal(found.covariance).clip(0)), found.relevance
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimizer and decisions."""
+        return super().state_dict() | {"decisions": [list(m) for m in self.decisions]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        super().load_state_dict(state)
+        self.decisions = [Matured(*m) for m in state["decisions"]]
+
+
+GRID = (np.arange(64) + 0.5) / 64
+LEAST = 4
+"""Fewer decisions do not move the policy."""
+OUTLIER = 4.0
+"""Rewards are kept within this many SD."""

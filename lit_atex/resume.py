@@ -1,0 +1,101 @@
+"""What a run goes on from: the checkpoint that is meant, and a run folder that says no more than it.
+
+It knows the files of a run folder, and no Lightning.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lit_atex import whole
+
+WRITTEN = (
+    *("checkpoints", "config*.yaml", "prompts.txt", "metrics.csv", "samples.jsonl", "decisions.jsonl", "results.json"),
+    *("outcomes", "predictions", "tensorboard", "student", "manifest.json"),
+)
+"""What `prepare` deletes, the manifest last, so that the folder counts as a run's until then; the rest is not ours."""
+
+BY_STEP = ("samples.jsonl", "decisions.jsonl")
+"""One JSON object a line, with the optimizer step that it belongs to."""
+
+
+def read_manifest(run: Path) -> dict[str, Any]:
+    """The manifest of a run folder; empty if there is none."""
+    path = run / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a file that is whole or not there."""
+    whole.write(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def find_checkpoint(run: Path, given: str | None) -> str | None:
+    """The file that --ckpt_path means; None if it is not set, or "last" and there is none yet.
+
+    Raises:
+        ValueError: If a file is named that does not exist.
+    """
+    if given == "last":
+        last, others = run / "checkpoints" / "last.ckpt", (run / "checkpoints").glob("*.ckpt")
+        if last.is_file():
+            return str(last)
+        return str(max(others, key=lambda path: path.stat().st_mtime, default="")) or None  # killed before the first
+    if given and given.endswith(".ckpt") and not Path(given).is_file():
+        raise ValueError(f"--ckpt_path {given}: there is no such file; `last` means {run}/checkpoints/last.ckpt.")
+    return given
+
+
+def prepare(run: Path, checkpoint: str | None, asks_for_last: bool, overwrite: bool) -> None:
+    """Refuse to write over another training run, or clear it away.
+
+    Args:
+        run: The run folder.
+        checkpoint: What training goes on from, if anything.
+        asks_for_last: Whether --resume is given: with no checkpoint yet, an unfinished run begins anew.
+        overwrite: Whether to delete what is there.
+
+    Raises:
+        ValueError: If the folder holds a run and neither --resume nor --overwrite says what to do with it.
+    """
+    manifest = read_manifest(run)
+    own = checkpoint is not None and run.resolve() in Path(checkpoint).resolve().parents
+    if overwrite and own:
+        raise ValueError(f"--overwrite true would delete {checkpoint}, which the run goes on from: give one of them.")
+    if not manifest or own or ("finished" not in manifest and not overwrite):  # nothing here, or only evaluations
+        return
+    failed_early = "error" in manifest and find_checkpoint(run, "last") is None
+    if not overwrite and manifest.get("finished"):
+        raise ValueError(
+            f"--run {run} holds a finished run: name another folder, extend it with --resume and a larger "
+            "--trainer.max_steps, or set --overwrite true to delete it."
+        )
+    if not overwrite and not asks_for_last and not failed_early:
+        raise ValueError(
+            f"--run {run} holds a run that did not finish: go on with --resume, or set --overwrite true to delete it."
+        )
+    if "commands" not in manifest:
+        raise ValueError(
+            f"{run / 'manifest.json'} is not lit_atex's, so --overwrite true deletes nothing: name another folder."
+        )
+    for path in [path for pattern in WRITTEN for path in run.glob(pattern)]:
+        whole.remove(path)
+
+
+def go_on(run: Path, step: int) -> None:
+    """Drop what a killed run wrote after the checkpoint of `step`, the number of optimizer steps that were done."""
+    for path in [run / name for name in BY_STEP if (run / name).is_file()]:
+        whole.write(path, "".join(line for line in whole.lines(path) if json.loads(line)["step"] < step))
+    if (path := run / "results.json").is_file():
+        results = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, {name: result for name, result in results.items() if not is_later(name, step)})
+    for path in (run / "outcomes").glob("step-*.jsonl"):
+        if is_later(path.name.split(".")[0], step):
+            path.unlink()
+
+
+def is_later(evaluation: str, step: int) -> bool:
+    """Whether an evaluation ("step-20", "test") was made after so many optimizer steps."""
+    return evaluation.startswith("step-") and int(evaluation.removeprefix("step-")) > step

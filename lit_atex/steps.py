@@ -1,0 +1,147 @@
+"""Splits a reference solution into steps, and finds the answer among them.
+
+Works on text alone: it knows no ratio, no tokenizer and no template. Every border is a character offset into the
+solution, a step is the text between two borders, and the steps joined are the solution to the letter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_LINE_END = re.compile(r"\n\s*")
+_SENTENCE_END = re.compile(r"[.!?][)\"'”’\]]*[ \t]+(?=[\"'“‘(\[]?[A-Z\d\\$])")
+_INLINE_ITEM = re.compile(r"[ \t](?=Step\s+\d+\s*:)|;[ \t]+(?=\(?\d{1,3}[.)]\s)")
+_LIST_MARK = r"(?:^|\n|[.!?:;][)\"'”’\]]*[ \t])[ \t*#>-]*\(?\d{1,3}"  # "2", but not the 24 of "it is 24. So"
+_ABBREVIATION = r"(?:^|[\s(])(?:[A-Z]|Step \d+|e\.g|i\.e|cf|vs|Eq|Fig|Mr|Mrs|Ms|Dr|St|No)"
+_NOT_AN_END = re.compile(rf"(?:{_LIST_MARK}|{_ABBREVIATION})\.\Z")
+_BRACES = re.compile(r"(\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
+_OPENING = re.compile(r"\\(?:begin\{(\w+\*?)\}|.)|\$\$?", re.DOTALL)
+_CLOSED_BY = {"$$": "$$", r"\[": r"\]", r"\(": r"\)"}
+_CLOSING = re.compile(r"\$\$|\\[\])]|\\end\{\w+\*?\}")
+_DOLLARS = re.compile(r"\$(?:[^$\n\\]++|\\.)++\$(?!\d)")  # "$5 and $6" is money
+_DIGITS = r"(?:\d+|\.\d+)(?:(?:[.,:/]|\{,\}|,?\\[,!])\d+)*(?:[eE][-+]?\d+)?(?:\\?%)?"
+_NUMBER = re.compile(rf"[-+−]?{_DIGITS}")
+_VALUE = re.compile(rf"(?:(?<![\w)\]}}%])[-+−])?{_DIGITS}")  # of "9-3" the 9 and the 3, of "= -3" the -3
+
+
+# Solutions come from strangers: the two scans below read the text once, whatever is left open in it.
+
+
+def _boxes(text: str) -> list[tuple[int, int]]:
+    r"""Spans of the outermost `\boxed{...}` and `\fbox{...}`; an unclosed box reaches to the end of the text."""
+    spans, start, depth = [], -1, 0
+    for match in _BRACES.finditer(text):
+        opens_box, mark = match[1], match[0]
+        if start < 0:
+            start, depth = (match.start(), 1) if opens_box else (-1, 0)
+            continue
+        depth += 1 if opens_box or mark == "{" else -1 if mark == "}" else 0
+        if depth == 0:
+            spans.append((start, match.end()))
+            start = -1
+    return spans if start < 0 else [*spans, (start, len(text))]
+
+
+def _formulas(text: str) -> list[tuple[int, int]]:
+    r"""Spans of `$...$` on one line, `$$...$$`, `\[...\]`, `\(...\)` and environments; what is not closed is text."""
+    last = {match[0]: match.start() for match in _CLOSING.finditer(text)}
+    spans, at = [], 0
+    while match := _OPENING.search(text, at):
+        start, at = match.span()
+        closing = f"\\end{{{match[1]}}}" if match[1] else _CLOSED_BY.get(match[0], "")
+        end = 0
+        if match[0] == "$":
+            end = closed.end() if (closed := _DOLLARS.match(text, start)) else 0
+        elif closing and last.get(closing, -1) >= at:
+            end = text.index(closing, at) + len(closing)
+        if end:
+            spans.append((start, end))
+            at = end
+    return spans
+
+
+def keep_whole(text: str, borders: Iterable[int], math: bool) -> list[int]:
+    r"""Drop the borders that would split what must stay whole.
+
+    Args:
+        text: The solution.
+        borders: Offsets into it.
+        math: Whether formulas stay whole too; `\boxed{...}` and numbers always do.
+
+    Returns:
+        Ascending offsets, `len(text)` last (if the text is not empty).
+    """
+    spans = _boxes(text) + [m.span() for m in _NUMBER.finditer(text)]
+    if math:
+        spans += _formulas(text)
+    inside = bytearray(len(text) + 1)
+    for start, end in spans:
+        inside[start + 1 : end] = b"\1" * (end - start - 1)
+    kept = [b for b in sorted(set(borders)) if 0 < b < len(text) and not inside[b]]
+    return [*kept, len(text)] if text else []
+
+
+def step_borders(solution: str) -> list[int]:
+    r"""Where the steps of a solution end.
+
+    A step is a line, a sentence or a numbered item. Formulas, `\boxed{...}` and numbers are never split, nor is a list
+    mark ("2. ") or an abbreviation cut from what follows it. White space belongs to the step before it.
+
+    Args:
+        solution: Reference solution; may be of any form.
+
+    Returns:
+        Ascending offsets, the last one `len(solution)`; empty for a solution of white space only.
+    """
+    ends = [m.end() for pattern in (_LINE_END, _INLINE_ITEM) for m in pattern.finditer(solution)]
+    ends += [
+        m.end()
+        for m in _SENTENCE_END.finditer(solution)
+        if not _NOT_AN_END.search(solution, max(0, m.start() - 16), m.start() + 1)
+    ]
+    borders, start = [], 0
+    for border in keep_whole(solution, ends, math=True):
+        if solution[start:border].strip():
+            borders.append(border)
+            start = border
+    if borders:
+        borders[-1] = len(solution)
+    return borders
+
+
+def split_steps(solution: str) -> list[str]:
+    """The steps of a solution, as text; joined they are the solution."""
+    borders = step_borders(solution)
+    return [solution[a:b] for a, b in zip([0, *borders], borders)]
+
+
+def answer_begins(solution: str, steps: list[int]) -> int:
+    r"""Where the text ends that does not give the answer away.
+
+    Args:
+        solution: Reference solution.
+        steps: Its `step_borders`.
+
+    Returns:
+        The offset of its last step, or of the step with the first `\boxed{...}` if that comes earlier.
+    """
+    box = next((start for start, _ in _boxes(solution)), len(solution))
+    return max((b for b in steps[:-1] if b <= box), default=0)
+
+
+def answer_step(solution: str, steps: list[int]) -> str:
+    r"""The step with the last `\boxed{...}`; without a box, the last step.
+
+    Args:
+        solution: Reference solution.
+        steps: Its `step_borders`.
+    """
+    box = next((start for start, _ in reversed(_boxes(solution))), len(solution))
+    start = max((b for b in steps[:-1] if b <= box), default=0)
+    return solution[start : next((b for b in steps if b > start), start)]
+
+
+def mask_numbers(text: str, mark: str) -> str:
+    """The text with `mark` for each number, its sign included; an operator between two numbers stays."""
+    return _VALUE.sub(lambda _: mark, text)

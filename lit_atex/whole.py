@@ -1,0 +1,98 @@
+"""Files that are whole or not there, whatever ends the process: written aside, on disk, then renamed.
+
+It knows nothing of what is in them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ASIDE = ".aside"
+"""Ending of what is not whole yet."""
+
+
+def write(path: Path, data: str | bytes | memoryview) -> None:
+    """Replace a file.
+
+    Raises:
+        OSError: If the disk is full, say; the file is as it was, and nothing is left aside.
+    """
+    aside = _aside(path)
+    try:
+        with open(aside, "wb") as file:
+            file.write(data.encode("utf-8") if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    _sync(path.parent)
+
+
+@contextmanager
+def folder(path: Path) -> Iterator[Path]:
+    """Replace a folder by the one that is filled aside.
+
+    Yields:
+        The folder to fill.
+    """
+    aside, old = _aside(path), _aside(path.with_name(path.name + "-old"))
+    sweep(path.parent)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+    except BaseException:
+        shutil.rmtree(aside)
+        raise
+    for file in [*aside.rglob("*"), aside]:
+        _sync(file)
+    if path.exists():
+        os.replace(path, old)  # a folder cannot be renamed over another
+    os.replace(aside, path)
+    _sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, which is all there until it is gone."""
+    if path.is_dir():
+        aside = _aside(path)
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, aside)
+        shutil.rmtree(aside)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a killed process left aside in a folder and the folders in it."""
+    for pattern in (f"*{ASIDE}", f"*/*{ASIDE}"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def lines(path: Path) -> list[str]:
+    """Lines of a UTF-8 file that is appended to, without a last one that a killed process left half; [] without it."""
+    if not path.is_file():
+        return []
+    data = path.read_bytes()
+    # Not str.splitlines, which also cuts at characters that JSON leaves in its strings.
+    return [line + "\n" for line in data[: data.rfind(b"\n") + 1].decode("utf-8").split("\n")[:-1]]
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(path.name + ASIDE)
+
+
+def _sync(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

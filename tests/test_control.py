@@ -1,0 +1,172 @@
+"""ExposureControl in a real Trainer: windows open once each, decisions are recorded, every strategy resumes."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SIX
+from test_measures import PROBE
+from test_module import LORA, Listed, distillation, problems_of, saved_model, trainer, weights
+from test_ranks import Answers
+
+from lit_atex.adaptive import CompetenceBased, MismatchTarget
+from lit_atex.bandit import Bandit
+from lit_atex.beta_policy import BetaPolicy
+from lit_atex.callbacks import ExposureControl
+from lit_atex.checkpoint import Checkpoint
+from lit_atex.estimator import CompetenceEstimator
+from lit_atex.exposure import Credit, Exposure, TrainingState
+from lit_atex.learners import Reinforce
+from lit_atex.measures import ProbeAccuracy, ProbeMatch, ProbeNLL, RolloutAccuracy
+from lit_atex.types import StepFeedback
+
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+
+
+class Diary(Exposure):
+    """Writes down every call."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int]] = []
+
+    def begin_window(self, state: TrainingState, progress: float | None) -> list[Credit]:
+        assert progress is None  # it did not ask
+        assert state.competence is not None
+        self.calls.append(("window", state.step))
+        return []
+
+    def ratios(self, state: TrainingState) -> list[float]:
+        self.calls.append(("ratios", state.step))
+        return [0.5] * len(state.problem_ids)
+
+    def update(self, feedback: StepFeedback) -> None:
+        self.calls.append(("update", feedback.step))
+
+    def finish(self, progress: float | None) -> list[Credit]:
+        self.calls.append(("finish", -1))
+        return []
+
+
+@pytest.fixture(scope="module")
+def name(tmp_path_factory) -> str:
+    return saved_model(tmp_path_factory.mktemp("student"))
+
+
+def train(folder: Path, name: str, strategy: Exposure, steps: int, hold=2, resume=None, lora=None, **options):
+    """Three batches of two problems a pass; checkpoints at every step."""
+    progress = options.pop("progress", None)
+    control = ExposureControl(strategy, hold, progress)
+    save = Checkpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1)
+    callbacks = [control, CompetenceEstimator(), save]
+    one = trainer(steps, callbacks=callbacks, enable_checkpointing=True, default_root_dir=folder, **options)
+    module = distillation(name, lora, engine=Answers(), samples=2, seed=1)
+    one.fit(module, problems_of(2, SIX, probe=Listed(PROBE)), ckpt_path=resume, weights_only=True)
+    return module, control, one.logger
+
+
+def decisions(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "decisions.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_window_opens_once_before_its_first_batch(tmp_path, name):
+    diary = Diary()
+    train(tmp_path, name, diary, 5, accumulate_grad_batches=2)
+    # Three batches a pass: a step of two micro-batches, then one of the batch that is left.
+    micro = {0: 2, 1: 1, 2: 2, 3: 1, 4: 2}
+    expected: list[tuple[str, int]] = []
+    for step, count in micro.items():
+        window = step - step % 2
+        expected += [("window", window)] if step == window else []
+        expected += [("ratios", window)] * count + [("update", step)]
+    assert diary.calls == [*expected, ("finish", -1)]
+
+
+def test_epochs_are_windows(tmp_path, name):
+    diary = Diary()
+    train(tmp_path, name, diary, 7, hold="epoch")
+    assert [step for call, step in diary.calls if call == "window"] == [0, 3, 6]
+
+
+STRATEGIES = {
+    "beta": lambda: BetaPolicy(horizon=2, seed=4),
+    "reinforce": lambda: BetaPolicy(Reinforce(), horizon=2, seed=4),
+    "bandit": lambda: Bandit(horizon=2, seed=4),
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES.keys())
+def test_every_decision_is_recorded_once_in_order_and_none_is_lost(tmp_path, name, strategy):
+    _, _, log = train(tmp_path, name, strategy(), 11, hold=2)
+    rows = decisions(tmp_path)
+    assert [row["decision"] for row in rows] == list(range(6))
+    assert [row["decided_at"] for row in rows] == [0, 2, 4, 6, 8, 10]
+    assert [row["step"] for row in rows] == [4, 6, 8, 10, 11, 11]  # two windows later, or at the end
+    assert [row["complete"] for row in rows] == [True] * 4 + [False] * 2
+    ratios = log.values("exposure/ratio")
+    assert [ratios[row["decided_at"]] for row in rows] == pytest.approx([row["ratio"] for row in rows], abs=1e-6)
+    # The rewards by the book, from the accuracies that were logged; a window's progress is that of the one before.
+    correct = log.values("competence/correct")
+    p = [None, *(sum(correct[i : i + 2]) / 2 for i in range(0, 10, 2)), correct[10]]
+    p[0] = p[1]
+    for k, row in enumerate(rows):
+        known = [p[k + j] - p[k + j - 1] for j in (1, 2) if k + j < len(p)]
+        assert row["reward"] == pytest.approx(sum(0.9**j * x for j, x in enumerate(known)), abs=1e-6)
+
+
+@pytest.mark.parametrize("hold", [2, "epoch"])
+@pytest.mark.parametrize("cut", [3, 6, 7])
+def test_a_cut_run_records_what_the_straight_one_does(tmp_path, name, cut, hold):
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    train(straight, name, BetaPolicy(horizon=2), 9, hold=hold)
+    train(resumed, name, BetaPolicy(horizon=2), cut, hold=hold)
+    assert not decisions(resumed)[-1]["complete"]
+    # What the command line's RunFolder does on resuming.
+    kept = [json.dumps(row) + "\n" for row in decisions(resumed) if row["step"] < cut]
+    (resumed / "decisions.jsonl").write_text("".join(kept), encoding="utf-8")
+    train(resumed, name, BetaPolicy(horizon=2), 9, hold=hold, resume=resumed / f"step={cut}.ckpt")
+    assert decisions(resumed) == decisions(straight)
+
+
+def test_a_run_that_has_nothing_left_records_its_end_once(tmp_path, name):
+    train(tmp_path, name, BetaPolicy(horizon=2), 5)
+    once = decisions(tmp_path)
+    train(tmp_path, name, BetaPolicy(horizon=2), 5, resume=tmp_path / "step=5.ckpt")
+    assert decisions(tmp_path) == once
+
+
+EVERY = STRATEGIES | {
+    "competence": lambda: CompetenceBased(per="problem"),
+    "competence of all": lambda: CompetenceBased(per="all"),
+    "mismatch": MismatchTarget,
+    "probe accuracy": lambda: (BetaPolicy(horizon=1), ProbeAccuracy()),
+    "probe nll": lambda: (BetaPolicy(horizon=3), ProbeNLL()),
+    "probe match": lambda: (BetaPolicy(horizon=2), ProbeMatch()),
+}
+
+
+def parts(make) -> tuple[Exposure, dict]:
+    made = make()
+    return (made[0], {"progress": made[1]}) if isinstance(made, tuple) else (made, {"progress": RolloutAccuracy()})
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("make", EVERY.values(), ids=EVERY.keys())
+def test_every_strategy_resumes_bit_for_bit(tmp_path, name, make, lora):
+    """Cut in the midst of a window and of a pass, with decisions pending and micro-batches accumulated."""
+    options = {"hold": 2, "accumulate_grad_batches": 2, "lora": lora}
+    strategy, progress = parts(make)
+    a, control_a, log_a = train(tmp_path / "a", name, strategy, 9, **options, **progress)
+    strategy, progress = parts(make)
+    train(tmp_path / "b", name, strategy, 5, **options, **progress)
+    strategy, progress = parts(make)
+    cut = tmp_path / "b" / "step=5.ckpt"
+    b, control_b, log_b = train(tmp_path / "b", name, strategy, 9, **options, **progress, resume=cut)
+    torch.testing.assert_close(weights(b), weights(a), rtol=0, atol=0)
+    assert str(control_b.state_dict()) == str(control_a.state_dict())
+    timed = ("time/", "throughput/completion")
+    for step in range(5, 9):
+        row_a, row_b = ({k: v for k, v in log.steps[step].items() if not k.startswith(timed)} for log in (log_a, log_b))
+        assert row_a == row_b
+        assert all(math.isfinite(v) for v in row_a.values())
