@@ -283,8 +283,7 @@ def main() -> None:
     if args.serve:
         serve()
         return
-    runner, draws, done, bad = Runner(), random.Random(args.seed), 0, 0
-    cases = 0
+    runner, draws, done, bad, cases = Runner(), random.Random(args.seed), 0, 0, 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if args.every:
@@ -298,7 +297,7 @@ def main() -> None:
             else:
                 case = Case(strategies()[cases % len(strategies())], random_case(draws).options)
                 kills = random_kills(draws, runner, case, folder)
-            count, found = kill_and_resume(runner, case, kills, folder, f"run-{done}-{len(plan)}")
+            count, found = kill_and_resume(runner, case, kills, folder, f"run-{cases}")
             done, bad, cases = done + count, bad + bool(found), cases + 1
             when = ", ".join(str(kill) for kill in kills)
             print(f"{done:4d}  {case.strategy} {' '.join(case.options)}: {when}: {found or 'same'}", flush=True)

@@ -1,8 +1,6 @@
-"""Watches a run for collapse: what is measured, against what it was at the start, and how far it may go.
+"""Watches a run for collapse: logs the symptoms against the start, warns beyond limits, and can stop the run.
 
-It reads what was said and how it was judged, and knows no model. Everything is a sum first: then micro-batches, ranks
-and steps add up, and a mean is over all of their tokens or rollouts. The measures and the limits are ours, not the
-paper's.
+What is measured: `symptoms`. The limits are ours, not the paper's.
 """
 
 from __future__ import annotations
@@ -10,54 +8,17 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import re
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import lightning.pytorch as pl
-import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_only
 
 from lit_atex.module import SelfDistillation
-from lit_atex.types import Verdict
-from lit_atex.verify import canonical
-from lit_atex.window import Seen
+from lit_atex.symptoms import Sums, against, count, measures, over_ranks, total
 
 log = logging.getLogger("lit_atex")
-
-NGRAM = 4
-"""Length in tokens of what counts as repeated: tokens, so that it holds for any language, and for mathematics."""
-
-DELIBERATION = (
-    *("wait", "hm", "hmm", "hmmm", "maybe", "perhaps", "actually", "alternatively", "hold on", "on second thought"),
-    *("let me check", "let me verify", "let me think", "let me see", "let me reconsider", "let me try"),
-    *("let's check", "let's verify", "double check", "is that right", "not sure"),
-)
-"""Words of a model that thinks again, in English; whole words, whatever the case and the punctuation around them."""
-
-Sums = dict[str, float]
-
-
-class Measure(NamedTuple):
-    """A quotient of two sums, and how it is compared with its value at the start: divided by it, or less it."""
-
-    above: str
-    below: str
-    compared: Literal["ratio", "change"]
-    factor: float = 1.0
-
-
-MEASURES = {
-    "entropy": Measure("entropy", "tokens", "ratio"),  # of the student's next token, nats
-    "length_finished": Measure("tokens_finished", "finished", "ratio"),  # tokens, the end token included
-    "length_cut": Measure("tokens_cut", "cut", "ratio"),
-    "share_cut": Measure("cut", "rollouts", "change"),
-    "repetition": Measure("repeated", "ngrams", "change"),  # share of 4-grams that the rollout had before
-    "answer_rate": Measure("answered", "rollouts", "change"),  # a final answer was found, right or wrong
-    "deliberation": Measure("deliberation", "tokens", "ratio", 100.0),  # words in 100 tokens
-    "distinct_answers": Measure("distinct", "groups", "ratio"),  # final answers per problem, in 0..G; if G > 1
-}
-"""What is logged as `collapse/NAME`, and against the start as `collapse/NAME_ratio` or `collapse/NAME_change`."""
+warn = rank_zero_only(log.warning)
 
 ADVICE = {
     "entropy": "The student is sure of every token: lower the learning rate, or show less of the solution (exposure).",
@@ -73,92 +34,6 @@ ADVICE = {
 
 ELSEWHERE = {"entropy": "entropy/student", "share_cut": "length/share_cut", "answer_rate": "competence/unparsed"}
 """Measures that the module logs itself; here they are logged against the start only."""
-
-_WORD = re.compile("[a-z']+")
-_NEEDLES = [f" {'  '.join(phrase.split())} " for phrase in DELIBERATION]
-
-
-def repeated_ngrams(ids: Sequence[int], n: int = NGRAM) -> tuple[int, int]:
-    """How many n-grams of a text occurred in it before, and how many it has."""
-    grams = list(zip(*(ids[i:] for i in range(n))))
-    return len(grams) - len(set(grams)), len(grams)
-
-
-def deliberation_words(text: str) -> int:
-    """How often the text thinks again, see `DELIBERATION`; at about 0.1 µs a character."""
-    words = _WORD.findall(text.lower().replace("’", "'"))
-    joined = f" {'  '.join(words)} "  # two spaces, so that neighbours do not share one
-    return sum(joined.count(needle) for needle in _NEEDLES)
-
-
-def distinct_answers(answers: Sequence[str | None]) -> int:
-    """How many different final answers there are; equal ones may be spelled differently, None is not one."""
-    return len({canonical(answer) for answer in set(answers) if answer is not None})
-
-
-def count(seen: Seen, samples: int, extract: Callable[[str], str | None]) -> Sums:
-    """What one micro-batch adds to the sums.
-
-    Args:
-        seen: The micro-batch.
-        samples: Rollouts per problem (G).
-        extract: Finds the final answer in a completion.
-
-    Returns:
-        All sums but "entropy".
-    """
-    lengths, ended = seen.rollouts.lengths.tolist(), seen.rollouts.ended.tolist()
-    rows = [ids[:length] for ids, length in zip(seen.rollouts.ids.tolist(), lengths)]
-    repeated = [repeated_ngrams(row) for row in rows]
-    sums = {
-        "rollouts": len(rows),
-        "tokens": sum(lengths),
-        "finished": sum(ended),
-        "tokens_finished": sum(n for n, end in zip(lengths, ended) if end),
-        "cut": len(rows) - sum(ended),
-        "tokens_cut": sum(n for n, end in zip(lengths, ended) if not end),
-        "repeated": sum(again for again, _ in repeated),
-        "ngrams": sum(all_ for _, all_ in repeated),
-        "answered": sum(verdict is not Verdict.UNPARSED for verdict in seen.verdicts),
-        "deliberation": sum(map(deliberation_words, seen.completions)),
-    }
-    if samples > 1:  # the samples of one problem stand together
-        answers = [extract(text) for text in seen.completions]
-        sums["distinct"] = sum(distinct_answers(answers[i : i + samples]) for i in range(0, len(answers), samples))
-        sums["groups"] = len(seen.problems)
-    return {name: float(value) for name, value in sums.items()}
-
-
-def total(parts: Sequence[Sums]) -> Sums:
-    """The sums of several micro-batches, ranks or steps."""
-    return {name: sum(part.get(name, 0.0) for part in parts) for name in dict.fromkeys(k for p in parts for k in p)}
-
-
-def over_ranks(sums: Sums) -> Sums:
-    """The sums of all ranks, the same on each of them."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return sums
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, sums)
-    return total(gathered)
-
-
-def measures(sums: Sums) -> dict[str, float]:
-    """The measures by name; without those that there is nothing to say of (no rollout was cut, G is 1)."""
-    return {
-        name: m.factor * sums.get(m.above, 0.0) / sums[m.below] for name, m in MEASURES.items() if sums.get(m.below)
-    }
-
-
-def against(start: dict[str, float], now: dict[str, float]) -> dict[str, float]:
-    """The measures against the start, as `NAME_ratio` or `NAME_change`; a ratio to nothing is left out."""
-    found = {}
-    for name in (name for name in now if name in start):
-        if MEASURES[name].compared == "change":
-            found[f"{name}_change"] = now[name] - start[name]
-        elif start[name]:
-            found[f"{name}_ratio"] = now[name] / start[name]
-    return found
 
 
 class CollapseMonitor(pl.Callback):
@@ -219,6 +94,10 @@ class CollapseMonitor(pl.Callback):
         self._parts: list[Sums] = []
         self._step = -1
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run that was stopped stays stopped when it is resumed, unless the limits have changed."""
+        self._stop(trainer, trainer.global_step - 1)
+
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: pl.Trainer, pl_module: SelfDistillation, batch: Any, batch_idx: int
     ) -> None:
@@ -240,9 +119,7 @@ class CollapseMonitor(pl.Callback):
         self._logged = dict.fromkeys([*self._logged, *values], math.nan)
         values = self._logged | values  # of what is left out, Lightning would log the last value again
         pl_module.log_dict({f"collapse/{name}": value for name, value in values.items()}, batch_size=1)
-        if self.stopped and not trainer.should_stop:
-            trainer.should_stop = True
-            log.warning("%s", self.stopped)
+        self._stop(trainer, pl_module.feedback.step)
 
     def add(self, step: int, sums: Sums) -> dict[str, float]:
         """Take in an optimizer step.
@@ -255,20 +132,33 @@ class CollapseMonitor(pl.Callback):
             What is logged: the measures of the step, and those of the window against the start.
         """
         self._recent.append(sums)
-        now = measures(total(self._recent))
         if self.start is None and len(self._recent) == self.window:
-            self.start = now
+            self.start = measures(total(self._recent))
+        compared, passed = self._judge()
+        self._beyond = {limit: self._beyond.get(limit, 0) + 1 for limit in passed}
+        for limit in [limit for limit, steps in self._beyond.items() if steps == 1]:
+            warn("step %d: %s", step, passed[limit])
+        return {name: value for name, value in measures(sums).items() if name not in ELSEWHERE} | compared
+
+    def _judge(self) -> tuple[dict[str, float], dict[str, str]]:
+        """The window against the start; and for each limit that it is beyond, what there is to say."""
+        now = measures(total(self._recent))
         compared = against(self.start or {}, now)
+        passed = {}
         for limit, bound in self.limits.items():
             side, _, name = limit.partition("_")
             value = compared.get(name)
-            good = bound is None or value is None or (value >= bound if side == "min" else value <= bound)
-            self._beyond[limit] = 0 if good else self._beyond.get(limit, 0) + 1
-            if self._beyond[limit] == 1:
-                log.warning("step %d: %s", step, self._say(limit, now, compared))
-            if self.stopped is None and self.stop_after and self._beyond[limit] >= self.stop_after:
-                self.stopped = f"stopped by collapse.stop_after at step {step}: {self._say(limit, now, compared)}"
-        return {name: value for name, value in measures(sums).items() if name not in ELSEWHERE} | compared
+            if bound is not None and value is not None and (value < bound if side == "min" else value > bound):
+                passed[limit] = self._say(limit, now, compared)
+        return compared, passed
+
+    def _stop(self, trainer: pl.Trainer, step: int) -> None:
+        """Stop the run if it has been beyond a limit for long enough."""
+        for limit, told in self._judge()[1].items():
+            if self.stopped is None and self.stop_after and self._beyond.get(limit, 0) >= self.stop_after:
+                self.stopped = f"stopped by collapse.stop_after at step {step}: {told}"
+                trainer.should_stop = True
+                warn("%s", self.stopped)
 
     def _say(self, limit: str, now: dict[str, float], compared: dict[str, float]) -> str:
         assert self.start is not None

@@ -134,6 +134,11 @@ class Learner(ABC):
     def move(self, matured: list[Matured], state: list[float]) -> dict[str, float]:
         """`learn`, with finite rewards only and a policy that has observed the state."""
 
+    def density(self, state: Tensor) -> Beta:
+        """The policy at the raw state(s)."""
+        a, b = self.policy(state)
+        return Beta(a, b, validate_args=False)
+
     def ascend(self, objective: Tensor) -> None:
         """One step of Adam uphill."""
         self.optimizer.zero_grad()
@@ -150,7 +155,7 @@ class Learner(ABC):
 
 
 class Reinforce(Learner):
-    """The plain reading of the paper, kept as a baseline: too slow for one run's decisions (results/controllers.md).
+    """The plain reading of the paper, kept as a baseline (results/controllers.md compares the two).
 
     One step of Adam along the mean over the matured decisions of A_k grad log Beta(u_k; a, b), plus an entropy bonus,
     where A_k = (R_k - baseline) / running SD (Williams 1992).
@@ -177,9 +182,8 @@ class Reinforce(Learner):
         advantages = [self.advantage(m.reward) for m in matured]
         if not matured:
             return {}
-        a, b = self.policy(torch.tensor([m.state for m in matured], dtype=torch.float64))
+        policy = self.density(torch.tensor([m.state for m in matured], dtype=torch.float64))
         actions = torch.tensor([m.action for m in matured], dtype=torch.float64)
-        policy = Beta(a, b, validate_args=False)
         entropy = policy.entropy().mean()
         score = (policy.log_prob(actions) * torch.tensor(advantages, dtype=torch.float64)).mean()
         self.ascend(score + self.entropy * entropy)
@@ -210,21 +214,21 @@ class Surrogate(Learner):
     With m(u) and s(u) the mean and SD of what is believed of exposure u (`reward_model.py`), each window takes some
     steps of Adam uphill on
 
-        E_Beta[m(u) + optimism * s(u)] + entropy * mean(s) * H(Beta)
+        E_Beta[m(u) + optimism * s(u)] + entropy * mean(s)^2 * H(Beta)
 
     by quadrature. Optimism tries what is not known (upper confidence bounds; Srinivas et al. 2010); the entropy keeps
     the policy broad while little is known, and lets it narrow as the model becomes sure. Nothing is drawn here.
     """
 
     def __init__(
-        self, memory: float = 200.0, optimism: float = 0.15, entropy: float = 0.2, steps: int = 5, lr: float = 0.03
+        self, memory: float = 200.0, optimism: float = 0.3, entropy: float = 1.0, steps: int = 5, lr: float = 0.03
     ) -> None:
         """Set how it forgets and explores.
 
         Args:
             memory: Decisions until one weighs 1/e, >= 1: shorter follows a student that changes, longer averages noise.
             optimism: Weight of the model's uncertainty as a bonus, >= 0.
-            entropy: Weight of the policy's entropy (nats) per unit of mean uncertainty, >= 0: higher is broader.
+            entropy: Weight of the policy's entropy (nats) per squared mean uncertainty, >= 0: higher is broader.
             steps: Steps of Adam per window, >= 0.
             lr: Their size, in [0, 10].
 
@@ -244,14 +248,14 @@ class Surrogate(Learner):
             return {}
         mean, spread, relevance = self.believe(state)
         value = torch.from_numpy(mean + self.optimism * spread)
-        temperature = self.entropy * float(spread.mean())
+        temperature = self.entropy * float(spread.mean()) ** 2
         now, grid = torch.tensor(state, dtype=torch.float64), torch.from_numpy(GRID)
         for _ in range(self.steps):
-            policy = Beta(*self.policy(now), validate_args=False)
+            policy = self.density(now)
             share = policy.log_prob(grid).softmax(0)
             self.ascend(share @ value + temperature * policy.entropy())
         with torch.no_grad():
-            policy = Beta(*self.policy(now), validate_args=False)
+            policy = self.density(now)
             share = policy.log_prob(grid).softmax(0).numpy()
         return {
             "advantage": float(share @ mean - mean.mean()),

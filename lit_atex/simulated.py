@@ -151,7 +151,10 @@ def simulate(student: Student, strategy: Exposure, windows: int, noise: float, s
 
         statistics = 0.8 * statistics + 0.6 * random.standard_normal(6)
         verdicts = [Verdict.CORRECT if x < student.skill(time) else Verdict.WRONG for x in random.random(ROLLOUTS)]
-        feedback = StepFeedback(k, ["p"], [""], [u], verdicts, *(float(x) for x in statistics), max_new_tokens=1)
+        loss, mismatch, own_entropy, teacher_entropy, length, cut = statistics.tolist()
+        feedback = StepFeedback(
+            k, ["p"], [""], [u], verdicts, loss, mismatch, own_entropy, teacher_entropy, length, cut, max_new_tokens=1
+        )
         competence.update(feedback)
         strategy.update(feedback)
     strategy.finish(progress[-1])

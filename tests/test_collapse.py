@@ -19,11 +19,11 @@ from test_module import Drawn, Spoiled, distillation, problems_of, saved_model, 
 from test_run_folder import STACK, load, metrics
 
 from lit_atex.cli import main
-from lit_atex.collapse import (
+from lit_atex.collapse import ADVICE, ELSEWHERE, CollapseMonitor
+from lit_atex.rollout import RolloutEngine
+from lit_atex.symptoms import (
     DELIBERATION,
-    ELSEWHERE,
     MEASURES,
-    CollapseMonitor,
     against,
     count,
     deliberation_words,
@@ -32,7 +32,6 @@ from lit_atex.collapse import (
     repeated_ngrams,
     total,
 )
-from lit_atex.rollout import RolloutEngine
 from lit_atex.types import Rollouts, Verdict
 from lit_atex.verify import Verifier
 from lit_atex.window import Seen
@@ -150,6 +149,7 @@ def test_every_limit_bounds_something_that_is_logged():
     for limit in CollapseMonitor().limits:
         measure, _, kind = limit.partition("_")[2].rpartition("_")
         assert MEASURES[measure].compared == kind
+        assert ADVICE[measure]
     assert ELSEWHERE.keys() < MEASURES.keys()
 
 
@@ -203,13 +203,31 @@ def test_one_noisy_step_does_no_harm_and_a_second_crossing_is_told_again(caplog)
     assert len(caplog.records) == 2
 
 
+class FakeTrainer:
+    should_stop = False
+
+
 def test_it_stops_after_so_many_steps_in_a_row():
     low = {"answered": 0.0}
-    monitor = CollapseMonitor(window=1, stop_after=3)
-    feed(monitor, {}, low, low, {}, low, low)
-    assert monitor.stopped is None
-    monitor.add(6, STEADY | low)
+    monitor, one = CollapseMonitor(window=1, stop_after=3), FakeTrainer()
+    for step, change in enumerate([{}, low, low, {}, low, low, low]):
+        assert not one.should_stop
+        monitor.add(step, STEADY | change)
+        monitor._stop(one, step)
+    assert one.should_stop
     assert monitor.stopped.startswith("stopped by collapse.stop_after at step 6: answer rate 0 is -1 against")
+
+
+@pytest.mark.parametrize(
+    ("words", "stays"),
+    [({"stop_after": 1}, True), ({"stop_after": 1, "min_answer_rate_change": None}, False), ({}, False)],
+)
+def test_a_stopped_run_stays_stopped_until_the_limits_change(words, stays):
+    feed(first := CollapseMonitor(window=1, stop_after=1), {}, {"answered": 0.0})
+    second, one = CollapseMonitor(window=1, **words), FakeTrainer()
+    second.load_state_dict(first.state_dict())
+    second._stop(one, 1)
+    assert one.should_stop is stays
 
 
 def test_what_cannot_be_measured_is_not_logged():
@@ -338,6 +356,10 @@ def test_a_stopped_run_is_evaluated_as_any(tmp_path):
     results, steps = load(tmp_path / "results.json"), load(tmp_path / "manifest.json")["optimizer_steps"]
     assert results.keys() == {"step-0", f"step-{steps}"}
     assert steps < 15
+    main(["fit", *STACK, "--run", str(tmp_path), *words, "--ckpt_path", "last"])
+    manifest = load(tmp_path / "manifest.json")
+    assert manifest["optimizer_steps"] == steps
+    assert "stopped by collapse.stop_after" in manifest["stopped"]
 
 
 @pytest.fixture(scope="module")

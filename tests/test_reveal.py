@@ -567,6 +567,13 @@ def test_another_solution_by_hand() -> None:
     assert [of.other for of in lent(problems[:1], hide=False)] == [[]]
 
 
+def test_the_next_solution_that_is_long_enough_is_lent_and_not_always_the_longest() -> None:
+    lines = {"p": "A", "q": "B\nB", "r": "C\nC", "s": "D\nD\nD"}
+    problems = [Problem(i, f"{i}?", text, "") for i, text in lines.items()]
+    # For s none is long enough: the first of the longest.
+    assert ["".join(of.other)[0] for of in lent(problems, hide=False)] == ["B", "C", "D", "B"]
+
+
 # Hostile text
 
 N = 40_000

@@ -1,0 +1,255 @@
+"""Learners on their own: gradient, start, regression against brute force, bounds, resume, and what must not matter."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import digamma
+
+from lit_atex import reward_model
+from lit_atex.learners import GRID, BetaNet, Learner, Matured, Reinforce, Surrogate
+from lit_atex.reward_model import effect, polynomials
+from lit_atex.types import seeded
+
+FEATURES = 3
+
+
+def bound(learner: Learner, mean: float = 0.5, concentration: float = 4.0, seed: int = 0) -> Learner:
+    learner.bind(BetaNet(FEATURES, 8, mean, concentration, seed), seed)
+    return learner
+
+
+def decisions(count: int, seed: int = 0, scale: float = 1.0, offset: float = 0.0, best: float = 0.7) -> list[Matured]:
+    random = seeded(seed, "decisions")
+    found = []
+    for _ in range(count):
+        state, u = random.standard_normal(FEATURES).tolist(), float(random.uniform(0.01, 0.99))
+        found.append(Matured(state, u, offset + scale * (-4 * (u - best) ** 2 + 0.3 * float(random.standard_normal()))))
+    return found
+
+
+def feed(learner: Learner, data: list[Matured]) -> None:
+    for m in data:
+        learner.learn([m], m.state)
+
+
+def parameters(learner: Learner) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in learner.policy.state_dict().values()])
+
+
+@given(st.floats(0.2, 0.8), st.floats(6, 50), st.integers(0, 5))
+def test_the_first_policy_is_as_configured_whatever_the_state(mean: float, concentration: float, seed: int) -> None:
+    net = BetaNet(FEATURES, 8, mean, concentration, seed)
+    a, b = net(torch.randn(5, FEATURES, dtype=torch.float64))
+    assert a.tolist() == pytest.approx([mean * concentration] * 5)
+    assert b.tolist() == pytest.approx([(1 - mean) * concentration] * 5)
+
+
+def test_a_rising_statistic_is_told_apart_early_and_late() -> None:
+    net = BetaNet(2, 8, 0.5, 4.0, 0)
+    for k in range(100):
+        net.observe([k / 99, math.nan if k % 2 else 5.0])
+    z = net.standardise(torch.tensor([[0.0, 5.0], [1.0, math.nan]], dtype=torch.float64))
+    assert z[:, 0].tolist() == pytest.approx([-math.sqrt(3), math.sqrt(3)], rel=0.02)
+    assert z[:, 1].tolist() == [0.0, 0.0]
+
+
+def test_reinforce_follows_the_score_function() -> None:
+    """d/da log Beta(u; a, b) = log u - digamma(a) + digamma(a + b); the rest is autograd."""
+    first, then = decisions(2, seed=3)
+    learner = bound(Reinforce(entropy=0.0))
+    learner.learn([first], first.state)
+    with torch.no_grad():
+        learner.policy.last.weight.normal_(generator=torch.Generator().manual_seed(0))
+    baseline, variance = learner.baseline, learner.variance
+    before = {k: v.clone() for k, v in learner.policy.state_dict().items()}
+    learner.learn([then], then.state)
+    got = {k: p.grad.clone() for k, p in learner.policy.named_parameters()}
+
+    apart = then.reward - baseline
+    advantage = apart / math.sqrt(0.9 * variance + 0.1 * apart**2)
+    net = BetaNet(FEATURES, 8, 0.5, 4.0, 0)
+    net.load_state_dict(before)
+    net.observe(then.state)
+    a, b = net(torch.tensor([then.state], dtype=torch.float64))
+    a.retain_grad(), b.retain_grad()
+    density = torch.distributions.Beta(a, b).log_prob(torch.tensor([then.action], dtype=torch.float64))
+    (-advantage * density.sum()).backward()
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(got[name], p.grad, rtol=1e-9, atol=1e-12)
+    alpha, beta = a.item(), b.item()
+    by_hand = math.log(then.action) - digamma(alpha) + digamma(alpha + beta)
+    assert a.grad.item() == pytest.approx(-advantage * by_hand, rel=1e-9)
+    by_hand = math.log1p(-then.action) - digamma(beta) + digamma(alpha + beta)
+    assert b.grad.item() == pytest.approx(-advantage * by_hand, rel=1e-9)
+
+
+def test_polynomials_are_orthonormal() -> None:
+    u = (np.arange(20000) + 0.5) / 20000
+    values = np.concatenate([np.ones((20000, 1)), polynomials(u)], axis=1)
+    np.testing.assert_allclose(values.T @ values / 20000, np.eye(4), atol=1e-6)
+
+
+def brute_force(data: list[Matured], now: np.ndarray, memory: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each hypothesis as a Gaussian process over the rewards: kernels inverted, nothing integrated out by hand."""
+    z, u = np.array([m.state for m in data]), np.array([m.action for m in data])
+    y, n = np.array([m.reward for m in data]), len(data)
+    t = np.arange(n) / (n - 1)
+    trend = np.stack([np.ones(n), 2**0.5 * np.cos(np.pi * t), 2**0.5 * np.cos(2 * np.pi * t)], 1)
+    noise = np.diag(np.exp((n - 1 - np.arange(n)) / memory))
+    common = trend @ np.diag([100.0, 1.0, 1.0]) @ trend.T + z @ z.T / FEATURES
+    shares, means, covariances = [], [], []
+    for size in reward_model.EFFECTS:
+        for f in range(-1, FEATURES):
+            prior = size**2 * np.diag([*reward_model.PRIOR, *(reward_model.MOVED_PRIOR if f >= 0 else [1e-9] * 2)])
+            move = (lambda s, f=f: s[..., max(f, 0)]) if f >= 0 else (lambda s: s[..., 0])
+            x = np.concatenate([polynomials(u), polynomials(u)[:, :2] * move(z)[:, None]], 1)
+            at = np.concatenate([polynomials(GRID), polynomials(GRID)[:, :2] * (move(now) if f >= 0 else 0.0)], 1)
+            k = common + x @ prior @ x.T + noise
+            inverse = np.linalg.inv(k)
+            fit, shape = y @ inverse @ y, 1 + n / 2
+            scale = 1 + fit / 2
+            weight = 0.5 if f < 0 else 0.5 * 0.5**f / sum(0.5**i for i in range(FEATURES))
+            shares.append(np.log(weight) - np.linalg.slogdet(k)[1] / 2 - shape * np.log(scale))
+            means.append(at @ prior @ x.T @ inverse @ y)
+            covariances.append((at @ prior @ at.T - at @ prior @ x.T @ inverse @ x @ prior @ at.T) * scale / shape)
+    share = np.exp(np.array(shares) - max(shares))
+    share /= share.sum()
+    mean = share @ np.array(means)
+    spread = [c + np.outer(m - mean, m - mean) for c, m in zip(covariances, means)]
+    relevance = share.reshape(-1, FEATURES + 1).sum(0)[1:]
+    return mean, np.einsum("h,hij->ij", share, np.array(spread)), relevance
+
+
+@pytest.mark.parametrize("count", [4, 25])
+def test_the_reward_model_is_the_closed_form(count: int) -> None:
+    data = decisions(count, seed=count)
+    now = np.array([0.5, -1.0, 2.0])
+    arrays = (np.array([list(m.state) for m in data]), np.array([m.action for m in data]))
+    found = effect(*arrays, np.array([m.reward for m in data]), now, 30.0, GRID)
+    for got, expected in zip(found, brute_force(data, now, 30.0)):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_surrogate_finds_the_best_exposure_and_the_statistic_that_moves_it() -> None:
+    learner = bound(Surrogate())
+    feed(learner, decisions(100))
+    a, b = learner.policy(torch.zeros(FEATURES, dtype=torch.float64))
+    assert a.item() / (a + b).item() == pytest.approx(0.7, abs=0.08)
+
+    moved = [m._replace(reward=-4 * (m.action - 0.5 - 0.2 * m.state[1]) ** 2) for m in decisions(60)]
+    learner = bound(Surrogate())
+    feed(learner, moved)
+    _, _, relevance = learner.believe([0.0, 1.0, 0.0])
+    assert relevance[1] > 0.9
+    best = [GRID[learner.believe([0.0, z, 0.0])[0].argmax()] for z in (-1.0, 1.0)]
+    assert best == pytest.approx([0.3, 0.7], abs=0.1)
+
+
+def test_a_constant_reward_leaves_the_policy_broad() -> None:
+    learner = bound(Surrogate())
+    feed(learner, [m._replace(reward=1.0) for m in decisions(60)])
+    a, b = (x.item() for x in learner.policy(torch.zeros(FEATURES, dtype=torch.float64)))
+    assert a / (a + b) == pytest.approx(0.5, abs=0.05)
+    assert a + b < 6
+
+
+def test_a_trend_in_time_is_not_an_effect_of_exposure() -> None:
+    data = [m._replace(reward=m.reward + 5 * math.exp(-k / 30)) for k, m in enumerate(decisions(100))]
+    learner = bound(Surrogate())
+    feed(learner, data)
+    assert GRID[learner.believe([0.0] * FEATURES)[0].argmax()] == pytest.approx(0.7, abs=0.1)
+
+
+def test_outliers_do_not_rule() -> None:
+    random = seeded(0, "tails")
+    data = [m._replace(reward=-4 * (m.action - 0.7) ** 2 + 0.3 * float(random.standard_t(3))) for m in decisions(150)]
+    learner = bound(Surrogate())
+    feed(learner, data)
+    assert GRID[learner.believe([0.0] * FEATURES)[0].argmax()] == pytest.approx(0.7, abs=0.12)
+
+
+@pytest.mark.parametrize("kind", [Surrogate, Reinforce])
+@pytest.mark.parametrize(("scale", "offset"), [(0.01, 0.0), (100.0, 0.0), (1.0, 50.0), (0.01, -3.0)])
+def test_scale_and_offset_of_the_reward_do_not_matter(kind: type, scale: float, offset: float) -> None:
+    plain, other = bound(kind()), bound(kind())
+    feed(plain, decisions(30))
+    feed(other, decisions(30, scale=scale, offset=offset))
+    torch.testing.assert_close(parameters(plain), parameters(other), rtol=1e-5, atol=1e-6)
+
+
+NUMBER = st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from([1e308, -1e308, 0.0])
+STATE = st.lists(NUMBER, min_size=FEATURES, max_size=FEATURES)
+DECISION = st.tuples(STATE, st.floats(1e-6, 1 - 1e-6), NUMBER)
+CALL = st.tuples(st.lists(DECISION, max_size=3), STATE)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [Surrogate, Reinforce])
+@settings(max_examples=40, deadline=None)
+@given(calls=st.lists(CALL, max_size=8))
+def test_whatever_comes_the_policy_stays_a_policy(kind: type, calls: list[Any]) -> None:
+    learner = bound(kind())
+    for matured, state in calls:
+        scalars = learner.learn([Matured(*m) for m in matured], state)
+        assert all(math.isfinite(x) for x in scalars.values())
+        a, b = (x.item() for x in learner.policy(torch.tensor(state, dtype=torch.float64)))
+        assert 1 <= a < 1e6
+        assert 1 <= b < 1e6
+
+
+@pytest.mark.parametrize("kind", [Surrogate, Reinforce])
+def test_rewards_that_are_no_numbers_are_passed_over(kind: type) -> None:
+    plain, other = bound(kind()), bound(kind())
+    for m in decisions(12):
+        plain.learn([m], m.state)
+        other.learn([m._replace(reward=math.nan), m, m._replace(reward=-math.inf)], m.state)
+    assert torch.equal(parameters(plain), parameters(other))
+
+
+@pytest.mark.parametrize("kind", [Surrogate, Reinforce])
+def test_resumed_is_undisturbed_bit_for_bit(kind: type) -> None:
+    data = decisions(20)
+    whole, half = bound(kind()), bound(kind())
+    feed(whole, data)
+    feed(half, data[:11])
+    file = io.BytesIO()
+    torch.save({"policy": half.policy.state_dict(), "learner": half.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = bound(kind(), seed=7)
+    resumed.policy.load_state_dict(saved["policy"])
+    resumed.load_state_dict(saved["learner"])
+    feed(resumed, data[11:])
+    assert torch.equal(parameters(whole), parameters(resumed))
+
+
+def test_old_decisions_are_let_go() -> None:
+    learner = bound(Surrogate(memory=5, steps=0))
+    learner.learn(decisions(40), [0.0] * FEATURES)
+    assert len(learner.decisions) == 15
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (Surrogate, "memory", 0.5),
+        (Surrogate, "optimism", -1),
+        (Surrogate, "entropy", math.nan),
+        (Surrogate, "steps", -1),
+        (Surrogate, "lr", 11),
+        (Reinforce, "lr", -0.1),
+        (Reinforce, "entropy", -1),
+        (Reinforce, "decay", 1.5),
+    ],
+)
+def test_bad_numbers_are_refused_by_name(kind: type, name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"exposure\.strategy\.init_args\.learner\.init_args\.{name} must be"):
+        kind(**{name: value})

@@ -1,0 +1,95 @@
+"""The simulated students are what they say, and on them the Beta policy learns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lit_atex.beta_policy import BetaPolicy
+from lit_atex.exposure import Exposure, Fixed, Random
+from lit_atex.learners import Matured, Surrogate
+from lit_atex.simulated import STUDENTS, Student, simulate
+
+U = np.linspace(0, 1, 1001)
+
+
+@pytest.mark.parametrize("student", STUDENTS.values(), ids=STUDENTS)
+@pytest.mark.parametrize("time", [0.0, 0.5, 1.0])
+def test_the_best_is_the_best(student: Student, time: float) -> None:
+    assert U[np.argmax([student.worth(u, time) for u in U])] == pytest.approx(student.best(time), abs=1e-3)
+
+
+@pytest.mark.parametrize("student", STUDENTS.values(), ids=STUDENTS)
+def test_worth_has_range_one_at_the_start(student: Student) -> None:
+    assert np.ptp([student.worth(u, 0.0) for u in U]) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_what_comes_at_once_picks_wrongly_when_effects_are_delayed() -> None:
+    student = STUDENTS["d"]
+    assert U[np.argmax([student.effects(u, 0.0)[0] for u in U])] == pytest.approx(0.9)
+    assert student.best(0.0) < 0.3
+
+
+def test_noise_is_that_of_the_increments_and_seeded() -> None:
+    run = simulate(STUDENTS["b"], Fixed(1.0), 2000, 0.3, 0, horizon=2000)
+    increments = np.diff(run.progress)
+    assert increments.mean() == pytest.approx(1.0, abs=0.03)
+    assert increments.std() == pytest.approx(0.3, rel=0.05)
+    again = simulate(STUDENTS["b"], Fixed(1.0), 2000, 0.3, 0, horizon=2000)
+    np.testing.assert_array_equal(run.progress, again.progress)
+
+
+def test_later_effects_arrive_later() -> None:
+    student = STUDENTS["d"]
+    run = simulate(student, Fixed(1.0), 5, 0.0, 0)
+    now, one, two = student.effects(1.0, 0.0)
+    assert np.diff(run.progress).tolist() == pytest.approx([now, now + one, *[now + one + two] * 3])
+
+
+def test_regret_counts_from_the_best() -> None:
+    assert simulate(STUDENTS["b"], Fixed(1.0), 20, 1.0, 0).regret.sum() == pytest.approx(0.0)
+    assert simulate(STUDENTS["b"], Fixed(0.0), 20, 1.0, 0).regret.sum() == pytest.approx(20.0)
+
+
+def policy(seed: int, learner: Surrogate | None = None, horizon: int = 1, discount: float = 1.0) -> BetaPolicy:
+    return BetaPolicy(learner, horizon=horizon, discount=discount, seed=seed)
+
+
+def test_it_learns_in_a_hundred_decisions() -> None:
+    runs = [simulate(STUDENTS["a 0.7"], policy(seed), 100, 0.1, seed) for seed in range(2)]
+    assert np.mean([abs(run.distance(70, 100)) for run in runs]) < 0.12
+    control: Exposure = Random(seed=0)
+    assert max(run.regret.sum() for run in runs) < simulate(STUDENTS["a 0.7"], control, 100, 0.1, 0).regret.sum() / 2
+
+
+class Blind(Surrogate):
+    """Is not told the state."""
+
+    def learn(self, matured: list[Matured], state: list[float]) -> dict[str, float]:
+        nothing = [0.0] * len(state)
+        return super().learn([m._replace(state=nothing) for m in matured], nothing)
+
+
+def off(student: str, seeds: range, **options: float) -> np.ndarray:
+    """`[seeds]` distance of the mean exposure of the last 50 of 200 decisions from the best, at noise 0.3."""
+    runs = [simulate(STUDENTS[student], policy(seed, **options), 200, 0.3, seed) for seed in seeds]
+    return np.array([abs(run.distance(150, 200)) for run in runs])
+
+
+@pytest.mark.slow
+def test_it_settles_within_the_bound_at_an_interior_best() -> None:
+    assert off("a 0.5", range(6)).mean() < 0.06
+
+
+@pytest.mark.slow
+def test_the_state_tells_where_the_best_has_moved() -> None:
+    seeds = range(6)
+    blind = [simulate(STUDENTS["c"], policy(seed, Blind()), 200, 0.3, seed) for seed in seeds]
+    assert off("c", seeds).mean() < np.mean([abs(run.distance(150, 200)) for run in blind])
+
+
+@pytest.mark.slow
+def test_later_progress_beats_what_comes_at_once() -> None:
+    seeds = range(4)
+    gain = off("d", seeds, horizon=1, discount=0.0) - off("d", seeds, horizon=3, discount=0.9)
+    assert gain.mean() > 1.96 * gain.std(ddof=1) / len(gain) ** 0.5
