@@ -1,7 +1,7 @@
 """What control, competence and logging cost: seconds in our callbacks and in the loggers, as a share of the steps.
 
 Runs the real command line on the embedded reasoner with the learned Beta policy, and times every hook of every callback
-of ours and every call that logs. A probe is shown apart: it is the price of a progress measure, amortised over a window.
+of ours and every call that logs. A probe is shown apart: the price of a progress measure, amortised over a window.
 
     python benchmarks/overhead.py
     python benchmarks/overhead.py --probe        # with probe accuracy as the progress measure

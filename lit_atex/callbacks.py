@@ -34,7 +34,7 @@ class ExposureControl(pl.Callback):
 
         Args:
             strategy: The rule.
-            hold: The window: optimizer steps for which a decision holds, >= 1, or "epoch".
+            hold: Optimizer steps for which a decision holds (the window), >= 1, or "epoch".
             progress: What strategies that learn are rewarded for; None: `RolloutAccuracy()`. Others never read it.
 
         Raises:

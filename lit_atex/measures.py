@@ -112,7 +112,7 @@ class ProbeNLL(ProgressMeasure):
         """Score the solutions, each followed by an end token, as far as they fit into the context."""
         prompts = [module.prompts.evaluation(p, module.tokenizer) for p in probe]
         fits = [len(ids) < module.eval_room for ids in prompts]
-        encoded = [module.tokenizer(p.solution, add_special_tokens=False)["input_ids"] for p in probe]
+        encoded = [module.prompts.solution(p, module.tokenizer) for p in probe]
         end = module.tokenizer.eos_token_id if module.tokenizer.eos_token_id is not None else module.end_ids[0]
         limit = module.eval_sampling.max_new_tokens
         rows = [(prompt, [*ids, end][:limit]) for prompt, ids, fit in zip(prompts, encoded, fits) if fit]

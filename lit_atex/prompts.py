@@ -113,6 +113,11 @@ class PromptStyle:
         """Token ids of the prompt that rollouts continue."""
         return self._encode(self.render(problem, "", self.student_thinking, tokenizer), tokenizer)
 
+    @staticmethod
+    def solution(problem: Problem, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Token ids of the reference solution as a completion, without an end token."""
+        return tokenizer(problem.solution, add_special_tokens=False)["input_ids"]
+
     def evaluation(self, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Token ids of the prompt for validation, test and predict."""
         return self._encode(self.render(problem, "", self.eval_thinking, tokenizer), tokenizer)

@@ -160,7 +160,7 @@ def test_tensorboard_shows_the_run(straight):
     assert wanted <= groups
     assert [event.step for event in events.Scalars("loss/divergence")] == list(range(6))
     assert [event.step for event in events.Scalars("validation/level-4/avg@2")] == [0, 6]
-    assert "exposure/ratios" in tags["histograms"]
+    assert "competence/problems" in tags["histograms"]
     sample = rows(straight / "samples.jsonl")[0]
     shown = events.Tensors("samples/0/text_summary")[0].tensor_proto.string_val[0].decode()
     for text in (sample["question"], sample["hint"].splitlines()[0], sample["verdict"], sample["completion"][:5]):
