@@ -76,7 +76,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         stack = [CONFIGS / "base.yaml", CONFIGS / "exposure/beta_policy.yaml"]
-        stack += [CONFIGS / "data/probe.yaml"] if options.probe else []
+        stack += [CONFIGS / "progress/probe_accuracy.yaml"] if options.probe else []
         words = [word for path in stack for word in ("--config", str(path))]
         words += ["--run", folder, "--data.validation", "null", "--trainer.max_steps", str(options.steps)]
         kept = cli.Cli.instantiate_trainer
