@@ -76,7 +76,7 @@ def main() -> None:
     began = time.perf_counter()
     cells = [(s, n, name) for n in NOISES for s in STUDENTS for name in names(s)]
     jobs = [(*cell, seed) for cell in cells for seed in range(1000, 1000 + options.seeds)]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     head = [
         "student",
         "noise",
