@@ -94,7 +94,7 @@ class Runner:
         """End the process."""
         self._server.communicate()
 
-    def run(self, words: list[str], run: Path, kill: Kill = Kill()) -> bool:  # noqa: B008
+    def run(self, words: list[str], run: Path, kill: Kill = Kill()) -> bool:  # noqa: B008  (a tuple, never changed)
         """Run a command line to its end or its kill.
 
         Returns:

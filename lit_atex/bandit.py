@@ -10,25 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from lit_atex.exposure import Credit, Exposure, TrainingState
-from lit_atex.reward import Decision, LearningProgress
+from lit_atex.exposure import TrainingState
+from lit_atex.reward import Decision, Rewarded
 from lit_atex.types import seeded
 
 PRIOR = 1.0
 """Rewards that the prior of an arm is worth; its mean is the mean of all."""
-FINITE = 1e30
-"""Numbers beyond this are no measurements."""
 
 
-class Bandit(Exposure):
+class Bandit(Rewarded):
     """Exposure as a bandit: a few fixed values, each tried as often as it is likely to be the best.
 
     The mean reward of arm i is believed to be Normal((S_i + m) / (N_i + 1), s2 / (N_i + 1)), with N_i and S_i the count
     and sum of its rewards, each weighing decay^age, and m and s2 the mean and variance of all rewards, weighed alike. A
     draw from each belief, and the arm with the highest is played (Thompson 1933; discounted: Raj & Kalyani 2017).
     """
-
-    needs_progress = True
 
     def __init__(
         self,
@@ -54,42 +50,32 @@ class Bandit(Exposure):
         Raises:
             ValueError: If a number is out of range.
         """
+        super().__init__(low, high, horizon, discount)
         where = "exposure.strategy.init_args"
         if arms < 2:
             raise ValueError(f"{where}.arms must be at least 2, got {arms}.")
-        if not 0 <= low < high <= 1:
-            raise ValueError(f"{where}: low ({low}) and high ({high}) must satisfy 0 <= low < high <= 1.")
         if not 0 < decay <= 1:
             raise ValueError(f"{where}.decay must lie in (0, 1], got {decay}.")
         self.grid = [low + (high - low) * i / (arms - 1) for i in range(arms - 1)] + [high]
         self.decay, self.seed = decay, seed
-        self.queue = LearningProgress(horizon, discount)
         self.earned: list[tuple[int, float]] = []  # (arm, reward), oldest first
         # Beyond this age a reward weighs under 1 %; without decay, all are kept.
         self._keep = None if decay == 1 else math.ceil(math.log(0.01) / math.log(decay))
-        self._number = 0
         self._ratio = self.grid[arms // 2]
-        self._scalars: dict[str, float] = {}
 
-    def begin_window(self, state: TrainingState, progress: float | None) -> list[Credit]:
+    def decide(
+        self, state: TrainingState, progress: float | None, earned: list[tuple[Decision, float]]
+    ) -> tuple[float, dict[str, Any]]:
         """Count what has matured, then draw."""
-        progress = progress if progress is not None and math.isfinite(progress) else None
-        done = self.queue.read(progress)
-        known = [(d.details["arm"], r) for d, r in done if r is not None and abs(r) < FINITE]
-        self.earned = [*self.earned, *known]
+        self.earned += [(decision.details["arm"], reward) for decision, reward in earned]
         if self._keep is not None:
             self.earned = self.earned[-self._keep :]
         mean, spread = self.believe()
         # Counter-based, so that every rank and every resumed run draws the same.
         draws = mean + spread * seeded(self.seed, "bandit", self._number).standard_normal(len(self.grid))
         arm = int(draws.argmax())
-        self._ratio = self.grid[arm]
-        self.queue.wait(Decision(self._number, state.step, self._ratio, {"arm": arm}), progress)
-        self._number += 1
-        self._scalars = {"best": self.grid[int(mean.argmax())], "uncertainty": float(spread.mean())}
-        if known:
-            self._scalars["reward"] = known[-1][1]
-        return [Credit(d.number, d.step, d.ratio, r, True, d.details) for d, r in done]
+        self._scalars |= {"best": self.grid[int(mean.argmax())], "uncertainty": float(spread.mean())}
+        return self.grid[arm], {"arm": arm}
 
     def believe(self) -> tuple[np.ndarray, np.ndarray]:
         """`[arms]` mean and SD of what is believed of each arm, in SD of all rewards around their mean."""
@@ -103,31 +89,11 @@ class Bandit(Exposure):
         count = np.bincount(arms, weights, minlength=len(self.grid)) + PRIOR
         return np.bincount(arms, weights * rewards, minlength=len(self.grid)) / count, count**-0.5
 
-    def ratios(self, state: TrainingState) -> list[float]:
-        """The arm's exposure, for each problem."""
-        return [self._ratio] * len(state.problem_ids)
-
-    def finish(self, progress: float | None) -> list[Credit]:
-        """What the last decisions earned in the windows that the run had left."""
-        return [Credit(d.number, d.step, d.ratio, r, False, d.details) for d, r in self.queue.so_far(progress)]
-
-    def scalars(self) -> dict[str, float]:
-        """The arm believed best, mean uncertainty of an arm (in SD of rewards), latest reward."""
-        return dict(self._scalars)
-
     def state_dict(self) -> dict[str, Any]:
-        """Rewards, queue, counter."""
-        return {
-            "earned": [list(e) for e in self.earned],
-            "queue": self.queue.state_dict(),
-            "number": self._number,
-            "ratio": self._ratio,
-            "scalars": dict(self._scalars),
-        }
+        """The rewards besides."""
+        return super().state_dict() | {"earned": [list(e) for e in self.earned]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
+        super().load_state_dict(state)
         self.earned = [(arm, reward) for arm, reward in state["earned"]]
-        self.queue.load_state_dict(state["queue"])
-        self._number, self._ratio = state["number"], state["ratio"]
-        self._scalars = dict(state["scalars"])

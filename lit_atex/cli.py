@@ -21,7 +21,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lit_atex import adaptive as adaptive  # so that its rules go by their short names, as those of `exposure` do
+from lit_atex import adaptive as adaptive  # these three: so that their strategies go by short names
+from lit_atex import bandit as bandit
+from lit_atex import beta_policy as beta_policy
 from lit_atex.callbacks import ExposureControl, SampleLog
 from lit_atex.checkpoint import Checkpoint, purge_step
 from lit_atex.collapse import CollapseMonitor

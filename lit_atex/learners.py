@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from torch.distributions import Beta
 from torch.nn.functional import softplus
 
+from lit_atex.reward import FINITE
 from lit_atex.reward_model import Array, effect
 
 CLIP = 5.0
 """Standardised statistics are kept within this."""
-FINITE = 1e30
-"""Numbers beyond this are no measurements."""
 
 
 class Matured(NamedTuple):

@@ -77,7 +77,7 @@ class RolloutAccuracy(ProgressMeasure):
 class ProbeAccuracy(ProgressMeasure):
     """Share of correct answers on the probe, sampled as in evaluation with the same draws each time.
 
-    Half of the noise of rollout accuracy at equal size, since the problems stay the same, and not late; costs rollouts.
+    Always the same problems, and not a window late as rollout accuracy is; costs rollouts of its own.
     """
 
     def __init__(self, samples: int = 1) -> None:
@@ -139,8 +139,8 @@ class ProbeMatch(ProgressMeasure):
     def read(self, module: SelfDistillation, probe: list[Problem]) -> float | None:
         """Score both sides; the first time, sample the rollouts."""
         room = min(module.prompts.max_prompt_tokens, module.train_room)
-        probe = [p for p in probe if len(module.prompts.student(p, module.tokenizer)) <= room]
-        prompts = [module.prompts.student(p, module.tokenizer) for p in probe]
+        encoded = [(p, module.prompts.student(p, module.tokenizer)) for p in probe]
+        probe, prompts = [p for p, ids in encoded if len(ids) <= room], [x for _, x in encoded if len(x) <= room]
         if self._ids is None:
             generators = row_generators(module.seed, "probe", [(p.source, p.id) for p in probe], 1)
             self._ids = []

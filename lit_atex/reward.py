@@ -5,7 +5,14 @@ It knows neither how the decision was taken nor how progress is measured.
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from typing import Any, NamedTuple
+
+from lit_atex.exposure import Credit, Exposure, TrainingState
+
+FINITE = 1e30
+"""Numbers beyond this are no measurements."""
 
 
 class Decision(NamedTuple):
@@ -92,3 +99,88 @@ class LearningProgress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put the queue back."""
         self._waiting = [(Decision(*given), list(readings)) for *given, readings in state["waiting"]]
+
+
+class Rewarded(Exposure):
+    """A strategy that decides once a window, for all problems, and is told later what that earned."""
+
+    needs_progress = True
+
+    def __init__(self, low: float, high: float, horizon: int, discount: float) -> None:
+        """Set the range and the reward.
+
+        Args:
+            low: Least exposure, in [0, 1].
+            high: Greatest exposure, in (low, 1].
+            horizon: Windows of progress that a decision is judged by (J), >= 1.
+            discount: Weight of each further window, in [0, 1].
+
+        Raises:
+            ValueError: If a number is out of range.
+        """
+        if not 0 <= low < high <= 1:
+            raise ValueError(
+                f"exposure.strategy.init_args: low ({low}) and high ({high}) must satisfy 0 <= low < high <= 1."
+            )
+        self.low, self.high = low, high
+        self.queue = LearningProgress(horizon, discount)
+        self._number = 0
+        self._ratio = (low + high) / 2
+        self._scalars: dict[str, float] = {}
+
+    @abstractmethod
+    def decide(
+        self, state: TrainingState, progress: float | None, earned: list[tuple[Decision, float]]
+    ) -> tuple[float, dict[str, Any]]:
+        """Learn, then choose the window's exposure.
+
+        Args:
+            state: The state of training.
+            progress: The progress measure now, finite; None if it is not known.
+            earned: The decisions whose reward has become known, oldest first; finite rewards alone.
+
+        Returns:
+            The exposure, and what comes back with its reward: plain numbers, lists, dictionaries.
+        """
+
+    def begin_window(self, state: TrainingState, progress: float | None) -> list[Credit]:
+        """Pass on what was earned, and take the next decision."""
+        progress = progress if progress is not None and math.isfinite(progress) else None
+        done = self.queue.read(progress)
+        earned = [(decision, reward) for decision, reward in done if reward is not None and abs(reward) < FINITE]
+        self._ratio, details = self.decide(state, progress, earned)
+        self.queue.wait(Decision(self._number, state.step, self._ratio, details), progress)
+        self._number += 1
+        if earned:
+            self._scalars["reward"] = earned[-1][1]
+        return [_credit(decision, reward, complete=True) for decision, reward in done]
+
+    def ratios(self, state: TrainingState) -> list[float]:
+        """The window's exposure, for each problem."""
+        return [self._ratio] * len(state.problem_ids)
+
+    def finish(self, progress: float | None) -> list[Credit]:
+        """What the last decisions earned in the windows that the run had left."""
+        return [_credit(decision, reward, complete=False) for decision, reward in self.queue.so_far(progress)]
+
+    def scalars(self) -> dict[str, float]:
+        """What the last decision was taken by, and the latest reward."""
+        return dict(self._scalars)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Queue, and the open window."""
+        return {
+            "queue": self.queue.state_dict(),
+            "number": self._number,
+            "ratio": self._ratio,
+            "scalars": dict(self._scalars),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.queue.load_state_dict(state["queue"])
+        self._number, self._ratio, self._scalars = state["number"], state["ratio"], dict(state["scalars"])
+
+
+def _credit(decision: Decision, reward: float | None, complete: bool) -> Credit:
+    return Credit(decision.number, decision.step, decision.ratio, reward, complete, decision.details)

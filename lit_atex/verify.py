@@ -161,7 +161,7 @@ def _string(value: object) -> str:
         return value
     try:
         return str(value)
-    except Exception:
+    except Exception:  # sympy's printers raise anything; what cannot be written is no answer
         return ""
 
 
