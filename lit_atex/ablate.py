@@ -222,7 +222,7 @@ def ablate(
             if job.state != "finished":
                 console.print(Text(shlex.join(["lit-atex", *job.command()])), soft_wrap=True)
         return
-    share = threads or max(1, len(os.sched_getaffinity(0)) // jobs)
+    share = threads or max(1, _cores() // jobs)
     try:
         with _terminated_is_interrupted():
             carry_out(todo, executor or Local(), jobs, share, console)
@@ -242,6 +242,11 @@ def ablate(
     if failed:
         console.print(f"\n{len(failed)} of {len(todo)} runs failed; the same command tries them again")
         raise SystemExit(1)
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells (macOS does not), else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

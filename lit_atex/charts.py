@@ -109,6 +109,7 @@ def _against_exposure(tables: Tables, names: list[str], value: Callable[[str, st
         axis.set_title(", ".join(filter(None, (name, family))), fontsize=9)
     about = "left: exposure held fixed; right: other strategies (mean exposure); 95 % over seeds, Student's t"
     figure.suptitle(about, fontsize=8, color=DARK)
+    figure.supxlabel("exposure", fontsize=9)
     return figure
 
 
