@@ -21,7 +21,7 @@ from typing import Any
 
 from trl_step import ROOT, trl_python
 
-CHUNK = 512
+CHUNK, CHUNK_LOGITS = 512, 3 * 2**24  # as in lit_atex
 
 
 def peak(function: Callable[[], Any]) -> float:
@@ -73,7 +73,7 @@ def case(tokens: int, vocab: int, hidden: int, device: str) -> dict[str, Callabl
 
     @torch.no_grad()
     def products() -> None:
-        rows = min(CHUNK, 2**25 // vocab)
+        rows = min(CHUNK, CHUNK_LOGITS // vocab)
         logits, by_head = torch.empty(rows, vocab, **make), torch.zeros(vocab, hidden, **make)
         for part, theirs in zip(states.split(rows), other.split(rows)):
             out = logits[: len(part)]

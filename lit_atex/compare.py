@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from lit_atex import outcomes, whole
+from lit_atex.evaluation import without_nan
 from lit_atex.metrics import average_at_k, pass_at_k
-from lit_atex.noise import noise_interval, sample_variances
+from lit_atex.noise import difference_interval, paired_variances
 from lit_atex.paired import detectable, holm, problems_needed, sign_flip_p
 from lit_atex.protocol import KINDS, differences
-from lit_atex.report import interval_text, markdown_table, without_nan
-from lit_atex.stats import bootstrap_interval
+from lit_atex.report import interval_text, markdown_table
+from lit_atex.stats import bootstrap_interval, without_spread
 from lit_atex.votes import majority_at_k
 
 Row = dict[str, Any]
@@ -32,13 +33,13 @@ class Difference:
 
     Attributes:
         set: Name of the set.
-        metric: "avg@n", "pass@n" or "maj@n".
+        metric: "avg@n", "pass@n" or "maj@n"; "avg@n/m" of runs with n and m samples, whose others are at the smaller.
         problems: How many both have.
         first: Mean in the first run.
         second: Mean in the second.
         difference: Second minus first, the mean over problems.
-        interval: Its 95 % interval over problems (BCa bootstrap of the paired differences).
-        fixed: Its 95 % interval with these problems fixed, samples paired by their draw; nan where it is not known.
+        interval: Its 95 % interval over problems (BCa bootstrap of the paired differences; exact if all are equal).
+        fixed: Its 95 % interval with these problems fixed: see `noise.paired_variances`; nan where it is not known.
         p: Two-sided p-value of the sign-flip permutation test.
         p_holm: The same, raised for the number of sets (avg@n only; nan for the others).
         detectable: The true difference that a test of this set finds with a power of 80 %.
@@ -61,6 +62,10 @@ class Difference:
     def words(self) -> str:
         """How small a difference this set can show, and what that means for the one that was seen."""
         head, seen = f"{self.set}, {self.metric}: ", f"The difference seen, {self.difference:+.3f}, "
+        low, high = self.interval
+        if np.isnan(self.detectable) and self.difference == 0:
+            head += f"no difference: none of these {self.problems} problems was solved more often in either run; "
+            return head + f"the truth may lie in [{low:+.3f}, {high:+.3f}]."
         if np.isnan(self.detectable):
             return head + f"all {self.problems} problems differ by the same amount, so nothing says what could be seen."
         head += (
@@ -69,7 +74,6 @@ class Difference:
         )
         if self.p < 0.05:
             return head + seen + f"is more than chance (p {p_text(self.p)})."
-        low, high = self.interval
         head += seen + f"cannot be told from none (p {p_text(self.p)}): the truth may lie in [{low:+.3f}, {high:+.3f}]."
         if self.needed is not None and self.needed > self.problems:
             head += f" If it is real, about {self.needed:,} problems of this kind would show it."
@@ -162,33 +166,32 @@ def differences_of(name: str, pairs: list[tuple[Row, Row]]) -> list[Difference]:
     if not pairs:
         return []
     sides = [list(side) for side in zip(*pairs)]
+    n = [len(side[0]["verdicts"]) for side in sides]
     correct = [[[v == "correct" for v in row["verdicts"]] for row in side] for side in sides]
+    answers = [[row["answers"] for row in side] for side in sides]
     solved = [torch.tensor([sum(row) for row in side]) for side in correct]
     drawn = [torch.tensor([len(row) for row in side]) for side in correct]
-    k = min(int(d.min()) for d in drawn)
+    k, size = min(n), len(pairs)
     values = {
-        f"avg@{k}": [average_at_k(c, n).numpy() for c, n in zip(solved, drawn)],
-        f"pass@{k}": [pass_at_k(c, n, k).numpy() for c, n in zip(solved, drawn)],
-        f"maj@{k}": [np.array(majority_at_k([r["answers"] for r in side], c, k)) for side, c in zip(sides, correct)],
+        f"avg@{k}" if n[0] == n[1] else f"avg@{n[0]}/{n[1]}": [average_at_k(*of).numpy() for of in zip(solved, drawn)],
+        f"pass@{k}": [pass_at_k(*of, k).numpy() for of in zip(solved, drawn)],
+        f"maj@{k}": [np.array(majority_at_k(*of, k)) for of in zip(answers, correct)],
     }
-    unknown = (float("nan"), float("nan"))
+    variances = paired_variances(answers, correct, n)
     found = []
-    for metric, (one, two) in values.items():
-        gap, fixed = two - one, unknown
-        if metric.startswith("avg") and all(bool((d == k).all()) for d in drawn):
-            moved = np.array(correct[1], dtype=float) - np.array(correct[0], dtype=float)
-            low, high = noise_interval(gap + 1, sample_variances(moved), most=2.0)  # + 1: no difference is below -1
-            fixed = (low - 1, high - 1)
+    for (metric, (one, two)), noise, trials in zip(values.items(), variances, (size * k, size, size)):
+        gap = np.round(two - one, 12)  # 7/12 - 4/12 is 3/12, which rounding to binary hides
+        equal = bool((gap == gap[0]).all())
         found.append(
             Difference(
                 set=name,
                 metric=metric,
-                problems=len(gap),
+                problems=size,
                 first=float(one.mean()),
                 second=float(two.mean()),
                 difference=float(gap.mean()),
-                interval=bootstrap_interval(gap),
-                fixed=fixed,
+                interval=without_spread(float(gap[0]), size, least=-1.0) if equal else bootstrap_interval(gap),
+                fixed=difference_interval(gap, noise, trials),
                 p=sign_flip_p(gap),
                 p_holm=float("nan"),
                 detectable=detectable(gap),
@@ -232,7 +235,7 @@ def report(a: Path, b: Path, found: list[Difference], changes: list[Row], settin
     rows = [
         [
             *(d.set, d.metric, str(d.problems), f"{d.first:.3f}", f"{d.second:.3f}", f"{d.difference:+.3f}"),
-            *(interval_text(d.interval, "+"), "" if np.isnan(d.fixed[0]) else interval_text(d.fixed, "+")),
+            *(interval_text(d.interval, "+"), interval_text(d.fixed, "+")),
             *(p_text(d.p).removeprefix("= "), "" if np.isnan(d.p_holm) else p_text(d.p_holm).removeprefix("= ")),
             "" if np.isnan(d.detectable) else f"{d.detectable:.3f}",
         ]
@@ -255,8 +258,12 @@ def report(a: Path, b: Path, found: list[Difference], changes: list[Row], settin
     if settings:
         parts.append("**The protocols differ, so this is no like-for-like comparison:** " + "; ".join(settings))
     parts.append(markdown_table(heads, rows))
+    parts.append(
+        "*Over problems*: what other problems would give. *Problems fixed*: sampling noise on these alone: "
+        "avg@n pairs the samples by their draw, pass@n and maj@n add the noise of both runs as if it were independent."
+    )
     parts.append("\n".join(f"- {d.words()}" for d in found if d.metric.startswith("avg")))
-    heads = ["set", "problem", "", "reference", "A's vote", "B's vote", "A correct", "B correct"]
+    heads = ["set", "problem", "change", "reference", "A's vote", "B's vote", "A correct", "B correct"]
     cells = [[c["set"], c["id"], c["change"], c["reference"], c["first_answer"], c["second_answer"], c["first_correct"],
               c["second_correct"]] for c in changes]  # fmt: skip
     count = Counter(c["change"] for c in changes)

@@ -113,7 +113,7 @@ class ContaminationCheck(pl.Callback):
         Args:
             limit: Largest share of a set's problems, in [0, 1], that may be contaminated; above, training is refused.
                 Below, a warning names them. null: no limit.
-            scan: Training problems that are looked at, from the beginning of the source; 0: no check. 20,000 word
+            scan: Training rows that are looked at, from the beginning of the source; 0: no check. 20,000 word
                 problems take some 2 seconds, as many long solutions a minute.
             n: Words in a row that make an overlap, >= 1.
             common: What stands in more training problems than this is a template, >= 1.
@@ -139,17 +139,20 @@ class ContaminationCheck(pl.Callback):
             return
         kinds = {"validation": data.validation_names, "test": data.test_names}
         sets = {f"{kind}.{name}": data.held_out(f"data.{kind}.{name}") for kind in kinds for name in kinds[kind]}
-        overlap, more = Overlap(sets, self.n, self.common), False
-        if overlap:
-            rows = (row for row in data.train if not isinstance(row, BadRow))
-            for problem in islice(rows, self.scan):
-                overlap.add(problem)
-            more = overlap.read + overlap.left_out == self.scan
+        overlap, rows = Overlap(sets, self.n, self.common), 0
+        for row in islice(data.train, self.scan) if overlap else ():
+            rows += 1
+            if not isinstance(row, BadRow):
+                overlap.add(row)
         found = overlap.report()
         if trainer.is_global_zero:
             Path(trainer.default_root_dir).mkdir(parents=True, exist_ok=True)
             settings = {"n": self.n, "common": self.common, "limit": self.limit}
-            counts = {"training_problems": overlap.read, "left_out": overlap.left_out, "there_may_be_more": more}
+            counts = {
+                "training_problems": overlap.read,
+                "left_out": overlap.left_out,
+                "there_may_be_more": rows == self.scan,
+            }
             path = Path(trainer.default_root_dir) / "contamination.json"
             write_json(path, {**settings, **counts, "sets": found})
         bad = {key: one for key, one in found.items() if one["contaminated"]}

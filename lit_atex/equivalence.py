@@ -31,8 +31,11 @@ _NO_MATHEMATICS = re.compile(
 )
 _BRACKET = re.compile(r"\\[{}]|[()\[\]{}]")
 _DEPTH = 20  # of brackets in what is passed on
-# x2 may be 2x or x^2; math-verify drops the base of 12_5, and tells "and" from "or" no more than its commas
-_AMBIGUOUS = re.compile(r"(?<![\\A-Za-z_])[A-Za-z][0-9]|[0-9]_|\band\b.*\bor\b|\bor\b.*\band\b")
+# x2 may be 2x or x^2; math-verify drops the base of 12_5, reads 1 2 as 3 (but \log_2 8 rightly), and tells "and" from
+# "or" no more than its commas
+_AMBIGUOUS = re.compile(
+    r"(?<![\\A-Za-z_])[A-Za-z][0-9]|[0-9]_|(?<![_0-9.])[0-9]+(?:\.[0-9]+)? [0-9]|\band\b.*\bor\b|\bor\b.*\band\b"
+)
 _PROSE = re.compile(r"(?!sqrt|sinh|cosh|tanh|arc)[A-Za-z]{4}")
 
 
@@ -52,7 +55,7 @@ def decide(reference: str, answer: str) -> Verdict | None:
         return Verdict.CORRECT if same else Verdict.WRONG
     if not _is_mathematics(answer):
         return Verdict.UNPARSED  # no number is fished out of a sentence
-    return None if _is_mathematics(reference) and not _AMBIGUOUS.search(f"{reference} {answer}") else Verdict.WRONG
+    return None if _is_mathematics(reference) and not _AMBIGUOUS.search(f"{reference} | {answer}") else Verdict.WRONG
 
 
 def canonical(answer: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -69,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     one = _Parser("lit-atex evaluate", description=HELP, epilog=EPILOG, formatter_class=layout, allow_abbrev=False)
     one.add_argument("model", metavar="MODEL")
     one.add_argument("--sets", nargs="+", default=[], metavar="SET", help="configs of test sets, by name or file: "
-                     "aime24 math500 my.yaml; default: those of the run, or the embedded levels")  # fmt: skip
+                     "aime24 math500 my.yaml; default: of --config, the run's, or the embedded levels")  # fmt: skip
     one.add_argument("--validation", action="store_true", help="evaluate the validation sets instead of the test sets")
     one.add_argument("--config", action="append", default=[], metavar="NAME", help="further configs, stacked on base: "
                      "protocol/paper, model/smollm2, my.yaml")  # fmt: skip
@@ -95,45 +96,64 @@ def translate(words: Sequence[str]) -> list[str]:
         ValueError: If model, checkpoint, config or set is not there.
     """
     given, others = parser().parse_known_args(list(words))
-    kind = "validation" if given.validation else "test"
+    kind, other = ("validation", "test") if given.validation else ("test", "validation")
     run = run_of(given.model)
-    out = [
-        "validate" if given.validation else "test",
-        "--config",
-        str(run / "config.yaml" if run else find_config("base")),
-    ]
-    keys: dict[str, Any] = {"data.probe": None, "data.validation": None}
+    stack = [run / "config.yaml" if run else find_config("base")]
+    keys: dict[str, Any] = {"data.probe": None, f"data.{other}": None}
+    chosen: list[str] = []
     if run:
         # what the run read may be gone; an evaluation takes the sets alone
-        out += trained(run, given.checkpoint)
+        chosen = trained(run, given.checkpoint)
         keys |= {"exposure.progress": None, "trainer.logger": None, "trainer.callbacks": None}
-        keys |= {f"data.{kind}": sets_of(run / "config.yaml", kind)}
-    elif given.checkpoint == "best":
-        raise ValueError(f"--checkpoint best: {given.model} is no run folder, which has a best checkpoint.")
-    elif given.model != "embedded":
-        out += ["--config", str(find_config("model/chat"))]
-    for name in given.config:
-        out += ["--config", str(find_config(name))]
-    if not run:
-        out += ["--model.student.init_args.name", given.model]
+    else:
+        if given.checkpoint == "best":
+            raise ValueError(f"--checkpoint best: {given.model} is no run folder, which has a best checkpoint.")
+        check_is_model(given.model)
+        chosen = ["--model.student.init_args.name", given.model]
+        stack += [find_config("model/chat")] * (given.model != "embedded")
+    stack += [find_config(name) for name in given.config]  # over those of the run
     if given.sets:
-        keys[f"data.{kind}"] = {}
-        for name in given.sets:
-            keys[f"data.{kind}"] |= sets_of(find_config(name, "data"), kind)
-    elif not run and kind == "validation":
-        keys["data.validation"] = sets_of(find_config("base"), kind)
-    if kind == "validation":
-        keys["data.test"] = None
+        of_each = [sets_of(find_config(name, "data"), kind) for name in given.sets]
+        names = [name for sets in of_each for name in sets]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"--sets has {', '.join(sorted(twice))} more than once: give each set a name of its own.")
+        keys[f"data.{kind}"] = {name: source for sets in of_each for name, source in sets.items()}
+    out = ["validate" if given.validation else "test"]
+    out += [word for path in stack for word in ("--config", str(path))] + chosen
     options = {"model.eval_samples": given.samples, "data.limit_held_out": given.limit}
     options |= {f"model.eval_sampling.{k}": getattr(given, k) for k in ("temperature", "top_p", "max_new_tokens")}
     options |= {"model.prompts.init_args.eval_thinking": given.thinking}
     keys |= {k: v for k, v in options.items() if v is not None}
     for key, value in keys.items():
         out += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = Path(str(run or given.model)).name
-    out += ["--run", given.run or str(Path("runs") / f"{stamp}-evaluate-{name}")]
+    out += ["--run", given.run or str(dated_run("evaluate", Path(str(run or given.model)).name))]
     return [*out, *["--resume"] * given.resume, *["--overwrite", "true"] * given.overwrite, *others]
+
+
+def dated_run(*names: str) -> Path:
+    """runs/<date>-<names>; processes that Lightning starts for further devices use the first's."""
+    if "LOCAL_RANK" in os.environ and "LIT_ATEX_RUN" in os.environ:
+        return Path(os.environ["LIT_ATEX_RUN"])
+    run = Path("runs") / "-".join([datetime.datetime.now().strftime("%Y%m%d-%H%M%S"), *names])
+    os.environ["LIT_ATEX_RUN"] = str(run)
+    return run
+
+
+def check_is_model(name: str) -> None:
+    """Refuse the folder of an evaluation, which holds no model.
+
+    Raises:
+        ValueError: If it is one; names what was evaluated there.
+    """
+    folder = Path(name).expanduser()
+    protocols = sorted((folder / "outcomes").glob("*.protocol.json"))
+    if not protocols or any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
+        return
+    command = (read_manifest(folder).get("commands") or [{}])[-1].get("command", [])
+    model = json.loads(protocols[0].read_text(encoding="utf-8")).get("model.student.name")
+    if command[1:2] == ["evaluate"]:
+        model = parser().parse_known_args(command[2:])[0].model
+    raise ValueError(f"{name} is an evaluation of {model}, and holds no model itself: evaluate {model}.")
 
 
 def run_of(model: str) -> Path | None:
@@ -170,10 +190,14 @@ def sets_of(path: Path, kind: str) -> dict[str, Any]:
     """The sets in a config file.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or the file is no YAML.
     """
-    config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    found = (config.get("data") or {}).get(kind)
-    if not found:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    data = config.get("data") if isinstance(config, dict) else None
+    found = data.get(kind) if isinstance(data, dict) else None
+    if not isinstance(found, dict) or not found:
         raise ValueError(f"{path} has no data.{kind}, so there is nothing to evaluate: name --sets.")
     return found

@@ -27,7 +27,7 @@ from lit_atex.metrics import (
 )
 from lit_atex.stats import bootstrap_intervals, fixed_problems_interval
 from lit_atex.types import Verdict
-from lit_atex.votes import distinct_answers, majority_at_k
+from lit_atex.votes import majority_at_k
 
 TAUS = (0.5, 0.75, 1.0)
 """The shares of G-Pass@k that are shown, as in its paper."""
@@ -43,7 +43,8 @@ class Estimate(NamedTuple):
     Attributes:
         value: Its mean over problems.
         over: 95 % interval over problems: what another draw of problems would give.
-        fixed: 95 % interval with these problems fixed: sampling noise alone; nan for one sample per problem.
+        fixed: 95 % interval with these problems fixed: sampling noise alone; nan where it cannot be known: with one
+            sample per problem (distinct answers: two), or where lengths or distinct answers show no noise (`noise`).
     """
 
     value: float
@@ -84,13 +85,13 @@ class Result:
         return {**found, **shares, "mean_length": self.metrics["length"].value}
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON-ready data; `average` and its interval once more, for a reader in a hurry."""
+        """As JSON-ready data, null for nan; `average` and its interval once more, for a reader in a hurry."""
         metrics = {name: {"value": e.value, "over": e.over, "fixed": e.fixed} for name, e in self.metrics.items()}
-        return {
-            **{"name": self.name, "problems": self.problems, "samples": self.samples},
-            **{"average": self.average.value, "interval": self.average.over},
-            **{"metrics": metrics, "per_problem": self.per_problem},
-        }
+        return without_nan(
+            {"name": self.name, "problems": self.problems, "samples": self.samples}
+            | {"average": self.average.value, "interval": self.average.over}
+            | {"metrics": metrics, "per_problem": self.per_problem}
+        )
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Result:
@@ -101,8 +102,21 @@ class Result:
         """
         if "metrics" not in data:
             raise ValueError(f"the results of {data.get('name')!r} are of an earlier version: evaluate again.")
-        metrics = {k: Estimate(e["value"], tuple(e["over"]), tuple(e["fixed"])) for k, e in data["metrics"].items()}
+        known = lambda value: float("nan") if value is None else value  # noqa: E731
+        pair = lambda ends: (known(ends[0]), known(ends[1]))  # noqa: E731
+        metrics = {
+            k: Estimate(known(e["value"]), pair(e["over"]), pair(e["fixed"])) for k, e in data["metrics"].items()
+        }
         return cls(data["name"], data["problems"], data["samples"], metrics, data["per_problem"])
+
+
+def without_nan(data: Any) -> Any:
+    """The same data with null for nan, which is no JSON."""
+    if isinstance(data, dict):
+        return {key: without_nan(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [without_nan(value) for value in data]
+    return None if isinstance(data, float) and data != data else data
 
 
 def shown_ks(n: int) -> list[int]:
@@ -180,26 +194,29 @@ class _Set(nn.Module):
         """The interval of a metric with its problems fixed."""
         n, kind = self.samples, name.partition("@")[0]
         solved = np.array([sum(row["correct"]) for row in rows], dtype=np.int64)
-        answers, correct = [row["answers"] for row in rows], [row["correct"] for row in rows]
         if kind == "avg" or name == "pass@1":  # the same number
             return fixed_problems_interval(solved, np.full_like(solved, n))
-        k, _, tau = name.partition("@")[2].partition("_")
-        if name in self.of_counts:
+        if name in self.plain:
+            drawn = np.array([row[name] for row in rows], dtype=float).reshape(-1, n)
+            if name not in WITHOUT_BOUND:
+                return fixed_problems_interval(drawn.sum(1), np.full(len(drawn), n))
+            return noise.noise_interval(values, noise.sample_variances(drawn))
+        answers, correct = [row["answers"] for row in rows], [row["correct"] for row in rows]
+        if kind == "distinct":
+            return noise.noise_interval(values, noise.distinct_variances(answers))
+        number, _, tau = name.partition("@")[2].partition("_")
+        k = int(number)
+        if kind == "maj" and k == n:
+            variances = noise.vote_variances(answers, correct)
+        elif kind == "maj":
+            variances = noise.jackknife_variances(lambda a, c: majority_at_k(a, c, k), answers, correct)
+        else:
             functions: dict[str, Callable[[Tensor, Tensor, int], Tensor]]
             functions = {"pass": pass_at_k, "mg-pass": mean_g_pass_at_k}
             function = functions.get(kind) or partial(g_pass_at_k, tau=float(tau))
-            variances = noise.count_variances(
-                lambda c: function(torch.as_tensor(c), torch.full((len(c),), n), int(k)).numpy(), solved, n
-            )
-        elif kind == "maj" and int(k) == n:
-            variances = noise.vote_variances(answers, correct)
-        elif kind == "maj":
-            variances = noise.jackknife_variances(lambda a, c: majority_at_k(a, c, int(k)), answers, correct)
-        elif kind == "distinct":
-            variances = noise.jackknife_variances(lambda a, c: distinct_answers(a), answers, correct)
-        else:
-            variances = noise.sample_variances(np.array([row[name] for row in rows], dtype=float).reshape(-1, n))
-        return noise.noise_interval(values, variances, most=np.inf if name in WITHOUT_BOUND else 1.0)
+            curve = lambda c: function(torch.as_tensor(c), torch.full((len(c),), n), k).numpy()  # noqa: E731
+            variances = noise.count_variances(curve, solved, n)
+        return noise.noise_interval(values, variances, trials=len(values) * (n // k))
 
     def _over_ranks(self) -> list[dict[str, Any]]:
         """The rows in the order rank, update, problem: that of the metrics' values."""

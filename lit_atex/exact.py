@@ -63,8 +63,8 @@ def has_letters(value: Value) -> bool:
 def approximate(value: Value) -> Fraction | None:
     """A real constant to about 50 digits; None for what is not real, not constant, or beyond 10^30."""
     total = Decimal(0)
-    with localcontext() as context:
-        context.prec = 60
+    with localcontext(prec=60) as context:
+        context.clear_traps()  # what is too large is no number, and no error
         for monomial, factor in value.items():
             term = Decimal(factor.numerator) / Decimal(factor.denominator)
             for symbol, exponent in monomial:
@@ -73,7 +73,7 @@ def approximate(value: Value) -> Fraction | None:
                 base = _CONSTANTS.get(symbol) or Decimal(symbol)
                 term *= base ** (Decimal(exponent.numerator) / Decimal(exponent.denominator))
             total += term
-    return Fraction(total) if abs(total) < Decimal(10) ** 30 else None
+    return Fraction(total) if total.is_finite() and abs(total) < Decimal(10) ** 30 else None
 
 
 def add(a: Value, b: Value, sign: int = 1) -> Value:

@@ -7,6 +7,7 @@ nothing of distillation, nor of how a model is used.
 from __future__ import annotations
 
 import importlib.util
+import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,39 @@ class LanguageModel:
         if self.gradient_checkpointing:
             unwrap(model).activation_checkpointing_enable({"use_reentrant": False})
         return model.train(), tokenizer
+
+    def check(self) -> None:
+        """Look whether the model is there, and read nothing: before data sets are, which may take minutes.
+
+        Raises:
+            ValueError: If a folder, a file of weights in it, or the package of a GGUF file is missing; a Hub name is
+                looked up when it is loaded.
+        """
+        path, gguf_file = self._locate()
+        folder, refused = Path(path), f"model.student.init_args.name={self.name!r} could not be loaded: "
+        if not folder.is_dir():
+            if path.count("/") > 1:
+                raise ValueError(f"{refused}there is no such folder.\n{NAMES}")
+            return
+        adapter = folder / "adapter_config.json"
+        wanted = [gguf_file] if gguf_file else ["model.safetensors", "pytorch_model.bin"]
+        if adapter.is_file():
+            wanted = ["adapter_model.safetensors", "adapter_model.bin"]
+        elif not gguf_file and not (folder / "config.json").is_file():
+            raise ValueError(f"{refused}{folder} has no config.json.\n{NAMES}")
+        indexes = [folder / f"{name}.index.json" for name in wanted]
+        shards = [json.loads(i.read_text(encoding="utf-8"))["weight_map"].values() for i in indexes if i.is_file()]
+        missing = sorted({name for names in shards for name in names if not (folder / name).is_file()})
+        if not shards and not any((folder / name).is_file() for name in wanted):
+            missing = [" or ".join(wanted)]
+        if missing:
+            raise ValueError(f"{refused}{folder} lacks {', '.join(missing)}: copy it there, or save the model again.")
+        if adapter.is_file():
+            base = str(json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path"))
+            try:
+                LanguageModel(base, gguf_file=self.gguf_file or _gguf_alone(Path(base))).check()
+            except ValueError as error:
+                raise ValueError(f"{refused}the base model of the adapter is not there. {error}") from error
 
     def _read(self, path: str, revision: str | None, gguf_file: str | None) -> tuple[Any, PreTrainedTokenizerBase]:
         from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import compress
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -20,14 +20,14 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from lit_atex.distil import distil
 from lit_atex.divergence import Divergence, TokenDivergence
-from lit_atex.fused import fused_divergence
 from lit_atex.models import LanguageModel
 from lit_atex.prompts import PromptStyle
 from lit_atex.rollout import RolloutEngine, Sampling
-from lit_atex.scoring import completion_hidden, head_of
 from lit_atex.solver import Solver
 from lit_atex.step_log import StepLog
+from lit_atex.supervised import references
 from lit_atex.teacher import Teacher
 from lit_atex.types import Problem, Rollouts, StepFeedback, row_generators, seeded
 from lit_atex.verify import Verifier
@@ -66,6 +66,8 @@ class SelfDistillation(Solver):
         samples: int = 1,
         eval_samples: int = 8,
         chunk_tokens: int = 512,
+        part_tokens: int = 16384,
+        completions: Literal["student", "reference"] = "student",
         seed: int = 0,
     ) -> None:
         """Store the parts; weights are read when the trainer starts.
@@ -84,18 +86,22 @@ class SelfDistillation(Solver):
             samples: Rollouts per problem (G), >= 1.
             eval_samples: Completions per problem in validation and test (n), >= 1.
             chunk_tokens: Completion tokens whose logits are alive at a time; less memory and slower if small.
+            part_tokens: Tokens that go through the student at a time, padding included; a larger micro-batch is
+                differentiated in parts, so that memory does not grow with it.
+            completions: What is trained on: the student's rollouts, or the reference solutions (`supervised.py`).
             seed: Seed of all sampling; the command line sets it from `seed_everything`.
 
         Raises:
             ValueError: If a number is out of range.
         """
         super().__init__(student, prompts, engine, eval_sampling, verifier, eval_samples, seed)
-        for name, value in {"samples": samples, "chunk_tokens": chunk_tokens}.items():
+        for name, value in {"samples": samples, "chunk_tokens": chunk_tokens, "part_tokens": part_tokens}.items():
             if value < 1:
                 raise ValueError(f"model.{name} must be at least 1, got {value}.")
         self.teacher, self.divergence, self.sampling = teacher, divergence, sampling
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
-        self.samples, self.chunk_tokens = samples, chunk_tokens
+        self.samples, self.chunk_tokens, self.part_tokens = samples, chunk_tokens, part_tokens
+        self.completions = completions
         self.exposure: float | list[float] = 1.0
         """Reveal ratio of the coming batch, one for all or one per problem; 1 unless a callback sets it: plain OPSD."""
         self.feedback: StepFeedback | None = None
@@ -179,10 +185,13 @@ class SelfDistillation(Solver):
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def rollout(self, problems: list[Problem], prompts: list[list[int]]) -> Rollouts:
-        """Completions of the student as it is now; seeded by run, optimizer step, problem and sample alone."""
+        """References, or completions of the student as it is now, seeded by run, step, problem and sample alone."""
         generators = row_generators(self.seed, "rollout", [(self.global_step, p.id) for p in problems], self.samples)
         if not problems:
             return Rollouts.nothing(0, self.device)
+        if self.completions == "reference":
+            end = self.end_ids[0] if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
+            return references(problems, self.samples, self.tokenizer, end, self.sampling.max_new_tokens, self.device)
         try:
             return self.engine.generate(self.student, prompts, self.samples, self.sampling, self.end_ids, generators)
         except FloatingPointError as error:  # the step will be skipped: nothing is scored
@@ -203,21 +212,9 @@ class SelfDistillation(Solver):
         Returns:
             The divergence summed over completion tokens, with gradient; and its values per token.
         """
-        ids = rollouts.ids[rollouts.mask]
-        if not len(ids):  # nothing was sampled: no loss, but the same graph on every rank
-            head = head_of(self.student)
-            nothing = head.weight.new_zeros(0, head.weight.shape[1])
-            loss, tokens = fused_divergence(self.divergence, nothing, head, nothing, head, ids, self.chunk_tokens)
-            return loss + sum(0.0 * p.sum() for p in self.student.parameters() if p.requires_grad), tokens
-        prompts, teacher_prompts = ([x for x in xs for _ in range(self.samples)] for xs in (prompts, teacher_prompts))
-        with self._timed("teacher"), self.teacher.scorer(self.student) as teacher:
-            teacher_hidden = completion_hidden(teacher, teacher_prompts, rollouts)
-            teacher_head = head_of(teacher)
-        with self._timed("student"):
-            hidden = completion_hidden(self.student, prompts, rollouts)
-            return fused_divergence(
-                self.divergence, hidden, head_of(self.student), teacher_hidden, teacher_head, ids, self.chunk_tokens
-            )
+        limits = (self.samples, self.chunk_tokens, self.part_tokens)
+        given = (self.divergence, self.student, self.teacher, prompts, teacher_prompts, rollouts)
+        return distil(*given, *limits, timed=self._timed)
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Start the clock of the backward pass."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ class Outcomes:
         self.folder, self.name, self.rank = folder, name, rank
         self.rows: dict[str, list[Row]] = {}
         """Rows that are gone on from, by set."""
-        self._begun = False  # whether any row was there, also one of a batch that is not whole
+        self._begun = False  # whether any row was there: also of another rank, or of a batch that is not whole
 
     def path(self, set_name: str) -> Path:
         """The file of a set."""
@@ -55,12 +56,12 @@ class Outcomes:
             ValueError: If a file holds other problems.
         """
         names = data.test_names if kind == "test" else data.validation_names
+        self._begun = any(map(whole.lines, self.folder.glob(f"{self.name}.*.jsonl")))
         for name in names:
             key, size = f"data.{kind}.{name}", data.eval_batch_size
-            lines, problems = whole.lines(self.path(name)), data.share(key)
-            self._begun |= bool(lines)
-            keep = len(lines) if len(lines) == len(problems) else len(lines) // size * size
-            rows = [json.loads(text) for text in lines[:keep]]
+            found, problems = _rows(self.path(name)), data.share(key)
+            keep = len(found) if len(found) == len(problems) else len(found) // size * size
+            rows = found[:keep]
             if [row["id"] for row in rows] != [p.id for p in problems[:keep]]:
                 raise ValueError(
                     f"--resume: {self.path(name)} holds other problems than {key}, or in another order: name another "
@@ -83,7 +84,12 @@ class Outcomes:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.name}.protocol.json"
-        if self._begun and path.is_file():
+        if self._begun:
+            if not path.is_file():
+                raise ValueError(
+                    f"--resume: {path} is not there, so nothing says how the answers beside it were made: name another "
+                    "folder in --run, or set --overwrite true."
+                )
             then = json.loads(path.read_text(encoding="utf-8"))
             if changed := differences(then, protocol):
                 raise ValueError(
@@ -139,17 +145,44 @@ def read(run: Path, name: str) -> dict[str, list[Row]]:
     """The rows of an evaluation by set, in the order of its sets; those of all ranks together.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, a file is damaged, or a problem is there twice, or with fewer samples than others.
     """
     found: dict[str, list[Row]] = {}
     for path in sorted((run / "outcomes").glob(f"{name}.*.jsonl")):
         set_name = path.name.removeprefix(f"{name}.").removesuffix(".jsonl")
         head, _, tail = set_name.rpartition(".")
         set_name = head if tail.startswith("rank") and tail[4:].isdigit() else set_name
-        found.setdefault(set_name, []).extend(json.loads(text) for text in whole.lines(path))
+        found.setdefault(set_name, []).extend(_rows(path))
     if not found:
         raise ValueError(f"{run} holds no evaluation {name!r}: there is no outcomes/{name}.SET.jsonl.")
+    for set_name, rows in found.items():
+        twice = [id_ for id_, times in Counter(row["id"] for row in rows).items() if times > 1]
+        sizes = sorted({len(row.get("verdicts", [])) for row in rows})
+        if twice or len(sizes) > 1:
+            what = f"{len(twice)} problems twice, such as {twice[0]!r}" if twice else f"problems with {sizes} samples"
+            raise ValueError(
+                f"{run}/outcomes/{name}.{set_name}.*jsonl hold {what}: they are of several evaluations. Evaluate again "
+                "with --overwrite true, or in another folder."
+            )
     path = run / "outcomes" / f"{name}.protocol.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     order = [key.split(".", 2)[2] for key in known if key.startswith(("data.test.", "data.validation."))]
     return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
+
+
+def _rows(path: Path) -> list[Row]:
+    """The whole lines of a file.
+
+    Raises:
+        ValueError: If one of them is no row.
+    """
+    rows = []
+    for number, text in enumerate(whole.lines(path), 1):
+        try:
+            row = json.loads(text)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or "id" not in row:
+            raise ValueError(f"{path}, line {number}: this is no outcome; the file is damaged: evaluate again.")
+        rows.append(row)
+    return rows

@@ -80,7 +80,8 @@ def detectable(differences: ArrayLike, power: float = 0.8, level: float = 0.05) 
 def problems_needed(differences: ArrayLike, size: float, power: float = 0.8, level: float = 0.05) -> int | None:
     """Problems of this kind that it takes to find a true difference of `size`; None for 0, or without any spread."""
     shown = detectable(differences, power, level)
-    return None if np.isnan(shown) or size == 0 else max(2, ceil(np.size(differences) * (shown / size) ** 2))
+    none = np.isnan(shown) or abs(size) < 1e-9  # a mean that rounding keeps from 0
+    return None if none else max(2, ceil(np.size(differences) * (shown / size) ** 2))
 
 
 def _reach(power: float, level: float) -> float:

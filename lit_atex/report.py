@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_atex.competence import Competence
-from lit_atex.evaluation import Result
+from lit_atex.evaluation import TAUS, Result
 from lit_atex.stats import bootstrap_interval
 from lit_atex.types import Verdict
 
@@ -40,15 +40,6 @@ def markdown_table(heads: list[str], rows: list[list[str]]) -> str:
     """A table in Markdown; what would end a cell is escaped."""
     clean = [[" ".join(str(cell).split()).replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *clean])
-
-
-def without_nan(data: Any) -> Any:
-    """The same data with null for nan, which is no JSON."""
-    if isinstance(data, dict):
-        return {key: without_nan(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [without_nan(value) for value in data]
-    return None if isinstance(data, float) and data != data else data
 
 
 def evaluation_text(
@@ -98,7 +89,10 @@ def evaluation_text(
 
 
 def results_table(title: str, results: list[Result]) -> str:
-    """One row per set: avg@n with both intervals, pass@n and maj@n, and what became of the other answers."""
+    """One row per set: avg@n with both intervals, pass@n and maj@n, and what became of the other answers.
+
+    Below it, of several samples: how stable they are (G-Pass@n at three shares, and its mean), and how many differ.
+    """
     n = results[0].samples
     table = Table(title=f"{title}: {n} completions a problem; intervals 95 %", title_justify="left")
     headings = ("set", "problems", f"avg@{n}", "over problems", "problems fixed", f"pass@{n}", "over problems ")
@@ -121,6 +115,16 @@ def results_table(title: str, results: list[Result]) -> str:
             *(f"{r.metrics[k].value:.3f}" for k in SHARES),
             f"{r.metrics['length'].value:.1f}",
         )
+    return _render(table) + (f"\n{_stability_table(n, results)}" if n > 1 else "")
+
+
+def _stability_table(n: int, results: list[Result]) -> str:
+    names = [*(f"g-pass@{n}_{tau}" for tau in TAUS), f"mg-pass@{n}"]
+    table = Table()
+    for heading in ("stability", *(f"G-Pass@{n}, {tau:.0%}" for tau in TAUS), f"mG-Pass@{n}", "distinct answers"):
+        table.add_column(heading, justify="left" if heading == "stability" else "right")
+    for r in results:
+        table.add_row(r.name, *(f"{r.metrics[k].value:.3f}" for k in names), f"{r.metrics['distinct'].value:.1f}")
     return _render(table)
 
 
@@ -133,7 +137,7 @@ def before_after_table(before: list[Result], after: list[Result]) -> str:
     table = Table(title="before and after; difference paired by problem, 95 % interval", title_justify="left")
     table.add_column("set")
     averages = (f"avg@{n} before", "after", "difference", "interval")
-    for heading in (*averages, f"pass@{n} before", "after ", "length", ""):
+    for heading in (*averages, f"pass@{n} before", "after ", "length"):
         table.add_column(heading, justify="right", no_wrap=True)
     by_name = {r.name: r for r in before}
     for b, a in [(by_name[r.name], r) for r in after if r.name in by_name]:
@@ -148,8 +152,7 @@ def before_after_table(before: list[Result], after: list[Result]) -> str:
             interval_text(bootstrap_interval(difference)),
             f"{b.metrics[f'pass@{n}'].value:.3f}" if f"pass@{n}" in b.metrics else "",
             f"{a.metrics[f'pass@{n}'].value:.3f}",
-            f"{b.metrics['length'].value:.1f}",
-            f"→ {a.metrics['length'].value:.1f}",
+            f"{b.metrics['length'].value:.1f} → {a.metrics['length'].value:.1f}",
         )
     return _render(table)
 

@@ -36,7 +36,7 @@ from lit_atex.outcomes import Outcomes, line
 from lit_atex.plots import save_pass_at_k
 from lit_atex.prompts import TeacherPrompt
 from lit_atex.protocol import KINDS, describe, protocol
-from lit_atex.report import evaluation_text, results_table, without_nan
+from lit_atex.report import evaluation_text, results_table
 from lit_atex.resume import go_on, is_later, read_manifest, write_json
 from lit_atex.selection import origin
 from lit_atex.types import Problem
@@ -193,7 +193,7 @@ class RunFolder(pl.Callback):
             "first_prompt": self.first_prompt,
         }
         data["results"] = [r.to_json() for r in results]
-        write_json(stem.with_suffix(".json"), without_nan(data))
+        write_json(stem.with_suffix(".json"), data)
         save_pass_at_k(results, stem.with_suffix(".png"), self.run / "tensorboard", f"{name}/pass@k")
         text = evaluation_text(name, results, self.protocol, about, self.first_prompt, f"{stem.name}.png")
         whole.write(stem.with_suffix(".md"), text)
@@ -224,7 +224,9 @@ class RunFolder(pl.Callback):
             _say(trainer, f"completions: {self.run / 'predictions'}")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Say in the manifest why a training run stopped."""
+        """Say in the manifest why a training run stopped; on Ctrl-C, say how to go on."""
+        if self._stage in KINDS and trainer.is_global_zero and isinstance(exception, KeyboardInterrupt):
+            log.warning("stopped; the answers so far are kept: go on with --run %s --resume", self.run)
         if self._stage == "fit" and trainer.is_global_zero:
             with suppress(OSError):  # the disk may be full: that error is the one to see, not another from here
                 self._note(error=f"{type(exception).__name__}: {exception}")

@@ -7,28 +7,37 @@ it takes `checkpoint.allow_test_selection`, and then every table says so.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_atex.data import ProblemDataModule
+    from lit_atex.sources import Source
 
 MEAN = "validation/mean"
 """avg@n, averaged over the validation sets."""
-BENCHMARKS = frozenset(
-    {"aime24", "aime25", "aime_2024", "aime_2025", "hmmt_feb25", "hmmt_feb_2025", "math500", "math-500"}
-)
-"""Sets that are there to be reported on, by the names that they or their data sets go by; of GSM8K, the test split."""
+BENCHMARKS = re.compile(r"(?<![a-z])(aime[-_ ]?(20)?2[4-9]|aimo-validation-aime|hmmt|math[-_ ]?500)")
+"""Sets that are there to be reported on, by what they, their data sets and their files are called."""
 
 
 def of_test_set(monitor: str, data: ProblemDataModule) -> bool:
-    """Whether a monitor is of a test set: "test/...", or a benchmark that stands among the validation sets."""
+    """Whether a monitor is of a test set: "test/...", or one that stands among the validation sets.
+
+    That is known of a benchmark, of a split whose name begins with "test", and of a file with the word in its name. A
+    copy under a name that says nothing is not known; that it shares questions with `data.test` is an error anyway.
+    """
     kind, _, rest = monitor.partition("/")
-    names = data.validation_names if monitor == MEAN else [rest.rpartition("/")[0]]
-    sources = [data.validation[name] for name in names if name in data.validation]
-    known = {name.casefold() for name in [*names, *(source.name for source in sources)]}
-    gsm8k = any(s.name.casefold() == "gsm8k" and getattr(s, "split", "") == "test" for s in sources)
-    return kind == "test" or gsm8k or bool(known & BENCHMARKS)
+    names = list(data.validation_names) if monitor == MEAN else [rest.rpartition("/")[0]]
+    sources = {name: data.validation[name] for name in names if name in data.validation}
+    return kind == "test" or any(_is_test(name, source) for name, source in sources.items())
+
+
+def _is_test(name: str, source: Source) -> bool:
+    called = [name, source.name, str(getattr(source, "path", ""))]  # a data set's id, a file or a folder
+    split = str(getattr(source, "split", ""))
+    said = split.casefold().startswith("test") or "test" in re.split(r"[^a-z]+", source.name.casefold())
+    return said or any(BENCHMARKS.search(text.casefold()) for text in called)
 
 
 def check(monitor: str, data: ProblemDataModule, metrics: list[str], allowed: bool) -> None:

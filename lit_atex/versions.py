@@ -22,11 +22,15 @@ def versions() -> dict[str, str]:
 
 
 def git(*args: str) -> str | None:
-    """What git says of the checkout that this file is in; None without one."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *args], capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
+    """What git says of the checkout that this file belongs to; None without one.
+
+    An installation inside somebody's checkout (`.venv` in it) is not of that checkout: its commit says nothing here.
+    """
+    here = Path(__file__)
+    for words in (["ls-files", "--error-unmatch", here.name], list(args)):
+        try:
+            command = ["git", "-C", str(here.parent), *words]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
     return done.stdout.strip()

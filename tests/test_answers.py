@@ -226,3 +226,24 @@ def test_values_stay_small(bomb: str) -> None:
         return
     assert len(value) <= exact.MAX_TERMS
     assert all(abs(factor.numerator).bit_length() <= exact.MAX_BITS for factor in value.values())
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "verdict"),
+    [
+        ("3", "1 2", Verdict.WRONG),  # math-verify adds them
+        ("7", r"3\;4", Verdict.WRONG),
+        ("(3, 4)", "(1 2, 4)", Verdict.WRONG),
+        ("3.5", "1.5 2", Verdict.WRONG),
+        ("3", r"\log_2 8", Verdict.CORRECT),
+        ("3/2", "1 1/2", Verdict.CORRECT),
+    ],
+)
+def test_numbers_side_by_side_are_no_sum(verifier: Verifier, reference: str, answer: str, verdict: Verdict) -> None:
+    assert verifier.verify([rf"\boxed{{{answer}}}"], [reference]) == [verdict]
+
+
+def test_a_constant_beyond_any_number_is_no_error(verifier: Verifier) -> None:
+    """A tower of powers of pi that decimals cannot hold; an overflow was reported as a mistake of ours."""
+    for tower in (r"((\pi^{999})^{999})^{999}", r"((e^{-999})^{999})^{999}"):
+        assert verifier.verify([rf"\boxed{{{tower}}}"], ["3.141593"]) == [Verdict.WRONG]

@@ -12,7 +12,7 @@ import scipy.stats
 from lit_atex.cli import main
 from lit_atex.compare import changed, differences_of, paired
 from lit_atex.metrics import pass_at_k
-from lit_atex.noise import sample_variances
+from lit_atex.noise import count_variances, difference_interval, paired_variances, sample_variances, vote_variances
 from lit_atex.outcomes import Outcomes
 from lit_atex.paired import detectable, holm, problems_needed, sign_flip_p
 from lit_atex.stats import bootstrap_interval
@@ -66,6 +66,9 @@ def test_power_by_hand():
     assert math.isnan(detectable([0.1]))
     assert math.isnan(detectable([0.1, 0.1]))
     assert problems_needed(gaps, 0.0) is None
+    gaps = [0.1, 0.2, -0.3]  # their mean is 0, but not in binary
+    assert np.mean(gaps) != 0
+    assert problems_needed(gaps, float(np.mean(gaps))) is None
 
 
 def test_a_true_difference_of_the_detectable_size_is_found_in_eight_of_ten():
@@ -109,6 +112,7 @@ def test_differences_by_hand():
     assert average.p == sign_flip_p(gaps)
     assert best.metric == "pass@4"
     assert best.difference == 0.0
+    assert best.interval == pytest.approx((0.05 ** (1 / 4) - 1, 1 - 0.05 ** (1 / 4)))  # no problem of four differs
     assert vote.metric == "maj@4"
     assert vote.difference == pytest.approx((1 - 1 + 0 - 0.5) / 4)
 
@@ -121,7 +125,52 @@ def test_runs_of_different_length_are_compared_at_the_shorter():
     assert best.metric == "pass@2"
     expected = pass_at_k(torch.tensor([1, 2, 4, 2]), torch.full((4,), 4), 2).mean().item()
     assert best.first == pytest.approx(expected)
-    assert math.isnan(average.fixed[0])
+    assert average.metric == "avg@4/2"
+    assert average.first == pytest.approx(9 / 16)
+    correct = [[[a == "1" for a in r["answers"]] for r in side] for side in (FIRST, short)]
+    reach = 1.959964 * math.sqrt(sum(sample_variances(side).sum() for side in correct)) / 4
+    assert average.fixed == pytest.approx((average.difference - reach, average.difference + reach))
+
+
+def test_noise_of_pass_and_majority_is_that_of_both_runs():
+    n = [4, 4]
+    given = [[r["answers"] for r in side] for side in (FIRST, SECOND)]
+    right = [[[a == "1" for a in row] for row in side] for side in given]
+    average, passed, votes = paired_variances(given, right, n)
+    assert average == pytest.approx(sample_variances(np.array(right[1], float) - np.array(right[0], float)))
+    alone = [count_variances(lambda c: (c > 0).astype(float), np.sum(side, 1), 4) for side in right]  # pass@4 of 4
+    assert passed == pytest.approx(alone[0] + alone[1])
+    assert votes == pytest.approx(vote_variances(given[0], right[0]) + vote_variances(given[1], right[1]))
+    found = {d.metric: d for d in differences_of("set", PAIRS)}
+    for metric, variances in (("pass@4", passed), ("maj@4", votes)):
+        low, high = found[metric].fixed
+        assert (high - low) / 2 == pytest.approx(1.959964 * math.sqrt(variances.sum()) / 4)
+        assert (high + low) / 2 == pytest.approx(found[metric].difference)
+
+
+def test_fixed_intervals_of_differences_cover_the_truth():
+    """Two runs of 30 problems of 8 samples, drawn independently: avg@8 and pass@8."""
+    rng = np.random.default_rng(6)
+    rates = [rng.beta(1, 2, 30), rng.beta(1, 1, 30)]
+    truth = {"avg@8": np.mean(rates[1] - rates[0]), "pass@8": np.mean((1 - rates[0]) ** 8 - (1 - rates[1]) ** 8)}
+    hits, trials = dict.fromkeys(truth, 0), 100
+    for _ in range(trials):
+        sides = [
+            [row(f"{i}", ["1" if x else "2" for x in rng.random(8) < p]) for i, p in enumerate(ps)] for ps in rates
+        ]
+        for one in differences_of("set", list(zip(*sides))):
+            if one.metric in truth:
+                hits[one.metric] += one.fixed[0] <= truth[one.metric] <= one.fixed[1]
+    assert min(hits.values()) / trials >= 0.9
+
+
+def test_a_difference_without_noise_is_no_certainty():
+    exact = 1 - 0.05 ** (1 / 12)
+    assert difference_interval([0.0] * 3, [0.0] * 3, 12) == pytest.approx((-exact, exact))
+    assert difference_interval([0.5] * 3, [0.0] * 3, 12) == pytest.approx((0.5 - 1.5 * exact, 0.5 + 0.5 * exact))
+    assert all(map(math.isnan, difference_interval([0.0, 1.0], [0.0, 0.0], 8)))
+    assert all(map(math.isnan, difference_interval([0.0, 1.0], [0.1, math.nan], 8)))
+    assert difference_interval([0.9], [0.01], 1) == pytest.approx((0.9 - 0.1959964, 1.0))
 
 
 def test_changed_problems_carry_both_answers():
@@ -176,7 +225,8 @@ def test_the_command_leaves_a_table_words_and_the_changed_problems(runs, tmp_pat
     assert [d["metric"] for d in data["differences"]] == ["avg@4", "pass@4", "maj@4"]
     assert data["protocols_differ"] == []
     assert data["differences"][0]["p_holm"] == data["differences"][0]["p"]  # one set, one test
-    assert data["differences"][1]["fixed"] == [None, None]
+    assert data["differences"][1]["fixed"][0] < 0 < data["differences"][1]["fixed"][1]
+    assert "pass@n and maj@n add the noise of both runs" in text
 
 
 def test_other_protocols_are_refused_and_named_unless_told_to_go_on(runs, tmp_path, capsys):
@@ -215,5 +265,16 @@ def test_a_difference_that_is_there_is_called_one():
     ]
     words = differences_of("set", better)[0].words()
     assert "is more than chance (p < 0.0001)" in words
-    same = differences_of("set", [(r, r) for r in FIRST])[0].words()
-    assert "nothing says what could be seen" in same
+
+
+def test_runs_that_do_not_differ_are_said_not_to():
+    same = differences_of("set", [(r, r) for r in FIRST])[0]
+    assert "no difference: none of these 4 problems was solved more often in either run" in same.words()
+    assert f"[{same.interval[0]:+.3f}, {same.interval[1]:+.3f}]" in same.words()
+    assert same.interval[0] < 0 < same.interval[1]
+    alike = differences_of("set", [(row("a", ["2"]), row("a", ["1"]))])[0].words()
+    assert "differ by the same amount" in alike
+    # 7/12 - 4/12 and 3/12 - 0 differ in binary
+    answers = [(7, 4), (3, 0)]
+    pairs = [tuple(row("a", ["1"] * m + ["2"] * (12 - m)) for m in reversed(counts)) for counts in answers]
+    assert "differ by the same amount" in differences_of("set", pairs)[0].words()

@@ -2,13 +2,16 @@
 
 import json
 from collections import Counter
+from itertools import repeat
+from types import SimpleNamespace
 
 import pytest
 from test_outcomes import ROOT
 
 from lit_atex.cli import main
 from lit_atex.contamination import ContaminationCheck, Overlap, words
-from lit_atex.types import Problem
+from lit_atex.sources import JsonLines
+from lit_atex.types import BadRow, Problem
 
 LONG = "A train leaves the station at noon with 40 people and at each of its 7 stops a third of them step down"
 
@@ -139,6 +142,24 @@ def test_within_the_limit_it_is_a_warning(command, tmp_path, caplog):
     assert "held-out problems overlap with data.train in 13 words in a row: data.test.mine: 1 of 2" in caplog.text
     report = json.loads((tmp_path / "run" / "contamination.json").read_text(encoding="utf-8"))
     assert (report["training_problems"], report["there_may_be_more"]) == (5, True)
+
+
+def test_rows_that_are_broken_are_counted_too(command, tmp_path):
+    """Else a source that brings nothing but broken rows would be read for ever."""
+
+    class Broken(JsonLines):
+        finite = False
+
+        def __iter__(self):
+            return repeat(BadRow("not JSON", "x"))
+
+    train = Broken("x.jsonl")
+    held_out = [Problem("a", LONG, "1", "1")]
+    data = SimpleNamespace(train=train, validation_names=[], test_names=["a"], held_out=lambda key: held_out)
+    trainer = SimpleNamespace(datamodule=data, is_global_zero=True, default_root_dir=tmp_path / "new")
+    ContaminationCheck(scan=50).setup(trainer, None, "fit")
+    report = json.loads((tmp_path / "new" / "contamination.json").read_text(encoding="utf-8"))
+    assert (report["training_problems"], report["there_may_be_more"]) == (0, True)
 
 
 def test_the_embedded_domain_is_not_scanned(tmp_path):

@@ -74,7 +74,7 @@ def test_several_sets_are_put_together():
 def test_validation_sets():
     words = translate(["embedded", "--validation", "--run", "R"])
     assert words[0] == "validate"
-    assert list(json.loads(value(words, "data.validation"))) == ["level-4", "level-8", "level-12"]
+    assert "--data.validation" not in words  # those of the configs
     assert value(words, "data.test") == "null"
 
 
@@ -106,6 +106,71 @@ def test_help_is_short(capsys):
 def test_what_is_not_there_is_said(tmp_path, words, told):
     message = refused(*words, "--run", tmp_path / "run")
     assert all(word in message for word in told)
+
+
+def test_two_sets_of_one_name_are_refused(tmp_path):
+    """One of them would be lost without a word."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.yaml").write_text("data: {test: {mine: {class_path: lit_atex.sources.Embedded}}}")
+    message = refused("embedded", "--sets", tmp_path / "a.yaml", tmp_path / "b.yaml")
+    assert "--sets has mine more than once" in message
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- a", "data: 5", "data: {test: [1]}", "", "\x00"])
+def test_a_file_of_sets_that_is_none(tmp_path, text):
+    (tmp_path / "x.yaml").write_text(text)
+    message = refused("embedded", "--sets", tmp_path / "x.yaml")
+    assert str(tmp_path / "x.yaml") in message
+    assert "is no YAML" in message or "has no data.test" in message
+
+
+def test_all_devices_write_to_one_folder(monkeypatch):
+    """Those after the first are started later, by the same words."""
+    monkeypatch.delenv("LIT_ATEX_RUN", raising=False)
+    run = value(translate(["embedded", "--sets", TINY]), "run")
+    assert run.endswith("-evaluate-embedded")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LIT_ATEX_RUN", "runs/of-the-first")
+    assert value(translate(["embedded", "--sets", TINY]), "run") == "runs/of-the-first"
+
+
+def test_a_missing_model_is_found_before_data_are_read(tmp_path):
+    """Data sets may take minutes; that of this test cannot be read at all."""
+    (tmp_path / "sets.yaml").write_text(
+        "data: {test: {x: {class_path: lit_atex.sources.JsonLines, init_args: {path: nosuch.jsonl}}}}"
+    )
+    words = ["--sets", tmp_path / "sets.yaml", "--run", tmp_path / "run"]
+    assert "no file 'nosuch.jsonl'" in refused("embedded", *words)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    told = lambda: refused(folder, *words)  # noqa: E731
+    assert f"{folder} has no config.json" in told()
+    shutil.copy(MODEL_DIR / "config.json", folder)
+    assert f"{folder} lacks model.safetensors or pytorch_model.bin: copy it there" in told()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "one", "b": "two"}}')
+    (folder / "two").write_text("")
+    assert f"{folder} lacks one: copy it there" in told()
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
+    assert f"{adapter} lacks adapter_model.safetensors" in refused(adapter, *words)
+    (adapter / "adapter_model.safetensors").write_text("")
+    message = refused(adapter, *words)
+    assert all(word in message for word in (str(adapter), "base model", f"{folder} lacks one"))
+    assert "there is no such folder" in refused(f"{folder}/deeper", *words)
+    assert "there is no such folder" in refused("runs/no/such", *words)
+
+
+def test_an_evaluations_folder_is_no_model(tmp_path):
+    run = tmp_path / "evaluated"
+    (run / "outcomes").mkdir(parents=True)
+    (run / "outcomes/test.protocol.json").write_text('{"model.student.name": "some/model"}')
+    assert f"{run} is an evaluation of some/model, and holds no model itself" in refused(run)
+    command = ["lit-atex", "evaluate", "--samples", "2", "runs/demo", "--checkpoint", "best"]
+    (run / "manifest.json").write_text(json.dumps({"commands": [{"command": command}]}))
+    assert f"{run} is an evaluation of runs/demo" in refused(run)
+    (run / "config.json").write_text("{}")  # evaluated into its own folder
+    assert "lacks model.safetensors" in refused(run, "--overwrite")
 
 
 def test_an_unknown_option_is_an_error(capsys):
@@ -148,6 +213,27 @@ def test_a_run_folder_last_and_best(trained, tmp_path):
     protocol = json.loads((tmp_path / "student/outcomes/test.protocol.json").read_text(encoding="utf-8"))
     assert protocol["model.prompts.student"] == "{question}"  # the run's
     assert protocol["model.student.name"] == str(trained / "student")
+
+
+@pytest.mark.slow
+def test_sets_of_the_words_then_of_a_config_then_of_the_run(trained, tmp_path):
+    run, source = (
+        tmp_path / "run",
+        "{class_path: lit_atex.sources.Embedded, init_args: {level: 2, size: 3, split: test}}",
+    )
+    shutil.copytree(trained, run)
+    for name in ("mine", "others"):
+        (tmp_path / f"{name}.yaml").write_text(f"data: {{test: {{{name}: {source}}}}}")
+    few = ["--samples", "1", "--max_new_tokens", "16", "--config", tmp_path / "mine.yaml"]
+    evaluated = lambda name: [one["name"] for one in results(tmp_path / name)["test"]]  # noqa: E731
+    main(["evaluate", *map(str, [run, *few, "--run", tmp_path / "a"])])
+    assert evaluated("a") == ["mine"]
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config["data"]["test"] = None
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    main(["evaluate", *map(str, [run, *few, "--sets", tmp_path / "others.yaml", "--run", tmp_path / "b"])])
+    assert evaluated("b") == ["others"]
+    assert "data.test is empty" in refused(run, "--run", tmp_path / "c")
 
 
 @pytest.mark.slow

@@ -5,9 +5,11 @@ import math
 from itertools import combinations
 
 import pytest
+import scipy.stats
 from test_votes import vote
 
 from lit_atex.evaluation import Evaluation, Result, shown_ks
+from lit_atex.report import before_after_table, results_table
 from lit_atex.stats import bootstrap_interval, fixed_problems_interval
 from lit_atex.types import Verdict
 
@@ -73,6 +75,7 @@ def test_results_against_brute_force():
         shares = name not in ("length", "distinct")
         assert result.metrics[name].over == pytest.approx(bootstrap_interval(values, shares=shares)), name
         low, high = result.metrics[name].fixed
+        assert low < high, name
         assert low - 1e-12 <= result.metrics[name].value <= high + 1e-12, name
     assert result.average.fixed == pytest.approx(fixed_problems_interval([5, 2, 1, 0], [5] * 4))
     assert list(result.per_problem.items()) == [("p", 1.0), ("q", 0.4), ("r", 0.2), ("s", 0.0)]
@@ -109,6 +112,49 @@ def test_all_solved_is_no_certainty():
     assert average.fixed == pytest.approx((0.025 ** (1 / 150), 1.0))
 
 
+def evaluated(rows, n=5):
+    evaluation = Evaluation()
+    evaluation.begin(["set"], n)
+    evaluation.add(0, rows)
+    evaluation.close()
+    return evaluation.results[0]
+
+
+@pytest.mark.parametrize(("verdict", "answers"), [(C, "aaaaa"), (W, "bbbbb"), (U, ".....")])
+def test_no_interval_has_no_width_where_no_noise_was_seen(verdict, answers):
+    """Shares have the exact bound of as many trials as there are groups of k samples; the others are unknown."""
+    result = evaluated([row(f"{i}", [verdict] * 5, [7] * 5, [True] * 5, answers) for i in range(6)])
+    for name, one in result.metrics.items():
+        if name in ("length", "distinct"):
+            assert all(map(math.isnan, one.fixed)), name
+            continue
+        k = int(name.partition("@")[2].partition("_")[0] or 1) if not name.startswith("avg") else 1
+        low, high = scipy.stats.binomtest(6 * (5 // k) * round(one.value), 6 * (5 // k)).proportion_ci(method="exact")
+        if one.value in (0.0, 1.0):  # mG-Pass@k of an odd k is below 1
+            assert one.fixed == pytest.approx((low, high), abs=1e-12), name
+        assert one.fixed[1] - one.fixed[0] > 0.01, name
+    assert Result.from_json(json.loads(json.dumps(result.to_json()))).to_json() == result.to_json()
+
+
+def test_shares_that_differ_between_problems_alone_have_a_width():
+    """Half of the problems always solved, half never: there may be noise that nobody saw."""
+    verdicts, answers = ([C] * 4, [W] * 4), ("aaaa", "bbbb")
+    result = evaluated([row(f"{i}", verdicts[i % 2], [7] * 4, [True] * 4, answers[i % 2]) for i in range(6)], 4)
+    for name, trials in (("avg@4", 24), ("pass@1", 24), ("pass@4", 6), ("pass@2", 12), ("maj@2", 12), ("wrong", 24)):
+        reach = 1 - 0.05 ** (1 / trials)
+        assert result.metrics[name].fixed == pytest.approx((0.5 - reach, 0.5 + reach)), name
+    assert result.metrics["cut"].fixed == pytest.approx((0.0, 1 - 0.025 ** (1 / 24)))
+
+
+def test_results_are_json_also_where_a_number_is_unknown():
+    result = evaluated([row("p", [C], [1], [True], "a")], 1)
+    text = json.dumps(result.to_json(), allow_nan=False)
+    assert json.loads(text)["metrics"]["avg@1"]["fixed"] == [None, None]
+    again = Result.from_json(json.loads(text))
+    assert all(math.isnan(end) for end in again.average.fixed)
+    assert again.average.over == result.average.over
+
+
 def test_another_number_of_samples_is_refused():
     evaluation = Evaluation()
     evaluation.begin(["set"], 4)
@@ -125,6 +171,29 @@ def test_results_survive_json():
     assert Result.from_json(json.loads(json.dumps(given.to_json()))) == given
     with pytest.raises(ValueError, match="'old' are of an earlier version"):
         Result.from_json({"name": "old", "average": 0.5})
+
+
+def test_tables_show_stability_and_variety():
+    result = evaluated(ROWS)
+    text = results_table("test", [result])
+    second = text[text.rindex("┏") :]
+    lines = second.splitlines()
+    assert max(map(len, lines)) <= 100
+    cells = [cell.strip() for cell in lines[-2].strip("│").split("│")]
+    names = ["g-pass@5_0.5", "g-pass@5_0.75", "g-pass@5_1.0", "mg-pass@5"]
+    distinct = result.metrics["distinct"].value
+    assert cells == ["set", *(f"{result.metrics[name].value:.3f}" for name in names), f"{distinct:.1f}"]
+    assert "G-Pass@5, 75%" in second
+    one = [{**r, **{k: r[k][:1] for k in ("verdicts", "lengths", "ended", "answers")}} for r in ROWS]
+    assert "G-Pass" not in results_table("test", [evaluated(one, 1)])
+
+
+def test_before_and_after_show_lengths_in_one_column():
+    before, after = evaluated(ROWS), evaluated(ROWS[:2])
+    text = before_after_table([before], [after])
+    assert f"{before.metrics['length'].value:.1f} → {after.metrics['length'].value:.1f}" in text
+    heads = next(line for line in text.splitlines() if "length" in line)
+    assert all(head.strip() for head in heads.strip("┃│").replace("┃", "│").split("│"))
 
 
 def test_the_ks_that_are_shown():

@@ -198,6 +198,14 @@ def test_second_derivatives_are_refused_and_a_retained_graph_repeats_itself():
     loss, _ = fused_divergence(ForwardKL(), **given, chunk=3)
     first, again = (torch.autograd.grad(2 * loss, given["student_hidden"], retain_graph=True) for _ in range(2))
     assert torch.equal(first[0], again[0])
+    leaf = given["student_head"].weight
+    for times in (1, 2):  # with a cotangent of exactly 1, and gradients changed in place in between
+        loss.backward(retain_graph=True)
+        torch.testing.assert_close(leaf.grad, 2 * times * torch.autograd.grad(loss / 2, leaf, retain_graph=True)[0])
+        leaf.grad.mul_(2).div_(2)
+    leaf.grad.zero_()
+    loss.backward(retain_graph=True)
+    assert leaf.grad.abs().sum() > 0
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(loss, given["student_hidden"], create_graph=True)
 

@@ -97,6 +97,7 @@ def distillation(
     schedule: Callable[[int], float] = lambda step: 1.0,
     samples: int = 1,
     chunk_tokens: int = 16,
+    part_tokens: int = 10_000,
     max_new_tokens: int = 9,
     max_prompt_tokens: int = 200,
     seed: int = 0,
@@ -116,6 +117,7 @@ def distillation(
         samples=samples,
         eval_samples=2,
         chunk_tokens=chunk_tokens,
+        part_tokens=part_tokens,
         seed=seed,
     )
 
@@ -528,7 +530,7 @@ def test_completions_that_fill_the_context_are_refused(name):
         module.configure_model()
 
 
-@pytest.mark.parametrize("key", ["samples", "chunk_tokens"])
+@pytest.mark.parametrize("key", ["samples", "chunk_tokens", "part_tokens"])
 def test_numbers_out_of_range_name_their_key(name, key):
     with pytest.raises(ValueError, match=rf"model\.{key} must be at least 1"):
         distillation(name, **{key: 0})

@@ -11,12 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_atex import outcomes
 from lit_atex.cli import main
 from lit_atex.outcomes import Outcomes
 from lit_atex.progress import StepProgress
+from lit_atex.protocol import weights_digest
 from lit_atex.rollout import TransformersEngine
 from lit_atex.stream import EvalBatches
 from lit_atex.types import Problem
@@ -99,6 +101,18 @@ class Counting(TransformersEngine):
         return super().generate(model, prompts, *args)
 
 
+class Interrupted(TransformersEngine):
+    """Ctrl-C in the second batch."""
+
+    batches = 0
+
+    def generate(self, *args):
+        Interrupted.batches += 1
+        if Interrupted.batches > 1:
+            raise KeyboardInterrupt
+        return super().generate(*args)
+
+
 @pytest.mark.slow
 def test_an_evaluation_goes_on_wherever_it_was_cut(whole, tmp_path):
     sizes = [len(line) + 1 for line in (whole / "outcomes" / NAME).read_bytes().split(b"\n")[:-1]]
@@ -133,6 +147,30 @@ def test_an_evaluation_that_is_killed(tmp_path):
     for other in sorted((straight / "outcomes").iterdir()):
         assert (run / "outcomes" / other.name).read_bytes() == other.read_bytes(), other.name
     assert (run / "results.json").read_bytes() == (straight / "results.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_is_interrupted_says_how_to_go_on(tmp_path, caplog):
+    caplog.set_level("INFO", "lit_atex")
+    words = ["--model.engine", "test_outcomes.Interrupted", "--run", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        main([*WORDS, *words])
+    assert f"go on with --run {tmp_path} --resume" in caplog.text
+    assert len((tmp_path / "outcomes" / NAME).read_text(encoding="utf-8").splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_an_evaluation_of_two_devices_is_not_begun_anew_by_one(whole, tmp_path):
+    """Its files have other names; without a look at them all problems would be there twice."""
+    cut(whole, tmp_path, 10**6)
+    rows = (tmp_path / "outcomes" / NAME).read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "outcomes" / NAME).unlink()
+    for rank in (0, 1):
+        (tmp_path / "outcomes" / f"test.level-4.rank{rank}.jsonl").write_text("".join(rows[rank:4:2]))
+    protocol = load(tmp_path / "outcomes/test.protocol.json") | {"trainer.devices": 2}
+    (tmp_path / "outcomes/test.protocol.json").write_text(json.dumps(protocol))
+    assert "trainer.devices: 2 and 1" in refused(tmp_path, "--resume")
+    assert not (tmp_path / "outcomes" / NAME).exists()
 
 
 @pytest.mark.slow
@@ -241,6 +279,58 @@ def test_rows_of_all_ranks_are_read_together_in_the_order_of_the_sets(tmp_path):
     assert [row["id"] for row in found["a"]] == ["a", "c", "b"]
     with pytest.raises(ValueError, match="no evaluation 'validate'"):
         outcomes.read(tmp_path, "validate")
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([{"id": "a"}, {"id": "b"}, {"id": "a"}], "1 problems twice, such as 'a'"),
+        ([{"id": "a", "verdicts": ["wrong"]}, {"id": "b", "verdicts": []}], r"problems with \[0, 1\] samples"),
+    ],
+)
+def test_rows_of_several_evaluations_are_refused(tmp_path, rows, told):
+    for rank, part in (("", rows[:1]), (".rank1", rows[1:])):
+        files = Outcomes(tmp_path / "outcomes", "test", rank)
+        files.begin({})
+        files.append("x", part)
+    with pytest.raises(ValueError, match=f"test.x.*{told}.*--overwrite"):
+        outcomes.read(tmp_path, "test")
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "{}", "nonsense"])
+def test_a_damaged_line_is_named(tmp_path, line):
+    files = Outcomes(tmp_path / "outcomes", "test")
+    files.begin({})
+    files.append("x", [{"id": "a"}])
+    with open(files.path("x"), "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=r"test\.x\.jsonl, line 2: this is no outcome"):
+        outcomes.read(tmp_path, "test")
+
+
+def test_answers_without_a_protocol_are_not_gone_on_with(tmp_path):
+    files = Outcomes(tmp_path / "outcomes", "test")
+    files.begin({})
+    files.append("x", [{"id": "a"}])
+    (tmp_path / "outcomes/test.protocol.json").unlink()
+    again = Outcomes(tmp_path / "outcomes", "test")
+    again.find(SimpleNamespace(test_names=[], eval_batch_size=1), "test")
+    with pytest.raises(ValueError, match=r"test\.protocol\.json is not there"):
+        again.begin({})
+    assert len(outcomes.read(tmp_path, "test")["x"]) == 1
+
+
+def test_the_checksum_of_weights_sees_every_value_and_is_fast():
+    model = torch.nn.Sequential(torch.nn.Linear(2000, 3000), torch.nn.BatchNorm1d(3)).to(torch.bfloat16)
+    before = weights_digest(model)
+    assert weights_digest(model) == before
+    model[0].weight.data[-1, -1] += 1
+    assert weights_digest(model) != before
+    assert weights_digest(model.float()) != weights_digest(model.to(torch.bfloat16))
+    large = torch.nn.Linear(10_000, 12_500, bias=False)  # 500 MB
+    began = time.process_time()
+    weights_digest(large)
+    assert time.process_time() - began < 1.0
 
 
 def test_an_evaluation_that_came_to_nothing_is_no_evaluation(tmp_path):

@@ -48,7 +48,8 @@ def run(model: str, out: str, case: str, devices: int) -> None:
     """Train on five problems, validate on six, and save what each rank has.
 
     One rank takes batches of four problems. Two ranks take either batches of two, or two accumulated batches of one;
-    the fifth problem is alone in its optimizer step, so that one rank has an empty batch.
+    the fifth problem is alone in its optimizer step, so that one rank has an empty batch. In the case "parts" a rank of
+    two takes its batch of two in parts of one.
     """
     rank = int(os.environ.get("LOCAL_RANK", 0))
     torch.manual_seed(100 + rank)  # nothing may depend on it
@@ -63,6 +64,7 @@ def run(model: str, out: str, case: str, devices: int) -> None:
         optimizer=lambda params: SGD(params, lr=0.3),
         samples=2,
         chunk_tokens=1000,
+        part_tokens=1 if case == "parts" and devices == 2 else 10_000,
     )
     module.configure_model()
     if case == "accumulate":  # rank 0 has nothing to say in the first step
@@ -110,7 +112,7 @@ def numbers(log: Memory) -> dict[int, dict[str, float]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["lora", "accumulate", "not finite", "learned"])
+@pytest.mark.parametrize("case", ["lora", "accumulate", "not finite", "learned", "parts"])
 def test_two_ranks_give_what_one_rank_gives(tmp_path, case):
     model = saved_model(tmp_path / "model")
     command = [sys.executable, __file__, model, str(tmp_path), case, "2"]

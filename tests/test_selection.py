@@ -27,6 +27,12 @@ BENCHMARKED = {
     "by its name": (data(aime24=JsonLines("x.jsonl")), "validation/aime24/avg@4"),
     "by its data set": (data(mine=Hub("math-ai/aime25", split="test")), "validation/mine/avg@4"),
     "the test split of GSM8K": (data(mine=Hub("openai/gsm8k", split="test")), "validation/mine/pass@2"),
+    "a part of that split": (data(mine=Hub("openai/gsm8k", split="test[:100]")), "validation/mine/pass@2"),
+    "any test split": (data(mine=Hub("some/set", split="test")), "validation/mine/avg@4"),
+    "the embedded test split": (data(mine=Embedded(size=4, split="test")), "validation/mine/avg@4"),
+    "a file that says so": (data(mine=JsonLines("copies/mine_test.jsonl")), "validation/mine/avg@4"),
+    "a folder that says so": (data(mine=JsonLines("copies/MATH-500/all.jsonl")), "validation/mine/avg@4"),
+    "another copy of it": (data(mine=Hub("someone/AIME_2024")), "validation/mine/avg@4"),
     "in a mean": (data(a=Embedded(size=4), math500=JsonLines("x.jsonl")), MEAN),
     "a test metric": (PLAIN, "test/level/avg@4"),
 }
@@ -48,6 +54,8 @@ def test_a_validation_set_does():
         (PLAIN, "validation/level/avg@4"),
         (PLAIN, "validation/level/g-pass@4_0.5"),
         (data(mine=Hub("openai/gsm8k", split="train[:100]")), "validation/mine/maj@4"),
+        (data(claimed=JsonLines("/home/test/latest/greatest.jsonl")), "validation/claimed/maj@4"),
+        (data(old=Hub("someone/AIME_1983_2023")), "validation/old/maj@4"),
     ]:
         check(monitor, module, NAMES, allowed=False)
         assert not of_test_set(monitor, module)

@@ -6,7 +6,14 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_atex.stats import beta_interval, bootstrap_interval, bootstrap_intervals, fixed_problems_interval
+from lit_atex.stats import (
+    beta_interval,
+    bootstrap_interval,
+    bootstrap_intervals,
+    fixed_problems_interval,
+    share_interval,
+    without_spread,
+)
 
 
 @pytest.mark.parametrize("level", [0.8, 0.95])
@@ -110,10 +117,43 @@ def test_bootstrap_refuses(change: dict, word: str) -> None:
 
 
 def test_fixed_problems_by_hand() -> None:
-    # shares 1/2 and 3/4; variance (1/4 / 3 + 3/16 / 3) / 4
-    error = math.sqrt((0.25 / 3 + 0.1875 / 3) / 4)
-    low, high = fixed_problems_interval([2, 3], [4, 4])
-    assert (low, high) == pytest.approx((0.625 - 1.959964 * error, min(1.0, 0.625 + 1.959964 * error)))
+    # shares 1/2 and 3/4; variance (1/4 / 3 + 3/16 / 3) / 4: as many draws as have it, with 5/8 of them hits
+    draws = 0.625 * 0.375 / ((0.25 / 3 + 0.1875 / 3) / 4)
+    hits = 0.625 * draws
+    low = scipy.stats.beta.ppf(0.025, hits, draws - hits + 1)
+    high = scipy.stats.beta.ppf(0.975, hits + 1, draws - hits)
+    assert fixed_problems_interval([2, 3], [4, 4]) == pytest.approx((low, high), abs=1e-8)
+
+
+def test_fixed_problems_of_one_problem_are_clopper_and_pearson_of_a_draw_less() -> None:
+    """c of n: the unbiased variance is that of n - 1 draws."""
+    low, high = fixed_problems_interval([3], [10])
+    expected = scipy.stats.beta.ppf(0.025, 2.7, 7.3), scipy.stats.beta.ppf(0.975, 3.7, 6.3)
+    assert (low, high) == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize("expected_hits", [1, 3, 5, 15])
+def test_fixed_problems_cover_rare_successes(expected_hits: int) -> None:
+    """The normal approximation covers in 84 % where three are expected among 360."""
+    rng, rate = np.random.default_rng(expected_hits), expected_hits / 360
+    found = [fixed_problems_interval(rng.binomial(12, rate, 30), [12] * 30) for _ in range(500)]
+    assert np.mean([low <= rate <= high for low, high in found]) >= 0.94
+
+
+@pytest.mark.parametrize("differing", [0.5, 2, 4])
+def test_fixed_problems_cover_where_nearly_all_are_always_or_never_solved(differing: float) -> None:
+    rng, rates = np.random.default_rng(5), np.where(np.arange(30) % 2, differing / 360, 1 - differing / 360)
+    found = [fixed_problems_interval(rng.binomial(12, rates), [12] * 30) for _ in range(500)]
+    assert np.mean([low <= rates.mean() <= high for low, high in found]) >= 0.94
+
+
+def test_without_spread() -> None:
+    exact = scipy.stats.binomtest(0, 20).proportion_ci(method="exact")
+    assert without_spread(0.0, 20) == pytest.approx((exact.low, exact.high))
+    other = 1 - 0.05 ** (1 / 20)  # so rare, something else is not seen in 20 trials in 5 % of cases
+    assert without_spread(0.0, 20, least=-1.0) == pytest.approx((-other, other))
+    assert without_spread(0.5, 20) == pytest.approx((0.5 - other / 2, 0.5 + other / 2))
+    assert bootstrap_interval([0.5] * 20, shares=True) == pytest.approx(without_spread(0.5, 20))
 
 
 def test_fixed_problems_covers_the_truth_about_as_often_as_it_says() -> None:
@@ -139,9 +179,11 @@ def test_thirty_problems_of_twelve_samples_give_the_widths_of_the_method() -> No
 def test_fixed_problems_edges() -> None:
     assert all(map(math.isnan, fixed_problems_interval([], [])))
     assert all(map(math.isnan, fixed_problems_interval([1, 2], [1, 4])))
-    assert fixed_problems_interval([0, 4], [4, 4]) == (0.5, 0.5)
-    assert fixed_problems_interval([1], [2])[0] == 0.0
-    assert fixed_problems_interval([1], [2])[1] == 1.0
+    reach = 1 - 0.05 ** (1 / 8)
+    assert fixed_problems_interval([0, 4], [4, 4]) == pytest.approx((0.5 - reach, 0.5 + reach))
+    low, high = fixed_problems_interval([1], [2])
+    assert 0.0 < low < 0.03
+    assert 0.97 < high < 1.0
 
 
 @pytest.mark.parametrize(("correct", "samples"), [([3], [2]), ([-1], [2]), ([0], [0]), ([1, 1], [2]), ([[1]], [[2]])])
@@ -174,3 +216,8 @@ def test_beta_interval_refuses(a: float, b: float) -> None:
         beta_interval(a, b)
     with pytest.raises(ValueError, match="level"):
         beta_interval(1, 1, 0.0)
+
+
+def test_share_interval_of_very_many_draws_ends_soon() -> None:
+    error = math.sqrt(1e-10)
+    assert share_interval(0.5, 1e-10, 10**6) == pytest.approx((0.5 - 1.96 * error, 0.5 + 1.96 * error), abs=1e-8)

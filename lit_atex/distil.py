@@ -1,0 +1,79 @@
+"""The method's loss: student and teacher score the same completions, each from its own prompt, and are compared.
+
+Done in parts of whole problems, so that memory does not grow with the batch. It knows no exposure and no optimizer, and
+leaves the means over tokens to its caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lit_atex.divergence import Divergence, TokenDivergence
+from lit_atex.fused import fused_divergence
+from lit_atex.micro import split, sum_of_parts
+from lit_atex.scoring import completion_hidden, head_of
+from lit_atex.teacher import Teacher
+from lit_atex.types import Rollouts
+
+
+def distil(
+    divergence: Divergence,
+    student: Any,
+    teacher: Teacher,
+    prompts: Sequence[list[int]],
+    teacher_prompts: Sequence[list[int]],
+    rollouts: Rollouts,
+    samples: int,
+    chunk_tokens: int,
+    part_tokens: int,
+    timed: Callable[[str], AbstractContextManager[None]] = lambda phase: nullcontext(),
+) -> tuple[Float[Tensor, ""], TokenDivergence]:
+    """Score the same completion ids from both prompts.
+
+    Args:
+        divergence: The loss per token.
+        student: Gets the gradient.
+        teacher: Gives the module to compare with.
+        prompts: Student prompts, one per problem.
+        teacher_prompts: Teacher prompts, one per problem.
+        rollouts: The student's completions, `len(prompts) * samples` of them.
+        samples: Rollouts per problem.
+        chunk_tokens: Most completion tokens whose logits are alive at a time.
+        part_tokens: Most tokens, padding included, that go through the student at a time; at least one problem does.
+            If there are several parts, each is differentiated as soon as it is scored.
+        timed: Called with "teacher" and "student" around their parts of the work.
+
+    Returns:
+        The divergence summed over completion tokens, with gradient; and its values per token.
+    """
+    if not int(rollouts.lengths.sum()):  # nothing was sampled: no loss, but the same graph on every rank
+        head = head_of(student)
+        nothing = head.weight.new_zeros(0, head.weight.shape[1])
+        ids = rollouts.ids[rollouts.mask]
+        loss, tokens = fused_divergence(divergence, nothing, head, nothing, head, ids, chunk_tokens)
+        return loss + sum(0.0 * p.sum() for p in student.parameters() if p.requires_grad), tokens
+
+    def score(problems: slice) -> tuple[Tensor, TokenDivergence]:
+        rows = slice(problems.start * samples, problems.stop * samples)
+        part = Rollouts(*(x[rows] for x in rollouts))
+        ids = part.ids[part.mask]
+        mine, theirs = ([p for p in side[problems] for _ in range(samples)] for side in (prompts, teacher_prompts))
+        with timed("teacher"), teacher.scorer(student) as scorer:
+            teacher_hidden, teacher_head = completion_hidden(scorer, theirs, part), head_of(scorer)
+        with timed("student"):
+            hidden = completion_hidden(student, mine, part)
+            return fused_divergence(
+                divergence, hidden, head_of(student), teacher_hidden, teacher_head, ids, chunk_tokens
+            )
+
+    lengths = rollouts.lengths.view(-1, samples).amax(1).tolist()
+    parts = split([len(p) + n for p, n in zip(prompts, lengths)], samples, part_tokens)
+    loss, found = sum_of_parts([partial(score, part) for part in parts], list(student.parameters()))
+    return loss, found[0] if len(found) == 1 else TokenDivergence(*(torch.cat(field) for field in zip(*found)))

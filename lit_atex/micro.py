@@ -1,0 +1,95 @@
+"""A loss over parts of a batch, each part's backward pass taken at once: activations of one part only are alive.
+
+Sum and gradient are those of the whole; memory does not grow with the batch. It knows neither models nor losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def split(widths: Sequence[int], samples: int, budget: int) -> list[slice]:
+    """Which problems go together: as many in a row as fit into a budget of tokens, padding included; at least one.
+
+    Args:
+        widths: Tokens of the longest row of each problem.
+        samples: Rows per problem.
+        budget: Most tokens of a part.
+    """
+    parts: list[slice] = []
+    for i, width in enumerate(widths):
+        first = parts[-1].start if parts else 0
+        fits = parts and max(widths[first : i + 1]) * (i + 1 - first) * samples <= budget
+        parts[-1:] = [slice(first, i + 1)] if fits else [*parts[-1:], slice(i, i + 1)]
+        assert width > 0
+    return parts
+
+
+def sum_of_parts(
+    parts: Sequence[Callable[[], tuple[Tensor, T]]], parameters: Sequence[Tensor]
+) -> tuple[Tensor, list[T]]:
+    """Σ of the parts' losses, with the gradient of the sum.
+
+    Args:
+        parts: Each returns its loss, a scalar, and whatever else came of it, whose graph is dropped. Called in turn.
+        parameters: What the losses depend on, as far as gradients are wanted. A tensor that requires no gradient gets
+            none.
+
+    Returns:
+        The sum, differentiable once and by `parameters` alone, and what else the parts returned.
+    """
+    if len(parts) == 1 or not torch.is_grad_enabled():
+        found = [part() for part in parts]
+        total = found[0][0]
+        for loss, _ in found[1:]:
+            total = total + loss
+        return total, [more for _, more in found]
+    results: list[T] = []
+    wanted = [p for p in parameters if p.requires_grad]
+    return _Sum.apply(parts, results, *wanted), results
+
+
+def _without_graph(more: Any) -> Any:
+    """Tensors, alone or in a tuple, detached: a graph that they hold would keep its part alive."""
+    if isinstance(more, Tensor):
+        return more.detach()
+    if isinstance(more, tuple):
+        found = [_without_graph(x) for x in more]
+        return type(more)(*found) if hasattr(more, "_fields") else tuple(found)
+    return more
+
+
+class _Sum(torch.autograd.Function):
+    """Gradients for a unit cotangent are made in the forward pass; the backward pass only scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, parts: Sequence[Any], results: list[Any], *parameters: Tensor) -> Tensor:
+        total: Tensor | None = None
+        sums: list[Tensor | None] = [None] * len(parameters)
+        for part in parts:
+            with torch.enable_grad():
+                loss, more = part()
+            results.append(_without_graph(more))
+            total = loss.detach() if total is None else total + loss.detach()
+            if not loss.requires_grad:
+                continue
+            for i, gradient in enumerate(torch.autograd.grad(loss, parameters, allow_unused=True)):
+                if gradient is not None:  # never in its place: gradients of two parameters may be one tensor
+                    known = sums[i]
+                    sums[i] = gradient.clone() if known is None else known.add_(gradient)
+        assert total is not None
+        ctx.sums = sums
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.sums is None:
+            raise RuntimeError("sum_of_parts can be differentiated once only: its gradients are given away, not copied")
+        sums, ctx.sums = ctx.sums, None
+        return None, None, *(None if g is None else g.mul_(grad_loss.to(g.dtype)) for g in sums)

@@ -1,0 +1,49 @@
+"""Supervised fine-tuning, a control: the references' tokens in place of rollouts, and their likelihood as the loss.
+
+The two compose with all else: references under a divergence from the teacher are off-policy distillation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lit_atex.divergence import Divergence, Entries, Ids, Values
+from lit_atex.prompts import PromptStyle
+from lit_atex.types import Problem, Rollouts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class NegativeLogLikelihood(Divergence):
+    """-log q(y) of the token y: cross-entropy with the tokens as they stand. The teacher has no say in it.
+
+    On the student's own rollouts its expected gradient is 0; it is meant for `model.completions: reference`.
+    """
+
+    def _value(self, log_p: Entries, log_q: Entries, ids: Ids) -> tuple[Values, Values]:
+        value = -log_q.gather(-1, ids[:, None]).squeeze(-1)
+        return value, torch.zeros_like(value)
+
+
+def references(
+    problems: list[Problem],
+    samples: int,
+    tokenizer: PreTrainedTokenizerBase,
+    end: int,
+    limit: int,
+    device: torch.device,
+) -> Rollouts:
+    """The reference solutions as completions, `samples` of each, with the end token; cut at `limit` tokens."""
+    rows = [[*PromptStyle.solution(p, tokenizer), end][:limit] for p in problems for _ in range(samples)]
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for row, given in zip(ids, rows):
+        row[: len(given)] = torch.tensor(given, dtype=torch.long)
+    lengths: Tensor = torch.tensor([len(row) for row in rows])
+    ended = torch.tensor([row[-1] == end for row in rows])
+    return Rollouts(ids.to(device), lengths.to(device), ended.to(device))

@@ -1,0 +1,80 @@
+"""Sums over parts against the same sum in one piece."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import two_layer_model
+
+from lit_atex.micro import split, sum_of_parts
+
+
+def test_parts_fill_the_budget_and_hold_every_problem_once():
+    assert split([10, 10, 10, 10], 1, 20) == [slice(0, 2), slice(2, 4)]
+    assert split([10, 10, 10, 10], 2, 20) == [slice(i, i + 1) for i in range(4)]
+    assert split([5, 50, 5, 5], 1, 20) == [slice(0, 1), slice(1, 2), slice(2, 4)]  # a part has its longest row's width
+    assert split([3, 4], 2, 1000) == [slice(0, 2)]
+    assert split([], 1, 10) == []
+
+
+@pytest.mark.parametrize("sizes", [[6], [3, 3], [1, 2, 3], [1] * 6])
+def test_value_and_gradients_are_those_of_the_whole(sizes):
+    model, ids = two_layer_model(), torch.arange(60).view(6, 10)
+    model.lm_head.weight.requires_grad_(True)
+    model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
+
+    def loss(rows):
+        logits = model(input_ids=rows).logits
+        return logits.log_softmax(-1)[..., 5].sum(), len(rows)
+
+    (3 * loss(ids)[0]).backward()
+    want = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    total, rest = sum_of_parts([lambda r=r: loss(r) for r in ids.split(sizes)], list(model.parameters()))
+    assert rest == sizes
+    torch.testing.assert_close(total, loss(ids)[0])
+    (3 * total).backward()
+    for p, expected in zip(model.parameters(), want, strict=True):
+        assert (p.grad is None) == (expected is None)
+        if expected is not None:
+            assert (p.grad - expected).norm() <= 1e-5 * expected.norm()
+    total, _ = sum_of_parts([lambda r=r: loss(r) for r in ids.split(sizes)], list(model.parameters()))
+    total.backward()  # accumulates
+    assert (model.lm_head.weight.grad - want[0] * 4 / 3).norm() <= 1e-5 * want[0].norm()
+
+
+def test_activations_of_one_part_only_are_alive():
+    weight = torch.ones(4, requires_grad=True)
+    alive = most = 0
+
+    class Tracked(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            nonlocal alive, most
+            alive += 1
+            most = max(most, alive)
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, g):
+            nonlocal alive
+            alive -= 1
+            return g * 2
+
+    total, _ = sum_of_parts([lambda: (Tracked.apply(weight).sum(), None)] * 5, [weight])
+    assert (most, alive) == (1, 0)
+    total.backward()
+    assert weight.grad.tolist() == [10.0] * 4
+    with pytest.raises(RuntimeError, match=r"once only|second time"):
+        total.backward()
+
+
+def test_without_gradients_the_parts_are_only_summed():
+    weight = torch.ones(3, requires_grad=True)
+    with torch.no_grad():
+        total, rest = sum_of_parts([lambda: (weight.sum(), "a"), lambda: (weight.sum(), "b")], [weight])
+    assert (total.item(), rest, total.requires_grad) == (6.0, ["a", "b"], False)
+    fixed = torch.tensor(2.0)
+    total, _ = sum_of_parts([lambda: (fixed, None), lambda: (weight.sum(), None)], [weight])
+    total.backward()
+    assert weight.grad.tolist() == [1.0] * 3

@@ -1,0 +1,84 @@
+"""Supervised fine-tuning against transformers' own loss, and references as completions under the teacher's targets."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SIX, byte_tokenizer
+from test_module import Drawn, distillation, fit, saved_model, weights
+from torch.optim import SGD
+
+from lit_atex.cli import main
+from lit_atex.divergence import ForwardKL
+from lit_atex.supervised import NegativeLogLikelihood, references
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture(scope="module")
+def name(tmp_path_factory) -> str:
+    return saved_model(tmp_path_factory.mktemp("student"))
+
+
+def own_loss(student, module) -> torch.Tensor:
+    """Mean cross-entropy per reference token, end token included, by transformers' `labels`, row by row."""
+    total, tokens = torch.zeros((), dtype=torch.float64), 0
+    for problem in SIX:
+        prompt = module.prompts.student(problem, module.tokenizer)
+        answer = [*module.tokenizer(problem.solution)["input_ids"], module.tokenizer.eos_token_id]
+        ids = torch.tensor([prompt + answer])
+        labels = ids.clone()
+        labels[:, : len(prompt)] = -100
+        total = total + student(input_ids=ids, labels=labels).loss * len(answer)
+        tokens += len(answer)
+    return total / tokens
+
+
+def test_loss_and_update_are_those_of_transformers(name):
+    module = distillation(
+        name,
+        divergence=NegativeLogLikelihood(),
+        max_new_tokens=200,
+        optimizer=lambda parameters: SGD(parameters, lr=0.1),
+        engine=Drawn(),
+    )
+    module.completions = "reference"
+    module.configure_model()
+    before = copy.deepcopy(module.student).double()
+    logged = fit(module)
+    loss = own_loss(before, module)
+    loss.backward()
+    assert logged.values("loss/divergence") == pytest.approx([loss.item()], rel=1e-5)
+    assert module.engine.calls == []  # the student was not asked
+    for key, after in weights(module).items():
+        parameter = dict(before.named_parameters())[key]
+        torch.testing.assert_close(after.double(), parameter - 0.1 * parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_references_end_with_the_end_token_and_are_cut_at_the_limit():
+    tokenizer = byte_tokenizer()
+    found = references(SIX[:2], 2, tokenizer, 0, 45, torch.device("cpu"))
+    ids = [tokenizer(p.solution)["input_ids"] for p in SIX[:2]]
+    assert len(ids[0]) < 45 < len(ids[1]) + 1
+    assert [row[:n].tolist() for row, n in zip(found.ids, found.lengths)] == [[*ids[0], 0]] * 2 + [ids[1][:45]] * 2
+    assert found.ended.tolist() == [True, True, False, False]
+
+
+def test_the_value_is_that_of_cross_entropy():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 5, 11, dtype=torch.float64)
+    ids = torch.randint(11, (5,))
+    found = NegativeLogLikelihood(temperature=2.0).per_token(student, teacher, ids)
+    torch.testing.assert_close(found.value, torch.nn.functional.cross_entropy(student / 2, ids, reduction="none"))
+    torch.testing.assert_close(found.mismatch, ForwardKL(temperature=2.0).per_token(student, teacher, ids).value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlay", ["sft", "off_policy"])
+def test_the_overlays_train_on_tiny(overlay, tmp_path):
+    stack = [CONFIGS / "base.yaml", CONFIGS / "objective" / f"{overlay}.yaml", CONFIGS / "tiny.yaml"]
+    main(["fit", *(word for path in stack for word in ("--config", str(path))), "--run", str(tmp_path)])
+    assert (tmp_path / "results.json").is_file()
