@@ -250,6 +250,7 @@ class SelfDistillation(Solver):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, and let the teacher follow: before callbacks, of which one writes the checkpoint."""
         super().optimizer_step(*args, **kwargs)
+        self.student.zero_grad()  # Lightning would keep the old gradients in memory through the next forward pass
         if self.feedback is not None:
             self.teacher.after_step(self.student, self.feedback)
         self._window.clear()

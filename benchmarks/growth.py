@@ -1,0 +1,121 @@
+"""How time and memory of a step grow: completion length, hint length, batch, vocabulary, samples a problem.
+
+A randomly initialised Qwen3 samples, is compared with its teacher and differentiated, as in training; every size in a
+process of its own. One size is doubled at a time, the others stay. Printed are seconds (the least of three) of sampling
+and of learning (teacher, student, divergence, backward), what learning adds to the resident set at its peak, and the
+exponent of each: the slope of the logarithms, fitted over all sizes, and that of the last doubling.
+
+    python benchmarks/growth.py                     # all of them, about four minutes
+    python benchmarks/growth.py --only batch parts  # parts: the batch again, with part_tokens at 1,024
+    python benchmarks/growth.py --only shared       # 16 rollouts of 16, 8, 4 and 2 problems: what sharing prompts saves
+"""
+
+import argparse
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FIRST = {"completion": 96, "hint": 96, "problems": 8, "vocab": 4096, "samples": 1, "part_tokens": 10**9}
+GROWN = {
+    "completion": [{"completion": 96 * 2**i} for i in range(4)],
+    "hint": [{"hint": 96 * 2**i} for i in range(5)],
+    "batch": [{"problems": 8 * 2**i} for i in range(4)],
+    "parts": [{"problems": 8 * 2**i, "part_tokens": 1024} for i in range(4)],
+    "vocab": [{"vocab": 4096 * 2**i} for i in range(6)],
+    "samples": [{"samples": 2**i} for i in range(4)],
+    "shared": [{"samples": 2**i, "problems": 16 // 2**i, "hint": 384} for i in range(4)],
+}
+QUESTION = 32
+
+
+def resident() -> float:
+    """MiB of this process now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def measure(size: dict[str, int], threads: int) -> dict[str, float]:
+    """Seconds and MiB at one size."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from lit_atex.distil import distil
+    from lit_atex.divergence import ForwardKL
+    from lit_atex.rollout import Sampling, TransformersEngine
+    from lit_atex.teacher import Frozen
+    from lit_atex.types import row_generators, seeded
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    layer = {"hidden_size": 128, "intermediate_size": 384, "head_dim": 32, "num_attention_heads": 4}
+    config = Qwen3Config(
+        **layer, vocab_size=size["vocab"], num_hidden_layers=4, num_key_value_heads=2, tie_word_embeddings=True
+    )
+    student, teacher = Qwen3ForCausalLM(config), Frozen()
+    teacher.attach(student)
+    numbers = seeded(0, "benchmark")
+    prompts = numbers.integers(1, size["vocab"], (size["problems"], QUESTION)).tolist()
+    hinted = [p + numbers.integers(1, size["vocab"], size["hint"]).tolist() for p in prompts]
+    engine, samples = TransformersEngine(), size["samples"]
+
+    def step(tokens: int) -> dict[str, float]:
+        generators = row_generators(0, "rollout", [(0, str(i)) for i in range(len(prompts))], samples)
+        began = time.perf_counter()
+        rollouts = engine.generate(student, prompts, samples, Sampling(max_new_tokens=tokens), [], generators)
+        sampled = time.perf_counter()
+        loss, _ = distil(ForwardKL(), student, teacher, prompts, hinted, rollouts, samples, 512, size["part_tokens"])
+        loss.backward()
+        student.zero_grad()
+        return {"rollout": sampled - began, "learn": time.perf_counter() - sampled}
+
+    step(2)
+    before = resident()
+    steps = [step(size["completion"]) for _ in range(3)]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    return {name: min(s[name] for s in steps) for name in steps[0]} | {"MiB": peak}
+
+
+def slope(xs: list[float], ys: list[float]) -> float:
+    """Of log y over log x, by least squares."""
+    us, vs = ([math.log(n) for n in ns] for ns in (xs, ys))
+    u, v = sum(us) / len(us), sum(vs) / len(vs)
+    return sum((a - u) * (b - v) for a, b in zip(us, vs)) / sum((a - u) ** 2 for a in us)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=GROWN, default=list(GROWN))
+    parser.add_argument("--threads", type=int, default=0, help="0: torch's choice")
+    parser.add_argument("--size", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.size:
+        print("@" + json.dumps(measure(json.loads(args.size), args.threads)))
+        return
+    import torch
+
+    threads = args.threads or torch.get_num_threads()
+    git = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    print(f"torch {torch.__version__}, {threads} threads, commit {commit}; question {QUESTION} tokens, from {FIRST}")
+    for name in args.only:
+        sizes, found = [FIRST | more for more in GROWN[name]], []
+        print(f"\n{name:<12}{'rollout s':>11}{'learn s':>11}{'peak MiB':>11}")
+        varied = next(iter(GROWN[name][0]))
+        for size in sizes:
+            command = [sys.executable, __file__, "--size", json.dumps(size), "--threads", str(threads)]
+            said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+            found.append(json.loads(said.rsplit("@", 1)[1]))
+            row = "".join(f"{found[-1][key]:>11.2f}" for key in ("rollout", "learn"))
+            print(f"{size[varied]:<12}{row}{found[-1]['MiB']:>11.0f}", flush=True)
+        for label, last in (("fitted", len(sizes)), ("last x2", 2)):
+            xs = [float(size[varied]) for size in sizes[-last:]]
+            slopes = "".join(f"{slope(xs, [f[key] for f in found[-last:]]):>11.2f}" for key in found[0])
+            print(f"{label:<12}{slopes}")
+
+
+if __name__ == "__main__":
+    main()
