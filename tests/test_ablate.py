@@ -117,7 +117,7 @@ def test_a_wrong_key_is_found_before_the_first_run_starts(tmp_path, keys, told):
 def test_a_grid_that_ships_is_read_wherever_one_stands(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     grid = read_grid(path)
-    assert grid.seeds == [0, 1, 2]
+    assert len(grid.seeds) >= 3
     assert grid.metrics
     assert grid.baseline
     assert path.read_text(encoding="utf-8").startswith("# ")
@@ -133,7 +133,7 @@ def test_every_cell_of_a_grid_that_ships_parses(path, monkeypatch):
     cells = 1
     for values in grid.axes.values():
         cells *= len(values)
-    assert len({run.name for run in runs}) == len(runs) == 3 * cells
+    assert len({run.name for run in runs}) == len(runs) == len(grid.seeds) * cells
     resolved = [json.dumps(run.config, sort_keys=True) for run in runs]
     assert len(set(resolved)) == len(runs)  # no two cells are the same run under two names
 
