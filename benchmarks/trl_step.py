@@ -242,6 +242,7 @@ def run_ours(job: dict[str, Any]) -> None:
         "model.sampling.max_new_tokens": job["tokens"],
         "model.optimizer": "torch.optim.AdamW",
         "model.optimizer.init_args.lr": 1e-5,
+        "model.optimizer.init_args.fused": True,  # as TRL does by default
         "trainer.max_steps": 1000,
         "trainer.num_sanity_val_steps": 0,
         "trainer.limit_val_batches": 0,
