@@ -604,3 +604,14 @@ def test_evaluation_draws_are_paired_between_students(name, tmp_path):
 def generator_row(generator) -> list[int]:
     length = int(generator.integers(1, 10))
     return generator.integers(3, 259, size=length).tolist()
+
+
+def test_old_gradients_are_not_kept_through_the_next_forward_pass(name):
+    class Look(pl.Callback):
+        seen: list[int] = []
+
+        def on_train_batch_end(self, trainer, module, *args):
+            self.seen.append(sum(p.grad is not None for p in module.student.parameters()))
+
+    fit(distillation(name), steps=2, callbacks=[look := Look()])
+    assert look.seen == [0, 0]
