@@ -607,11 +607,11 @@ def generator_row(generator) -> list[int]:
 
 
 def test_old_gradients_are_not_kept_through_the_next_forward_pass(name):
+    seen = []
+
     class Look(pl.Callback):
-        seen: list[int] = []
-
         def on_train_batch_end(self, trainer, module, *args):
-            self.seen.append(sum(p.grad is not None for p in module.student.parameters()))
+            seen.append(sum(p.grad is not None for p in module.student.parameters()))
 
-    fit(distillation(name), steps=2, callbacks=[look := Look()])
-    assert look.seen == [0, 0]
+    fit(distillation(name), steps=2, callbacks=[Look()])
+    assert seen == [0, 0]
