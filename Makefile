@@ -9,7 +9,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: help install demo test test-fast lint bench
+.PHONY: help install demo test test-fast lint bench results
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -43,3 +43,6 @@ bench: install  ## rollouts against model.generate; time and memory of a step by
 	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/kill.py
+
+results:  ## what is in results/, and the commands that make it again
+	@cat results/README.md
