@@ -72,9 +72,10 @@ class Difference:
             f"these {self.problems} problems show a true difference of {self.detectable:.3f} in 8 of 10 repetitions "
             "(two-sided test at 5 %), a smaller one less often. "
         )
-        if self.p < 0.05:
-            return head + seen + f"is more than chance (p {p_text(self.p)})."
-        head += seen + f"cannot be told from none (p {p_text(self.p)}): the truth may lie in [{low:+.3f}, {high:+.3f}]."
+        p = self.p if np.isnan(self.p_holm) else self.p_holm  # what the sets together allow to say
+        if p < 0.05:
+            return head + seen + f"is more than chance (p {p_text(p)})."
+        head += seen + f"cannot be told from none (p {p_text(p)}): the truth may lie in [{low:+.3f}, {high:+.3f}]."
         if self.needed is not None and self.needed > self.problems:
             head += f" If it is real, about {self.needed:,} problems of this kind would show it."
         return head

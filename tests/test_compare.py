@@ -1,5 +1,6 @@
 """Differences of two runs: p-values and power against other formulas and by simulation; the command and its files."""
 
+import dataclasses
 import json
 import math
 import re
@@ -265,6 +266,8 @@ def test_a_difference_that_is_there_is_called_one():
     ]
     words = differences_of("set", better)[0].words()
     assert "is more than chance (p < 0.0001)" in words
+    of_many = dataclasses.replace(differences_of("set", better)[0], p_holm=0.12)  # after correction for several sets
+    assert "cannot be told from none (p = 0.12" in of_many.words()
 
 
 def test_runs_that_do_not_differ_are_said_not_to():

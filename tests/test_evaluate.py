@@ -18,7 +18,7 @@ from test_sources import AIME25, GSM8K, HMMT, MATH
 
 from lit_atex.cli import main
 from lit_atex.embedded import MODEL_DIR
-from lit_atex.evaluate import find_config, sets_of, translate
+from lit_atex.evaluate import find_config, parser, sets_of, translate
 from lit_atex.models import LanguageModel, Lora
 from lit_atex.prompts import PromptStyle
 
@@ -355,3 +355,10 @@ def test_the_wheel_takes_the_configs_along(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(package.parent)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.strip() == str(package / "configs" / "base.yaml"), done.stderr
+
+
+def test_overwrite_takes_the_value_that_messages_name():
+    assert parser().parse_args(["embedded", "--overwrite", "true"]).overwrite is True
+    assert parser().parse_args(["embedded", "--overwrite"]).overwrite is True
+    assert parser().parse_args(["embedded", "--overwrite", "false"]).overwrite is False
+    assert parser().parse_args(["embedded"]).overwrite is False
