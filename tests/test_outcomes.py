@@ -331,5 +331,10 @@ def test_the_checksum_of_weights_sees_every_value():
 
 def test_an_evaluation_that_came_to_nothing_is_no_evaluation(tmp_path):
     Outcomes(tmp_path / "outcomes", "test").begin({"a": 1})
-    (tmp_path / "outcomes" / "test.a.jsonl").write_text('{"torn')
+    path = tmp_path / "outcomes" / "test.a.jsonl"
+    path.write_text('{"torn')
     outcomes.clear(tmp_path, "test", resume=False, overwrite=False)
+    assert path.read_text() == '{"torn'
+    path.write_text('{"id": "p"}\n{"torn')
+    with pytest.raises(ValueError, match="holds an evaluation already"):
+        outcomes.clear(tmp_path, "test", resume=False, overwrite=False)
