@@ -138,10 +138,24 @@ def translate(words: Sequence[str]) -> list[str]:
     return [*out, *["--resume"] * given.resume, *["--overwrite", "true"] * given.overwrite, *others]
 
 
+LAUNCHERS = {"torchrun": "WORLD_SIZE", "srun": "SLURM_NTASKS", "mpirun": "OMPI_COMM_WORLD_SIZE"}
+"""What starts the processes of a run, if Lightning does not, and the variable in which it says how many."""
+
+
 def dated_run(*names: str) -> Path:
-    """runs/<date>-<names>; processes that Lightning starts for further devices use the first's."""
+    """runs/<date>-<names>; processes that Lightning starts for further devices use the first's.
+
+    Raises:
+        ValueError: If another launcher started several: the clock of each would give it a folder of its own.
+    """
     if "LOCAL_RANK" in os.environ and "LIT_ATEX_RUN" in os.environ:
         return Path(os.environ["LIT_ATEX_RUN"])
+    for launcher, variable in LAUNCHERS.items():
+        if os.environ.get(variable, "1") != "1":
+            raise ValueError(
+                f"{launcher} started several processes ({variable}={os.environ[variable]}), which must agree on the "
+                "folder of the run: name it with --run."
+            )
     run = Path("runs") / "-".join([datetime.datetime.now().strftime("%Y%m%d-%H%M%S"), *names])
     os.environ["LIT_ATEX_RUN"] = str(run)
     return run

@@ -134,6 +134,18 @@ def test_all_devices_write_to_one_folder(monkeypatch):
     assert value(translate(["embedded", "--sets", TINY]), "run") == "runs/of-the-first"
 
 
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"])
+def test_processes_of_another_launcher_must_be_given_a_folder(monkeypatch, variable):
+    """Else each names one by its own clock, and results are torn apart."""
+    monkeypatch.delenv("LIT_ATEX_RUN", raising=False)
+    monkeypatch.setenv(variable, "2")
+    message = refused("embedded", "--sets", TINY)
+    assert f"{variable}=2" in message and "--run" in message
+    assert value(translate(["embedded", "--sets", TINY, "--run", "there"]), "run") == "there"
+    monkeypatch.setenv(variable, "1")
+    assert "-evaluate-embedded" in value(translate(["embedded", "--sets", TINY]), "run")
+
+
 def test_a_missing_model_is_found_before_data_are_read(tmp_path):
     """Data sets may take minutes; that of this test cannot be read at all."""
     (tmp_path / "sets.yaml").write_text(
