@@ -23,7 +23,7 @@ from lit_atex import commands
 from lit_atex.callbacks import ExposureControl, SampleLog
 from lit_atex.checkpoint import Checkpoint, purge_step
 from lit_atex.collapse import CollapseMonitor
-from lit_atex.console import is_mistake, quiet
+from lit_atex.console import is_mistake, quiet, with_known_classes
 from lit_atex.contamination import ContaminationCheck
 from lit_atex.custom_scalars import CustomScalars
 from lit_atex.data import ProblemDataModule
@@ -59,7 +59,7 @@ class Parser(LightningArgumentParser):
         """Say what is wrong and leave with code 2."""
         if not self.exit_on_error:  # one of the parsers inside the parser: its caller reports
             super().error(message, ex)
-        line = " ".join(part.strip() for part in message.splitlines() if part.strip())
+        line = with_known_classes(" ".join(part.strip() for part in message.splitlines() if part.strip()))
         if "arguments are required" in line:
             line += ". Begin with a complete configuration: --config configs/base.yaml"
         prog = getattr(ex, "subcommand_parser", self).prog.replace(" [options]", "")

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import logging
 import os
+import re
 import traceback
 import warnings
 from pathlib import Path
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lit_atex.divergence import Divergence
+from lit_atex.exposure import Exposure
+from lit_atex.learners import Learner
+from lit_atex.measures import ProgressMeasure
+from lit_atex.rollout import RolloutEngine
+from lit_atex.sources import Source
+from lit_atex.teacher import Teacher
 
 log = logging.getLogger("lit_atex")
 
@@ -45,3 +55,35 @@ def is_mistake(error: Exception) -> bool:
         return True
     last = traceback.extract_tb(error.__traceback__)[-1]
     return Path(last.filename).is_relative_to(Path(__file__).parent) and (last.line or "").startswith("raise ")
+
+
+BASES: dict[str, type] = {
+    "strategy": Exposure,
+    "progress": ProgressMeasure,
+    "learner": Learner,
+    "teacher": Teacher,
+    "divergence": Divergence,
+    "engine": RolloutEngine,
+    **dict.fromkeys(("train", "validation", "test", "probe"), Source),
+}
+"""What a key that ends so takes a class of."""
+
+
+def with_known_classes(message: str) -> str:
+    """The message of jsonargparse; if a class is mistyped, with the names that there are."""
+    keys = re.findall(r'Parser key "([\w.-]+)"', message)
+    base = BASES.get(keys[-1].rsplit(".", 1)[-1]) if keys else None
+    wrong = re.search(r"dot import path string: (\S+)|class_path '(\S+)': (?:No module|module .* has no)", message)
+    if base is None or wrong is None:
+        return message
+    names = ", ".join(sorted(_concrete(base)))
+    own = f"or the dotted path of a class of your own, a subclass of {base.__module__}.{base.__name__}"
+    return f'Parser key "{keys[-1]}": there is no class {wrong[1] or wrong[2]}. Known: {names}; {own}'
+
+
+def _concrete(base: type) -> set[str]:
+    """Names of the classes of this package that can be made."""
+    found = {base.__name__} if not inspect.isabstract(base) and base.__module__.startswith("lit_atex.") else set()
+    for derived in base.__subclasses__():
+        found |= _concrete(derived)
+    return found

@@ -108,7 +108,13 @@ def test_without_a_configuration_the_way_on_is_shown(capsys):
         (["nosuch"], ["'nosuch'", "lit-atex --help"]),
         (["fit", "--config", "nosuch.yaml"], ["nosuch.yaml", "does not exist"]),
         (["fit", *TINY, "--data.batch_size", "zero"], ["data.batch_size", "zero"]),
-        (["fit", *TINY, "--model.divergence", "NoSuch"], ["model.divergence", "NoSuch"]),
+        (
+            ["fit", *TINY, "--model.divergence", "NoSuch"],
+            ["model.divergence", "no class NoSuch", "ForwardKL, JSD"],
+        ),
+        (["fit", *TINY, "--exposure.strategy", "nowhere.Mine"], ["nowhere.Mine", "BetaPolicy, ", "exposure.Exposure"]),
+        (["fit", *TINY, "--exposure.progress", "Probe"], ["exposure.progress", "no class Probe", "ProbeNLL"]),
+        (["fit", *TINY, "--exposure.strategy.ratoi", "1"], ["exposure.strategy", "ratoi"]),
         (["fit", *TINY, "--exposure.hold", "often"], ["exposure.hold", "often"]),
     ],
 )
