@@ -84,6 +84,7 @@ def with_known_classes(message: str) -> str:
 def _concrete(base: type) -> set[str]:
     """Names of the classes of this package that can be made."""
     found = {base.__name__} if not inspect.isabstract(base) and base.__module__.startswith("lit_atex.") else set()
-    for derived in base.__subclasses__():
+    below: list[type] = base.__subclasses__()
+    for derived in below:
         found |= _concrete(derived)
     return found
