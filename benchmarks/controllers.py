@@ -20,21 +20,13 @@ import torch
 from lit_atex.bandit import Bandit
 from lit_atex.beta_policy import BetaPolicy
 from lit_atex.exposure import Exposure, Fixed, Random
-from lit_atex.learners import Matured, Reinforce, Surrogate
+from lit_atex.learners import Reinforce, Surrogate
 from lit_atex.simulated import STUDENTS, simulate
 
 WINDOWS = 200
 FIRST_SEED = 5000
 NOISES = (0.3, 1.0, 0.1)
 """In this order, so that a run cut short has the middle one."""
-
-
-class Blind(Surrogate):
-    """A surrogate that is not told the state."""
-
-    def learn(self, matured: list[Matured], state: list[float]) -> dict[str, float]:
-        nothing = [0.0] * len(state)
-        return super().learn([m._replace(state=nothing) for m in matured], nothing)
 
 
 def strategy(name: str, student: str, seed: int) -> Exposure:
@@ -48,8 +40,8 @@ def strategy(name: str, student: str, seed: int) -> Exposure:
         return Fixed(1.0)
     if name == "Bandit":
         return Bandit(**reward, seed=seed)
-    learner = Reinforce() if name == "Reinforce" else Blind() if "no state" in name else Surrogate()
-    return BetaPolicy(learner, **reward, seed=seed)
+    learner = Reinforce() if name == "Reinforce" else Surrogate()
+    return BetaPolicy(learner, **reward, statistics=[] if "no state" in name else None, seed=seed)
 
 
 def names(student: str) -> list[str]:

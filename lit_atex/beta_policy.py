@@ -55,6 +55,7 @@ class BetaPolicy(Rewarded):
         concentration: float = 4.0,
         horizon: int = 3,
         discount: float = 0.9,
+        statistics: list[str] | None = None,
         hidden: int = 16,
         seed: int = 0,
     ) -> None:
@@ -68,6 +69,8 @@ class BetaPolicy(Rewarded):
             concentration: a + b of the first Beta(a, b), in (2.5, 102), both above 1; 4 at mean 0.5 is broad.
             horizon: Windows of progress that a decision is judged by (J), >= 1.
             discount: Weight of each further window, in [0, 1].
+            statistics: What policy and learner see of STATISTICS, the likeliest to move the best exposure first; None:
+                all, in that order; []: nothing, one policy for the whole run.
             hidden: Width of the policy network.
             seed: Seed of the policy's first weights and of its samples.
 
@@ -86,8 +89,11 @@ class BetaPolicy(Rewarded):
             )
         if hidden < 1:
             raise ValueError(f"{where}.hidden must be at least 1, got {hidden}.")
+        self.statistics = list(STATISTICS) if statistics is None else statistics
+        if unknown := [name for name in self.statistics if self.statistics.count(name) > 1 or name not in STATISTICS]:
+            raise ValueError(f"{where}.statistics: {unknown[0]} is not one of {', '.join(STATISTICS)}, named once.")
         self.seed = seed
-        self.policy = BetaNet(len(STATISTICS), hidden, mean, concentration, seed)
+        self.policy = BetaNet(max(len(self.statistics), 1), hidden, mean, concentration, seed)
         self.learner = Surrogate() if learner is None else learner
         self.learner.bind(self.policy, seed)
         self._window = dict.fromkeys(STATISTICS[2:8], 0.0)
@@ -103,11 +109,12 @@ class BetaPolicy(Rewarded):
         if progress is not None and self._progress is not None:
             self._increment = progress - self._progress
         self._progress = progress if progress is not None else self._progress
-        statistics = self._statistics(state)
-        matured = [Matured(list(d.details["state"].values()), d.details["action"], reward) for d, reward in earned]
-        learned = self.learner.learn(matured, statistics)
+        every = self._statistics(state)
+        seen = self._seen(every)
+        matured = [Matured(self._seen(d.details["state"]), d.details["action"], reward) for d, reward in earned]
+        learned = self.learner.learn(matured, seen)
         with torch.no_grad():
-            a, b = (float(x) for x in self.policy(torch.tensor(statistics, dtype=torch.float64)))
+            a, b = (float(x) for x in self.policy(torch.tensor(seen, dtype=torch.float64)))
         # Counter-based, so that every rank and every resumed run draws the same; off the ends, where log Beta may end.
         action = min(max(float(seeded(self.seed, "exposure", self._number).beta(a, b)), 1e-6), 1 - 1e-6)
         density = math.exp(float(Beta(a, b).log_prob(torch.tensor(action, dtype=torch.float64))))
@@ -118,16 +125,19 @@ class BetaPolicy(Rewarded):
         if self._progress is not None:
             self._scalars["progress"] = self._progress
         ratio = min(max(self.low + (self.high - self.low) * action, self.low), self.high)
-        state_now = dict(zip(STATISTICS, statistics))
-        return ratio, {"state": state_now, "action": action, "alpha": a, "beta": b, "mean": mean}
+        return ratio, {"state": every, "action": action, "alpha": a, "beta": b, "mean": mean}
 
-    def _statistics(self, state: TrainingState) -> list[float]:
-        """The state in the order of STATISTICS; what is not known or not finite is 0."""
+    def _seen(self, statistics: dict[str, float]) -> list[float]:
+        """Those that the policy sees; a constant, if none."""
+        return [statistics[name] for name in self.statistics] or [0.0]
+
+    def _statistics(self, state: TrainingState) -> dict[str, float]:
+        """All of STATISTICS; what is not known or not finite is 0."""
         mean = {name: total / max(self._steps, 1) for name, total in self._window.items()}
         mean["time"] = state.progress if state.max_steps > 0 else 0.0
         mean["competence"] = state.competence.mean() if state.competence is not None else 0.5
         mean |= {"last_exposure": self._ratio, "last_increment": self._increment, "progress": self._progress or 0.0}
-        return [mean[name] if math.isfinite(mean[name]) else 0.0 for name in STATISTICS]
+        return {name: mean[name] if math.isfinite(mean[name]) else 0.0 for name in STATISTICS}
 
     def update(self, feedback: StepFeedback) -> None:
         """Add to the window's statistics."""

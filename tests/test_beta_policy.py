@@ -67,6 +67,20 @@ def test_the_state_is_what_it_says() -> None:
     )
 
 
+@pytest.mark.parametrize(("names", "values"), [(["progress", "time"], [0.1, 0.25]), ([], [0.0])])
+def test_it_sees_the_statistics_that_it_is_given(names: list[str], values: list[float]) -> None:
+    learner = Still()
+    policy = BetaPolicy(learner, horizon=1, statistics=names)
+    policy.begin_window(state(25, 101), 0.1)
+    policy.update(feedback(25))
+    policy.begin_window(state(50, 101), 0.3)
+    assert learner.states[0] == pytest.approx(values)
+    assert learner.matured[0].state == pytest.approx(values)
+    other = BetaPolicy(Still(), horizon=1, statistics=names)
+    other.load_state_dict(policy.state_dict())
+    assert other.state_dict()["queue"] == policy.state_dict()["queue"]
+
+
 def test_one_sample_a_window_from_the_density_that_is_logged() -> None:
     policy = BetaPolicy(Still(), low=0.1, high=0.9, mean=0.7, concentration=6, seed=3)
     ratios = []
@@ -213,6 +227,8 @@ def test_the_start_depends_on_nothing_but_its_settings() -> None:
         ({"hidden": 0}, "hidden"),
         ({"horizon": 0}, "horizon"),
         ({"discount": -0.1}, "discount"),
+        ({"statistics": ["lossy"]}, "statistics: lossy"),
+        ({"statistics": ["time", "time"]}, "statistics: time"),
     ],
 )
 def test_mistakes_name_their_key(words: dict, key: str) -> None:
