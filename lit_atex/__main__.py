@@ -1,5 +1,5 @@
 """`python -m lit_atex` is `lit-atex`."""
 
-from lit_atex.cli import main
+from lit_atex.commands import main
 
 main()

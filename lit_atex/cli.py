@@ -1,4 +1,4 @@
-"""The command line: `lit-atex fit | validate | test | predict` (LightningCLI), and those of commands.py.
+"""The commands of a Trainer: `lit-atex fit | validate | test | predict` (LightningCLI), and `evaluate`, which is one.
 
 It wires objects together and knows nothing of what they do.
 """
@@ -6,7 +6,6 @@ It wires objects together and knows nothing of what they do.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,11 +18,11 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lit_atex import adaptive as adaptive  # these three: so that their strategies go by short names
 from lit_atex import bandit as bandit
 from lit_atex import beta_policy as beta_policy
-from lit_atex import commands
 from lit_atex.callbacks import ExposureControl, SampleLog
 from lit_atex.checkpoint import Checkpoint, purge_step
 from lit_atex.collapse import CollapseMonitor
-from lit_atex.console import is_mistake, quiet, with_known_classes
+from lit_atex.commands import main as main
+from lit_atex.console import with_known_classes
 from lit_atex.contamination import ContaminationCheck
 from lit_atex.custom_scalars import CustomScalars
 from lit_atex.data import ProblemDataModule
@@ -40,16 +39,6 @@ from lit_atex.resume import find_checkpoint, prepare
 from lit_atex.run_folder import RunFolder
 
 log = logging.getLogger("lit_atex")
-
-DESCRIPTION = "On-policy self-distillation of language models with partial, controlled teacher exposure."
-EPILOG = (
-    "Further commands: `lit-atex evaluate MODEL` evaluates any model; `lit-atex compare A B` says what the difference "
-    "between two evaluations is worth; `lit-atex ablate GRID.yaml` runs a grid; `lit-atex report FOLDER ...` makes "
-    "tables and pictures of many runs; `lit-atex inspect RUN` shows a run in the terminal; "
-    "`lit-atex pretrain --out DIR` trains the embedded reasoner anew (each has its own --help). "
-    "A first run, about a minute: `lit-atex fit --config configs/base.yaml --config configs/tiny.yaml`. "
-    "Options of a class: `lit-atex fit --model.divergence.help ForwardKL`."
-)
 
 
 class Parser(LightningArgumentParser):
@@ -93,7 +82,7 @@ class Cli(LightningCLI):
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
             parser_class=Parser,
-            parser_kwargs={"prog": "lit-atex", "description": DESCRIPTION, "epilog": EPILOG},
+            parser_kwargs={"prog": "lit-atex"},
             auto_configure_optimizers=False,  # else a second --optimizer would override model.optimizer
         )
 
@@ -154,6 +143,9 @@ class Cli(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Decide on the run folder, and refuse one that holds another run."""
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # of every file of weights
         config = self.config[self.subcommand]
         for key in ("trainer.default_root_dir", "checkpoint.dirpath"):
             if config[key] is not None:
@@ -245,24 +237,14 @@ def default_run(config: Any) -> Path:
     return dated_run(*(n for n in names if n != "base"))
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line.
+def start(args: list[str] | None) -> None:
+    """Run a command of a Trainer, or `evaluate`.
 
     Args:
         args: Arguments without the program's name; None: those of the process.
     """
-    quiet()
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # so that a class_path may name a file of yours beside the configs
     words = sys.argv[1:] if args is None else args
-    try:
-        if words[:1] and words[0] in commands.MODULES:
-            commands.run(words)
-        elif words[:1] == ["evaluate"]:
-            Cli(translate(words[1:]), words)
-        else:
-            Cli(args if words else ["--help"])
-    except Exception as error:
-        if not is_mistake(error):
-            raise
-        raise SystemExit(f"lit-atex: error: {error}") from error
+    if words[0] == "evaluate":
+        Cli(translate(words[1:]), words)
+    else:
+        Cli(args)

@@ -11,16 +11,6 @@ import traceback
 import warnings
 from pathlib import Path
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
-from lit_atex.divergence import Divergence
-from lit_atex.exposure import Exposure
-from lit_atex.learners import Learner
-from lit_atex.measures import ProgressMeasure
-from lit_atex.rollout import RolloutEngine
-from lit_atex.sources import Source
-from lit_atex.teacher import Teacher
-
 log = logging.getLogger("lit_atex")
 
 
@@ -30,9 +20,6 @@ def quiet() -> None:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # on how Lightning calls it
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     ignored = (
@@ -51,28 +38,29 @@ def is_mistake(error: Exception) -> bool:
 
     Or the disk is full. Anything else, a ValueError from inside a library too, may be a bug, and keeps its traceback.
     """
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
     if isinstance(error, MisconfigurationException) or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):
         return True
     last = traceback.extract_tb(error.__traceback__)[-1]
     return Path(last.filename).is_relative_to(Path(__file__).parent) and (last.line or "").startswith("raise ")
 
 
-BASES: dict[str, type] = {
-    "strategy": Exposure,
-    "progress": ProgressMeasure,
-    "learner": Learner,
-    "teacher": Teacher,
-    "divergence": Divergence,
-    "engine": RolloutEngine,
-    **dict.fromkeys(("train", "validation", "test", "probe"), Source),
-}
-"""What a key that ends so takes a class of."""
-
-
 def with_known_classes(message: str) -> str:
     """The message of jsonargparse; if a class is mistyped, with the names that there are."""
+    from lit_atex.divergence import Divergence
+    from lit_atex.exposure import Exposure
+    from lit_atex.learners import Learner
+    from lit_atex.measures import ProgressMeasure
+    from lit_atex.rollout import RolloutEngine
+    from lit_atex.sources import Source
+    from lit_atex.teacher import Teacher
+
+    bases: dict[str, type] = {"strategy": Exposure, "progress": ProgressMeasure, "learner": Learner, "teacher": Teacher}
+    bases |= {"divergence": Divergence, "engine": RolloutEngine}
+    bases |= dict.fromkeys(("train", "validation", "test", "probe"), Source)
     keys = re.findall(r'Parser key "([\w.-]+)"', message)
-    base = BASES.get(keys[-1].rsplit(".", 1)[-1]) if keys else None
+    base = bases.get(keys[-1].rsplit(".", 1)[-1]) if keys else None
     wrong = re.search(r"dot import path string: (\S+)|class_path '(\S+)': (?:No module|module .* has no)", message)
     if base is None or wrong is None:
         return message

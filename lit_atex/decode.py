@@ -251,8 +251,7 @@ def attention(
 ) -> Float[Tensor, "rows heads queries width"]:
     """One new token attends to what was seen.
 
-    Scores of a single token are small, so there is nothing to fuse. Where rows are many, two batched products share the
-    cores of a CPU better than the fused kernel does: 0.16 ms against 0.35 for 64 rows on two cores.
+    Where rows are many, two products share the cores of a CPU better than the fused kernel: 0.16 for 0.35 ms, 64 rows.
     """
     if len(query) < 16 or query.device.type != "cpu" or query.dtype != torch.float32 or torch.get_num_threads() == 1:
         return F.scaled_dot_product_attention(query, key, value, bias, scale=scale)

@@ -74,7 +74,7 @@ class TransformersEngine(RolloutEngine):
         generators: Sequence[np.random.Generator],
     ) -> Rollouts:
         """See `RolloutEngine.generate`."""
-        _check_request(model, prompts, samples, sampling, generators)
+        check_request(model, prompts, samples, sampling, generators)
         uniforms = torch.zeros(len(generators), sampling.max_new_tokens, dtype=torch.float64)
         if sampling.temperature > 0:
             uniforms = torch.from_numpy(np.stack([g.random(sampling.max_new_tokens) for g in generators]))
@@ -158,13 +158,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         torch.clear_autocast_cache()
 
 
-def _check_request(
+def check_request(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
     samples: int,
     sampling: Sampling,
     generators: Sequence[np.random.Generator],
 ) -> None:
+    """Refuse what no engine can do.
+
+    Raises:
+        ValueError: If the request is inconsistent or does not fit into the model's context.
+    """
     if samples < 1:
         raise ValueError(f"samples={samples}: set at least 1 rollout per problem")
     if not prompts or not all(prompts):

@@ -1,0 +1,153 @@
+"""Rollouts by vLLM in the training process, for a GPU: `pip install 'lit-atex[vllm]'`. Imported when first used.
+
+It holds a copy of the student, made from its configuration alone and filled from the weights in memory each time: what
+can be trained can be sampled, if vLLM knows the architecture. Written for vLLM 0.22 to 0.31, one engine per rank, and
+**never run on a GPU by us**: its contract is tested on a stand-in for vLLM.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lit_atex.models import unwrap
+from lit_atex.rollout import RolloutEngine, check_request
+from lit_atex.sampling import Sampling
+from lit_atex.types import Rollouts
+
+
+class VllmEngine(RolloutEngine):
+    """Samples with vLLM. Its kernels round otherwise than training does, and its random numbers are its own.
+
+    So rollouts come from nearly the student's distribution, and a run is not that of another engine, nor the same bit
+    for bit on other hardware.
+    """
+
+    def __init__(
+        self,
+        gpu_memory_utilization: float = 0.3,
+        max_model_len: int | None = None,
+        dtype: str = "bfloat16",
+        enforce_eager: bool = False,
+    ) -> None:
+        """Store how; vLLM is started by the first rollouts.
+
+        Args:
+            gpu_memory_utilization: Share of the device's memory for vLLM's weights and cache, in (0, 1); the rest is
+                for training.
+            max_model_len: Most tokens of prompt and completion; None: the model's own context.
+            dtype: Type of vLLM's weights and arithmetic, whatever that of the student's weights is.
+            enforce_eager: Do without CUDA graphs: slower, starts sooner, less memory.
+
+        Raises:
+            ValueError: If a number is out of range.
+        """
+        if not 0 < gpu_memory_utilization < 1:
+            where = "model.engine.init_args.gpu_memory_utilization"
+            raise ValueError(f"{where} must lie in (0, 1), got {gpu_memory_utilization}.")
+        self.options = {
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "max_model_len": max_model_len,
+            "dtype": dtype,
+            "enforce_eager": enforce_eager,
+        }
+        self._llm: Any = None
+
+    def generate(
+        self,
+        model: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        samples: int,
+        sampling: Sampling,
+        end_ids: Collection[int],
+        generators: Sequence[np.random.Generator],
+    ) -> Rollouts:
+        """See `RolloutEngine.generate`."""
+        check_request(model, prompts, samples, sampling, generators)
+        if self._llm is None:
+            self._llm = start(unwrap(model), self.options)
+        # Each time: a fused optimizer changes weights without a trace in their version, and copying them is quick.
+        copy = self._llm.llm_engine.model_executor.driver_worker.model_runner.model
+        copy.load_weights(weights(model))
+        self._llm.reset_prefix_cache()  # of the weights before
+        from vllm import SamplingParams
+
+        shared: dict[str, Any] = {"temperature": sampling.temperature, "max_tokens": sampling.max_new_tokens}
+        shared |= {"top_p": sampling.top_p, "top_k": sampling.top_k, "min_p": sampling.min_p}
+        # What ends a completion is said by end_ids alone, not by the model's configuration.
+        shared |= {"detokenize": False, "ignore_eos": True, "stop_token_ids": sorted(end_ids)}
+        params = [SamplingParams(**shared, seed=int(g.integers(2**31))) for g in generators]
+        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts for _ in range(samples)]
+        outputs = self._llm.generate(requests, sampling_params=params, use_tqdm=False)
+        completions = [list(output.outputs[0].token_ids) for output in outputs]
+        return collect(completions, end_ids, next(model.parameters()).device)
+
+
+def start(model: Any, options: dict[str, Any]) -> Any:
+    """VLLM's engine in this process, with the model's architecture and no weights yet.
+
+    Raises:
+        ValueError: If vLLM is not installed.
+    """
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        message = "model.engine: VllmEngine needs vLLM (Linux with a GPU): `pip install 'lit-atex[vllm]'`."
+        raise ValueError(message) from error
+    _announce(model.device)
+    with tempfile.TemporaryDirectory() as folder:
+        model.config.save_pretrained(folder)
+        return LLM(
+            model=folder,
+            load_format="dummy",  # filled from memory at once
+            skip_tokenizer_init=True,
+            distributed_executor_backend="external_launcher",
+            **options,
+        )
+
+
+def _announce(device: torch.device) -> None:
+    """Tell vLLM, by the variables of torchrun, which of the run's processes this is."""
+    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(device.index or 0)}
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    if "MASTER_PORT" not in os.environ:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            os.environ["MASTER_PORT"] = str(free.getsockname()[1])
+
+
+def weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Each weight by the name that it has in the base model, adapters added in.
+
+    The sum is formed aside, one matrix at a time: merging into the model and taking out again would round its weights.
+    """
+    adapted = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
+    inside = tuple(f"{name}." for name in adapted)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            layer = adapted.get(name.rsplit(".base_layer.", 1)[0])
+            if layer is None and name.startswith(inside):
+                continue  # an adapter's own
+            value = parameter.detach()
+            if layer is not None and name.endswith(".base_layer.weight"):
+                for adapter in layer.active_adapters:
+                    value = value + layer.get_delta_weight(adapter).to(value.dtype)
+            yield name.removeprefix("base_model.model.").replace(".base_layer.", "."), value
+
+
+def collect(completions: list[list[int]], end_ids: Collection[int], device: torch.device) -> Rollouts:
+    """Lists of ids, each with its end token if it has one, as rollouts."""
+    lengths = torch.tensor([len(ids) for ids in completions])
+    ids = torch.zeros(len(completions), int(lengths.max()), dtype=torch.int64)
+    for row, found in zip(ids, completions):
+        row[: len(found)] = torch.tensor(found)
+    ended = torch.tensor([bool(found) and found[-1] in end_ids for found in completions])
+    return Rollouts(ids.to(device), lengths.to(device), ended.to(device))

@@ -1,0 +1,161 @@
+"""The vLLM engine against a stand-in that does what vLLM promises with the calls that the engine makes.
+
+vLLM itself needs a GPU, and has not been run here: what these tests cannot see is whether its promises have changed.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from test_rollout import END, RAGGED, generators, llama, qwen3
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lit_atex.rollout import Sampling, TransformersEngine
+from lit_atex.vllm_engine import VllmEngine, weights
+
+
+class Params(SimpleNamespace):
+    """vllm.SamplingParams: takes these names and no others."""
+
+    def __init__(self, *, temperature, max_tokens, top_p, top_k, min_p, detokenize, ignore_eos, stop_token_ids, seed):
+        super().__init__(temperature=temperature, max_tokens=max_tokens, ignore_eos=ignore_eos, seed=seed)
+        self.stop_token_ids = stop_token_ids
+
+
+class LLM:
+    """vllm.LLM: an architecture from a folder, weights by `load_weights`, one list of ids per request."""
+
+    made: ClassVar[list[LLM]] = []
+
+    def __init__(self, *, model, load_format, skip_tokenizer_init, distributed_executor_backend, dtype, **options):
+        assert (load_format, skip_tokenizer_init) == ("dummy", True)
+        assert [path.name for path in Path(model).iterdir()] == ["config.json"]
+        self.model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model), dtype=getattr(torch, dtype))
+        self.options, self.loads, self.resets, self.seeds = options, 0, 0, []
+        runner = SimpleNamespace(model_runner=SimpleNamespace(model=self))
+        self.llm_engine = SimpleNamespace(model_executor=SimpleNamespace(driver_worker=runner))
+        LLM.made.append(self)
+
+    def load_weights(self, weights):
+        own = dict(self.model.named_parameters())
+        given = dict(weights)
+        assert set(given) == set(own)
+        with torch.no_grad():
+            for name, value in given.items():
+                own[name].copy_(value)
+        self.loads += 1
+
+    def reset_prefix_cache(self):
+        self.resets += 1
+
+    def generate(self, prompts, sampling_params, use_tqdm):
+        assert len(prompts) == len(sampling_params)
+        return [self._one(p["prompt_token_ids"], params) for p, params in zip(prompts, sampling_params)]
+
+    @torch.no_grad()
+    def _one(self, prompt, params):
+        assert params.ignore_eos
+        self.seeds.append(params.seed)
+        ids, draws = list(prompt), np.random.default_rng(params.seed)
+        for _ in range(params.max_tokens):
+            logits = self.model(torch.tensor([ids])).logits[0, -1].float()
+            share = logits.softmax(0).double().numpy()
+            ids.append(
+                int(logits.argmax())
+                if params.temperature == 0
+                else int(draws.choice(len(share), p=share / share.sum()))
+            )
+            if ids[-1] in params.stop_token_ids:
+                break
+        return SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(ids[len(prompt) :]))])
+
+
+@pytest.fixture(autouse=True)
+def vllm(monkeypatch):
+    module = ModuleType("vllm")
+    module.LLM, module.SamplingParams = LLM, Params
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "unset")  # so that what the engine sets is taken back
+        monkeypatch.delenv(name)
+    LLM.made = []
+
+
+def adapted():
+    torch.manual_seed(3)
+    model = get_peft_model(llama(), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False))
+    return model.eval()
+
+
+def greedy(engine, model):
+    return engine.generate(model, RAGGED, 1, Sampling(temperature=0, max_new_tokens=12), [END], generators(len(RAGGED)))
+
+
+@pytest.mark.parametrize("build", [qwen3, llama, adapted])
+def test_greedy_tokens_are_those_of_the_other_engine_also_after_a_step(build):
+    model, engine = build(), VllmEngine(dtype="float32")
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05, fused=True)
+    seen = []
+    for _ in range(2):
+        found, expected = greedy(engine, model), greedy(TransformersEngine(), model)
+        for mine, theirs in zip(found, expected):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+        seen.append(found.ids.tolist())
+        model(torch.tensor(RAGGED[:1]), labels=torch.tensor(RAGGED[:1])).loss.backward()
+        optimizer.step()
+    assert seen[0] != seen[1]  # else the second round would not show that weights are refreshed
+    (llm,) = LLM.made
+    assert (llm.loads, llm.resets) == (2, 2)
+
+
+def test_reading_the_weights_changes_none_and_adds_what_adapters_add():
+    model = adapted()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    found = {name: value.clone() for name, value in weights(model)}
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    merged = dict(model.merge_and_unload().named_parameters())
+    assert set(found) == set(merged)
+    for name, value in merged.items():
+        torch.testing.assert_close(found[name], value)
+
+
+def test_each_sample_has_a_seed_of_its_own_and_the_same_again():
+    model, engine, sampling = qwen3(), VllmEngine(), Sampling(max_new_tokens=6)
+    first = engine.generate(model, RAGGED, 3, sampling, [END], generators(21))
+    second = engine.generate(model, RAGGED, 3, sampling, [END], generators(21))
+    assert torch.equal(first.ids, second.ids)
+    seeds = LLM.made[0].seeds
+    assert len(set(seeds[:21])) == 21
+    assert seeds[:21] == seeds[21:]
+    for ids, length, ended in zip(*(x.tolist() for x in first)):
+        assert END not in ids[: length - 1]
+        assert ended == (ids[length - 1] == END)
+        assert ended or length == 6
+
+
+def test_the_copy_has_the_type_and_the_share_of_memory_that_were_asked_for():
+    engine = VllmEngine(gpu_memory_utilization=0.5, max_model_len=40)
+    greedy(engine, qwen3())
+    (llm,) = LLM.made
+    assert llm.model.dtype == torch.bfloat16
+    assert llm.options == {"gpu_memory_utilization": 0.5, "max_model_len": 40, "enforce_eager": False}
+
+
+def test_without_vllm_the_way_to_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ValueError, match=r"lit-atex\[vllm\]"):
+        greedy(VllmEngine(), qwen3())
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, math.nan])
+def test_a_share_of_memory_that_is_none(share):
+    with pytest.raises(ValueError, match=r"model\.engine\.init_args\.gpu_memory_utilization"):
+        VllmEngine(share)
