@@ -275,13 +275,13 @@ def linear(module: Any) -> Callable[[Tensor], Tensor]:
     """The module as a function. On a CPU a product with few rows is turned round: W xᵀ reads W as fast as it can.
 
     Float32 BLAS reads a large matrix two to three times more slowly for x Wᵀ with 2 to 8 rows. With more inputs than
-    outputs that holds up to 4 rows only, and matrices below half a megabyte are in the processor's cache anyway.
+    outputs that holds up to 4 rows only, and matrices below a quarter megabyte are in the processor's cache anyway.
     """
     if type(module) is not nn.Linear:  # an adapter, a quantised layer
         return module
     weight, bias = module.weight, module.bias
     most = 8 if weight.shape[0] >= 2 * weight.shape[1] else 4
-    if weight.numel() < 2**17 or weight.device.type != "cpu" or weight.dtype != torch.float32:
+    if weight.numel() < 2**16 or weight.device.type != "cpu" or weight.dtype != torch.float32:
         most = 0
 
     def run(x: Tensor) -> Tensor:
