@@ -280,3 +280,15 @@ def test_a_class_of_the_users_own_beside_the_configs(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "exposure 0.50" in done.stderr
+
+
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise():
+    """On a machine with other work, spinning ones make a step take ten times as long, or worse."""
+    code = "import os, sys; from lit_atex.commands import main; sys.argv = ['lit-atex', 'compare', '--help']\n"
+    code += "try: main()\nexcept SystemExit: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    assert python("-c", code, OMP_WAIT_POLICY="active").stdout.splitlines()[-1].startswith("active")
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.stdout.splitlines()[-1].startswith("passive"), done.stderr
+    light = python("-c", "import sys, lit_atex.commands; print('torch' in sys.modules)")
+    assert light.stdout == "False\n"  # else it would be too late
