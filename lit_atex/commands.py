@@ -73,8 +73,8 @@ def main(args: list[str] | None = None) -> None:
     if not words[0].startswith("-") and words[0] not in (*MODULES, *TRAINER, "evaluate"):
         print(f"lit-atex: error: there is no command {words[0]!r} (see `lit-atex --help`)", file=sys.stderr)
         raise SystemExit(2)
-    # Before torch is loaded: threads that wait sleep. If they spin, a tiny model is 7 % faster on an idle machine, and a
-    # step takes ten times as long or worse on one with other work (docs/speed.md).
+    # Before torch is loaded: threads that wait sleep. If they spin, a tiny model is 7 % faster on an idle machine, and
+    # a step takes ten times as long or worse on one with other work (docs/speed.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from lit_atex.console import is_mistake, quiet
 
