@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from lit_atex.exposure import Credit, Exposure, TrainingState
 from lit_atex.measures import ProgressMeasure, RolloutAccuracy
 from lit_atex.metrics_csv import tensorboard
 from lit_atex.module import SelfDistillation
+from lit_atex.report import with_bars
 from lit_atex.types import Problem
 from lit_atex.window import Seen
 
@@ -217,21 +217,6 @@ def as_markdown(row: dict[str, Any]) -> str:
         f"question\n\n{_quote(row['question'])}\n\nhint\n\n{_quote(row['hint'])}\n\n"
         f"completion, bars: divergence per token\n\n{shown}\n"
     )
-
-
-def with_bars(tokens: Sequence[str], values: Sequence[float]) -> list[tuple[str, str]]:
-    """The lines of a completion, each with the bars that stand under its tokens."""
-    lines, bars = [""], [""]
-    for token, value in zip(tokens, values):
-        level = " ▁▂▃▄▅▆▇█"[min(int(max(value, 0.0) ** 0.5 * 6), 8)]  # square root: small values stay visible
-        for character in token.replace("\n", "↵\n"):
-            if character == "\n":
-                lines.append("")
-                bars.append("")
-            else:
-                lines[-1] += character
-                bars[-1] += level
-    return list(zip(lines, bars))
 
 
 def _quote(text: str) -> str:

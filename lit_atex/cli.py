@@ -15,9 +15,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from lit_atex import adaptive as adaptive  # these three: so that their strategies go by short names
+from lit_atex import adaptive as adaptive  # these four: so that their classes go by short names
 from lit_atex import bandit as bandit
 from lit_atex import beta_policy as beta_policy
+from lit_atex import vllm_engine as vllm_engine
 from lit_atex.callbacks import ExposureControl, SampleLog
 from lit_atex.checkpoint import Checkpoint, purge_step
 from lit_atex.collapse import CollapseMonitor

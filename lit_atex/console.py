@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 import re
+import sys
 import traceback
 import warnings
 from pathlib import Path
@@ -38,9 +39,9 @@ def is_mistake(error: Exception) -> bool:
 
     Or the disk is full. Anything else, a ValueError from inside a library too, may be a bug, and keeps its traceback.
     """
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
-    if isinstance(error, MisconfigurationException) or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):
+    lightning = sys.modules.get("lightning.pytorch.utilities.exceptions")  # loaded, if it raised anything
+    refused = lightning is not None and isinstance(error, lightning.MisconfigurationException)
+    if refused or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):
         return True
     last = traceback.extract_tb(error.__traceback__)[-1]
     return Path(last.filename).is_relative_to(Path(__file__).parent) and (last.line or "").startswith("raise ")
@@ -65,8 +66,12 @@ def with_known_classes(message: str) -> str:
     if base is None or wrong is None:
         return message
     names = ", ".join(sorted(_concrete(base)))
-    own = f"or the dotted path of a class of your own, a subclass of {base.__module__}.{base.__name__}"
-    return f'Parser key "{keys[-1]}": there is no class {wrong[1] or wrong[2]}. Known: {names}; {own}'
+    known = (
+        f"Known: {names}; or the dotted path of a class of your own, a subclass of {base.__module__}.{base.__name__}"
+    )
+    if wrong[2]:  # a path: what could not be imported may be another module than the one that is named
+        return f"{message}. {known}"
+    return f'Parser key "{keys[-1]}": there is no {base.__name__} of the name {wrong[1]}. {known}'
 
 
 def _concrete(base: type) -> set[str]:

@@ -148,16 +148,17 @@ def dated_run(*names: str) -> Path:
     Raises:
         ValueError: If another launcher started several: the clock of each would give it a folder of its own.
     """
-    if "LOCAL_RANK" in os.environ and "LIT_ATEX_RUN" in os.environ:
+    if {"LOCAL_RANK", "LIT_ATEX_RUN"} <= os.environ.keys() and os.environ.get("LIT_ATEX_FIRST") != str(os.getpid()):
         return Path(os.environ["LIT_ATEX_RUN"])
+    alone = {"SLURM_NTASKS"} if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive") else set()  # as Lightning
     for launcher, variable in LAUNCHERS.items():
-        if os.environ.get(variable, "1") != "1":
+        if os.environ.get(variable, "1") != "1" and variable not in alone:
             raise ValueError(
-                f"{launcher} started several processes ({variable}={os.environ[variable]}), which must agree on the "
-                "folder of the run: name it with --run."
+                f"several processes seem to have been started, as by {launcher} ({variable}={os.environ[variable]}); "
+                "they must agree on the folder of the run: name it with --run."
             )
     run = Path("runs") / "-".join([datetime.datetime.now().strftime("%Y%m%d-%H%M%S"), *names])
-    os.environ["LIT_ATEX_RUN"] = str(run)
+    os.environ |= {"LIT_ATEX_RUN": str(run), "LIT_ATEX_FIRST": str(os.getpid())}
     return run
 
 

@@ -217,7 +217,7 @@ class Surrogate(Learner):
         now = self.policy.standardise(torch.tensor(state, dtype=torch.float64)).numpy()
         actions = np.array([m.action for m in self.decisions])
         found = effect(states, actions, rewards, now, self.memory, GRID)
-        return found.mean, found.covariance, found.relevance
+        return found.mean, found.covariance, found.relevance * (states != 0).any(0)
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer and decisions."""

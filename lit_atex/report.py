@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -197,3 +198,18 @@ def competence_table(title: str, competence: Competence) -> str:
 def _by_number(label: str) -> list[tuple[int, str]]:
     """Sorts "Level 10" after "Level 9"."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", label)]
+
+
+def with_bars(tokens: Sequence[str], values: Sequence[float]) -> list[tuple[str, str]]:
+    """The lines of a completion, each with the bars that stand under its tokens."""
+    lines, bars = [""], [""]
+    for token, value in zip(tokens, values):
+        level = " ▁▂▃▄▅▆▇█"[min(int(max(value, 0.0) ** 0.5 * 6), 8)]  # square root: small values stay visible
+        for character in token.replace("\n", "↵\n"):
+            if character == "\n":
+                lines.append("")
+                bars.append("")
+            else:
+                lines[-1] += character
+                bars[-1] += level
+    return list(zip(lines, bars))

@@ -110,10 +110,13 @@ def test_without_a_configuration_the_way_on_is_shown(capsys):
         (["fit", *TINY, "--data.batch_size", "zero"], ["data.batch_size", "zero"]),
         (
             ["fit", *TINY, "--model.divergence", "NoSuch"],
-            ["model.divergence", "no class NoSuch", "ForwardKL, JSD"],
+            ["model.divergence", "no Divergence of the name NoSuch", "ForwardKL, JSD"],
         ),
         (["fit", *TINY, "--exposure.strategy", "nowhere.Mine"], ["nowhere.Mine", "BetaPolicy, ", "exposure.Exposure"]),
-        (["fit", *TINY, "--exposure.progress", "Probe"], ["exposure.progress", "no class Probe", "ProbeNLL"]),
+        (
+            ["fit", *TINY, "--exposure.progress", "Probe"],
+            ["no ProgressMeasure of the name Probe", "ProbeNLL"],
+        ),
         (["fit", *TINY, "--exposure.strategy.ratoi", "1"], ["exposure.strategy", "ratoi"]),
         (["fit", *TINY, "--exposure.hold", "often"], ["exposure.hold", "often"]),
     ],
@@ -292,3 +295,12 @@ def test_threads_that_wait_sleep_unless_the_user_says_otherwise():
     assert done.stdout.splitlines()[-1].startswith("passive"), done.stderr
     light = python("-c", "import sys, lit_atex.commands; print('torch' in sys.modules)")
     assert light.stdout == "False\n"  # else it would be too late
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["compare", "report", "inspect"])
+def test_reading_results_does_not_wait_for_lightning(command):
+    code = f"import sys; from lit_atex.commands import main\ntry: main(['{command}', '--help'])\n"
+    code += "except SystemExit: print('lightning' in sys.modules)"
+    done = python("-c", code)
+    assert done.stdout.splitlines()[-1] == "False", done.stderr

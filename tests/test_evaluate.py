@@ -131,6 +131,7 @@ def test_all_devices_write_to_one_folder(monkeypatch):
     assert run.endswith("-evaluate-embedded")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LIT_ATEX_RUN", "runs/of-the-first")
+    monkeypatch.setenv("LIT_ATEX_FIRST", "1")
     assert value(translate(["embedded", "--sets", TINY]), "run") == "runs/of-the-first"
 
 

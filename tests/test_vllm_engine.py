@@ -34,11 +34,17 @@ class LLM:
     """vllm.LLM: an architecture from a folder, weights by `load_weights`, one list of ids per request."""
 
     made: ClassVar[list[LLM]] = []
+    lost: ClassVar[set[str]] = set()
 
     def __init__(self, *, model, load_format, skip_tokenizer_init, distributed_executor_backend, dtype, **options):
         assert (load_format, skip_tokenizer_init) == ("dummy", True)
         assert [path.name for path in Path(model).iterdir()] == ["config.json"]
-        self.model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model), dtype=getattr(torch, dtype))
+        config = AutoConfig.from_pretrained(model)
+        assert len(config.architectures) == 1  # else vLLM takes the model without its head
+        assert config.architectures[0].endswith("ForCausalLM")
+        assert not torch.is_autocast_enabled("cpu")
+        torch.manual_seed(0)  # as vLLM does, in the process of its user
+        self.model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
         self.options, self.loads, self.resets, self.seeds = options, 0, 0, []
         runner = SimpleNamespace(model_runner=SimpleNamespace(model=self))
         self.llm_engine = SimpleNamespace(model_executor=SimpleNamespace(driver_worker=runner))
@@ -52,6 +58,10 @@ class LLM:
             for name, value in given.items():
                 own[name].copy_(value)
         self.loads += 1
+        return set(given) - self.lost
+
+    def named_parameters(self):
+        return self.model.named_parameters()
 
     def reset_prefix_cache(self):
         self.resets += 1
@@ -153,6 +163,42 @@ def test_without_vllm_the_way_to_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ValueError, match=r"lit-atex\[vllm\]"):
         greedy(VllmEngine(), qwen3())
+
+
+def test_a_weight_that_does_not_arrive_is_an_error(monkeypatch):
+    monkeypatch.setattr(LLM, "lost", {"model.norm.weight"})
+    with pytest.raises(ValueError, match=r"Qwen3ForCausalLM lacks: \['model.norm.weight'\]"):
+        greedy(VllmEngine(), qwen3())
+
+
+def test_the_trainings_precision_and_random_numbers_are_left_alone():
+    model = adapted()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        greedy(VllmEngine(), model)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_completion_that_would_not_fit_is_refused():
+    longest = max(map(len, RAGGED)) + 12
+    greedy(VllmEngine(max_model_len=longest), qwen3())
+    with pytest.raises(ValueError, match=r"max_model_len"):
+        greedy(VllmEngine(max_model_len=longest - 1), qwen3())
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"one device"):
+        greedy(VllmEngine(), qwen3())
+
+
+@pytest.mark.parametrize(("key", "value"), [("max_model_len", 1), ("dtype", "blfoat16")])
+def test_other_mistakes_name_their_key(key, value):
+    with pytest.raises(ValueError, match=rf"model\.engine\.init_args\.{key}"):
+        VllmEngine(**{key: value})
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, math.nan])
