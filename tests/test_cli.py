@@ -207,6 +207,7 @@ def test_the_default_folder_has_date_and_config_names(monkeypatch):
     assert run.parts[0] == "runs"
     assert run.name.endswith("-tiny-mine")
     monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LIT_ATEX_FIRST", "1")  # the process that chose it
     assert default_run(type("C", (), {"config": []})) == run  # what Lightning starts for a second device
 
 
