@@ -28,7 +28,7 @@ from lit_atex.contamination import ContaminationCheck
 from lit_atex.custom_scalars import CustomScalars
 from lit_atex.data import ProblemDataModule
 from lit_atex.estimator import CompetenceEstimator
-from lit_atex.evaluate import dated_run, translate
+from lit_atex.evaluate import dated_run, find_config, translate
 from lit_atex.inspection import decided
 from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.module import SelfDistillation
@@ -245,7 +245,16 @@ def start(args: list[str] | None) -> None:
         args: Arguments without the program's name; None: those of the process.
     """
     words = sys.argv[1:] if args is None else args
-    if words[0] == "evaluate":
-        Cli(translate(words[1:]), words)
-    else:
-        Cli(args)
+    Cli(translate(words[1:]) if words[0] == "evaluate" else _with_shipped(words), words)
+
+
+def _with_shipped(words: list[str]) -> list[str]:
+    """The words, with a path for the name of each `--config` that ships with the package; JSON is left alone."""
+    found = [*words]
+    for i, word in enumerate(words):
+        key, joined, value = word.partition("=")
+        if key in ("--config", "-c") and joined and value.lstrip()[:1] != "{":
+            found[i] = f"{key}={find_config(value)}"
+        elif word in ("--config", "-c") and i + 1 < len(words) and words[i + 1].lstrip()[:1] not in ("{", "-"):
+            found[i + 1] = str(find_config(words[i + 1]))
+    return found

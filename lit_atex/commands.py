@@ -30,6 +30,7 @@ without one:
 Each has its own --help. A first run, about a minute:
   lit-atex fit --config configs/base.yaml --config configs/tiny.yaml
 Options of a class: lit-atex fit --model.divergence.help ForwardKL
+--config takes a file of yours, or one that ships: base, tiny, exposure/beta_policy
 """
 
 MODULES = {
@@ -69,6 +70,11 @@ def main(args: list[str] | None = None) -> None:
     words = sys.argv[1:] if args is None else args
     if words[:1] in ([], ["-h"], ["--help"]):
         print(OVERVIEW, end="")
+        raise SystemExit(0)
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"lit-atex {version('lit-atex')}")
         raise SystemExit(0)
     if not words[0].startswith("-") and words[0] not in (*MODULES, *TRAINER, "evaluate"):
         print(f"lit-atex: error: there is no command {words[0]!r} (see `lit-atex --help`)", file=sys.stderr)

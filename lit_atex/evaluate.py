@@ -42,16 +42,17 @@ def configs() -> Path:
 
 
 def find_config(name: str, folder: str = "") -> Path:
-    """A config by its path, or by its name among those that ship ("protocol/paper"; a set: "aime24").
+    """A config by its path, or by its name among those that ship: "protocol/paper"; a set: "aime24".
 
     Raises:
         ValueError: If there is none.
     """
     if (path := Path(name).expanduser()).is_file():
         return path
-    shipped = configs() / folder / f"{name.removesuffix('.yaml')}.yaml"
+    shipped = configs() / folder / f"{name.removeprefix('configs/').removesuffix('.yaml')}.yaml"
     if not shipped.is_file():
         known = sorted(str(p.relative_to(configs() / folder))[:-5] for p in (configs() / folder).rglob("*.yaml"))
+        known = [name for name in known if not name.startswith("ablations/")]  # grids of configs
         raise ValueError(f"there is no config {name!r}: give a YAML file, or one of {', '.join(known)}.")
     return shipped
 

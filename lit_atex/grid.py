@@ -210,7 +210,7 @@ def _overlay(where: str, given: Any) -> Words:
         elif isinstance(one, str):
             try:
                 # "configs/base.yaml" is meant wherever one stands: beside the package, if there is none here.
-                words += ["--config", str(find_config(one if Path(one).is_file() else one.removeprefix("configs/")))]
+                words += ["--config", str(find_config(one))]
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
         else:

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,24 @@ def test_print_config(capsys):
     assert "eval_samples: 2" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("flag", [["--config", "base"], ["--config=base"], ["-c", "configs/base.yaml"]])
+def test_what_ships_is_found_from_anywhere(capsys, monkeypatch, tmp_path, flag):
+    monkeypatch.chdir(tmp_path)
+    assert leave("fit", *flag, "--config", "exposure/bandit", "--print_config") == 0
+    assert "lit_atex.bandit.Bandit" in capsys.readouterr().out
+
+
+def test_a_config_that_is_not_there_is_named_with_those_that_ship():
+    message = str(leave("fit", "--config", "nosuch.yaml"))
+    assert "'nosuch.yaml': give a YAML file, or one of base, data/aime24" in message
+    assert "exposure/bandit" in message
+
+
+def test_version(capsys):
+    assert leave("--version") == 0
+    assert re.fullmatch(r"lit-atex \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
 # Mistakes
 
 
@@ -106,7 +125,6 @@ def test_without_a_configuration_the_way_on_is_shown(capsys):
     ("words", "told"),
     [
         (["nosuch"], ["'nosuch'", "lit-atex --help"]),
-        (["fit", "--config", "nosuch.yaml"], ["nosuch.yaml", "does not exist"]),
         (["fit", *TINY, "--data.batch_size", "zero"], ["data.batch_size", "zero"]),
         (
             ["fit", *TINY, "--model.divergence", "NoSuch"],

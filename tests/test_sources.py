@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
 from lit_atex.rows import Columns, to_problem
-from lit_atex.sources import Embedded, Hub, JsonLines, Parquet, ReasoningGym, Source
+from lit_atex.sources import ChainSum, Embedded, Hub, JsonLines, Parquet, ReasoningGym, Source
 from lit_atex.types import BadRow, Problem
 
 # The columns of the public sets, one or two rows each, as our configs read them.
@@ -305,6 +305,22 @@ def test_reasoning_gym_without_a_solution_is_refused_unless_answers_are_enough()
         assert int(problem.answer) == (int(a) + int(b) if sign == "+" else int(a) - int(b))
 
 
+def test_a_chain_sum_is_written_out_line_by_line():
+    pytest.importorskip("reasoning_gym")
+    problems = list(ChainSum(50, 3, terms=5, digits=3))
+    for problem in problems:
+        terms = re.findall(r"([+-] )?(\d{3})(?!\d)", problem.question)
+        *lines, end = problem.solution.split("\n")
+        total = int(terms[0][1])
+        for line, (sign, number) in zip(lines, terms[1:], strict=True):
+            after = total + int(number) if sign == "+ " else total - int(number)
+            assert line == f"{total} {sign}{number} = {after}"
+            total = after
+        assert end == f"#### {total}" == f"#### {problem.answer}"
+    assert len({p.question for p in problems}) == 50
+    assert problems == list(ChainSum(50, 3, terms=5, digits=3))
+
+
 @pytest.mark.parametrize(
     ("dataset", "size", "dataset_args"),
     [("no_such_set", 2, {}), ("chain_sum", 2, {"no_such": 1}), ("chain_sum", 0, {})],
@@ -323,6 +339,7 @@ def test_what_reasoning_gym_refuses(dataset, size, dataset_args):
     [
         Embedded(),
         ReasoningGym("gsm_symbolic", size=2),
+        ChainSum(2),
         JsonLines("x.jsonl"),
         Parquet("x"),
         Hub("openai/gsm8k", columns=Columns("question", "answer")),
