@@ -232,7 +232,8 @@ class SelfDistillation(Solver):
         self._window.totals["not_finite"] = int(not finite)
         self._window.reduce()
         bad = bool(self._window.totals["not_finite"])
-        began, self._step_began = self._step_began, time.perf_counter()
+        began, self._step_began = self._step_began + self.seconds_evaluating, time.perf_counter()
+        self.seconds_evaluating = 0.0
         if bad or not self._window.totals["tokens"]:
             optimizer.zero_grad(set_to_none=True)  # an optimizer leaves weights without a gradient alone
         if bad:

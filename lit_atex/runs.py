@@ -173,18 +173,15 @@ def _by_set(rows: list[dict[str, Any]]) -> dict[str, Result]:
 def _trace(path: Path) -> list[dict[str, float]]:
     """The rows of training steps, with sums of tokens and seconds.
 
-    `time/step` is the time since the step before, with an evaluation between the two if there was one; such a step
-    counts as one of median length. With `trainer.log_every_n_steps` above 1 a row stands for the steps before it.
+    With `trainer.log_every_n_steps` above 1 a row stands for the steps before it.
     """
     every = [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(whole.lines(path))]
     rows = [row for row in every if "loss/divergence" in row]
-    usual = statistics.median([row["time/step"] for row in rows]) if rows else 0.0
     done = tokens = seconds = 0.0
     for row in rows:
         time, steps = row["time/step"], row["step"] + 1 - done
-        evaluated = row["step"] > 0 and any(name.startswith("validation/") for name in row)
         tokens += steps * time * row["throughput/completion_tokens_per_s"]
-        seconds += steps * (usual if evaluated else time)
+        seconds += steps * time
         done += steps
         row |= {"step": done, "tokens": tokens, "seconds": seconds}
     return rows

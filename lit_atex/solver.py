@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -49,6 +50,7 @@ class Solver(pl.LightningModule):
         self.source, self.prompts, self.engine, self.verifier = student, prompts, engine, verifier
         self.eval_sampling, self.eval_samples, self.seed = eval_sampling, eval_samples, seed
         self.evaluation = Evaluation()
+        self.seconds_evaluating = self._evaluation_began = 0.0
 
     def configure_model(self) -> None:
         """Read the weights and the tokenizer, once."""
@@ -157,6 +159,14 @@ class Solver(pl.LightningModule):
     def predict_step(self, problems: list[Problem], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """Sample and grade; returns one row per problem."""
         return self.answer(problems)
+
+    def on_validation_start(self) -> None:
+        """Stop the clock of the step."""
+        self._evaluation_began = time.perf_counter()
+
+    def on_validation_end(self) -> None:
+        """Let it go on."""
+        self.seconds_evaluating += time.perf_counter() - self._evaluation_began
 
     def on_validation_epoch_end(self) -> None:
         """Close the metrics and log them as `validation/SET/avg@n`."""

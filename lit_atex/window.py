@@ -136,7 +136,7 @@ class StepWindow:
         """What is logged for the step, grouped as TensorBoard shows it.
 
         Args:
-            seconds: Wall-clock time since the step before.
+            seconds: Wall-clock time since the step before, without evaluations between the two.
         """
         rollouts, problems = max(self.totals["rollouts"], 1), max(self.totals["problems"], 1)
         verdicts = Counter(self.verdicts)

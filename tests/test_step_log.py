@@ -1,6 +1,7 @@
 """StepLog in a real Trainer: what it writes, when, and where; and that Lightning has nothing to collect."""
 
 import csv
+import time
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -8,7 +9,7 @@ import pytest
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_module import Drawn, Memory, Spoiled, distillation, problems_of, saved_model, trainer
+from test_module import SIX, Drawn, Listed, Memory, Spoiled, distillation, problems_of, saved_model, trainer
 
 from lit_atex.adaptive import MismatchTarget
 from lit_atex.callbacks import ExposureControl
@@ -158,3 +159,26 @@ def test_a_step_is_on_disk_before_its_checkpoint(name, tmp_path) -> None:
 def test_a_prefix_of_tensorboard_stays(name, tmp_path) -> None:
     fit(name, 2, logger=[TensorBoardLogger(str(tmp_path), "tensorboard", "", prefix="a")])
     assert read(tmp_path / "tensorboard")["a-loss/skipped_steps"] == {0: 0.0, 1: 0.0}
+
+
+class Hour(pl.Callback):
+    """An evaluation that takes an hour, by a clock that is ours."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.passed = 0.0
+        real = time.perf_counter
+        monkeypatch.setattr(time, "perf_counter", lambda: real() + self.passed)
+
+    def on_validation_batch_end(self, *args, **kwargs) -> None:
+        self.passed += 3600.0
+
+
+def test_the_time_of_a_step_leaves_out_evaluations(name, monkeypatch) -> None:
+    hour, log = Hour(monkeypatch), Counting()
+    data = problems_of(2, validation={"one": Listed(SIX[:2])}, eval_batch_size=2)
+    options = {"val_check_interval": 1, "limit_val_batches": 1.0, "num_sanity_val_steps": -1, "logger": log}
+    trainer(3, callbacks=[hour], **options).fit(distillation(name), data)
+    assert hour.passed == 4 * 3600
+    times = [call["time/step"] for _, call in log.calls if "time/step" in call]
+    assert len(times) == 3
+    assert max(times) < 3600

@@ -158,9 +158,8 @@ def test_one_seed_twice_is_not_two_seeds(grid, tmp_path):
         runs.find([tmp_path])
 
 
-def test_cost_is_summed_up_and_leaves_evaluations_out(found):
+def test_cost_is_summed_up(found):
     run = found[0][0]
-    # Six steps of a second each, of which the fourth follows an evaluation and was logged with its nine seconds.
     assert run.spent(STEPS) == pytest.approx({"step": 6.0, "tokens": 6 * 1000.0, "seconds": 6.0})
     assert run.spent(0) == {"step": 0.0, "tokens": 0.0, "seconds": 0.0}
 
