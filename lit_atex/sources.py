@@ -134,10 +134,10 @@ class ReasoningGym(Source):
 class ChainSum(ReasoningGym):
     """reasoning-gym's chain_sum (the extra `gym`), with a solution written out, an operation a line.
 
-    What a small language model can learn in an hour on a CPU: 20 - 56 + 31 is "20 - 56 = -36", "-36 + 31 = -5".
+    Short, so that a small language model can learn them on a CPU: 2 - 5 + 3 is "2 - 5 = -3", "-3 + 3 = 0", "#### 0".
     """
 
-    def __init__(self, size: int, seed: int = 0, terms: int = 4, digits: int = 2) -> None:
+    def __init__(self, size: int, seed: int = 0, terms: int = 4, digits: int = 1) -> None:
         """Generated problems.
 
         Args:
