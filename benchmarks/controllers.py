@@ -63,11 +63,14 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--only", default="", help="strategies whose name begins so")
+    parser.add_argument("--students", default="abcdef", help="their letters, in the order in which they are run")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "results" / "controllers.csv")
     options = parser.parse_args()
     began = time.perf_counter()
-    cells = [(s, n, name) for n in NOISES for s in STUDENTS for name in names(s)]
+    students = [student for letter in options.students for student in STUDENTS if student[0] == letter]
+    cells = [(s, n, name) for n in NOISES for s in students for name in names(s) if name.startswith(options.only)]
     jobs = [(*cell, seed) for cell in cells for seed in range(FIRST_SEED, FIRST_SEED + options.seeds)]
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     head = [

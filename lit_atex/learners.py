@@ -16,7 +16,7 @@ from torch.distributions import Beta
 
 from lit_atex.beta_net import BetaNet
 from lit_atex.reward import FINITE
-from lit_atex.reward_model import Array, effect, value_of_information
+from lit_atex.reward_model import Array, effect
 
 
 class Matured(NamedTuple):
@@ -152,23 +152,21 @@ class Surrogate(Learner):
     With m(u) and s(u) the mean and SD of what is believed of exposure u (`reward_model.py`), each window takes some
     steps of Adam uphill on
 
-        E_Beta[m(u) + optimism * s(u)] + entropy * V^2 * H(Beta)
+        E_Beta[m(u) + optimism * s(u)] + entropy * mean(s)^2 * H(Beta)
 
-    by quadrature. Optimism tries what is not known (upper confidence bounds; Srinivas et al. 2010). V is the value of
-    knowing all: what the truly best exposure is expected to earn above the one that is believed best (Howard 1966). So
-    the policy stays broad as long as the answer would change what to do, and no longer: how bad a bad exposure is may
-    remain unknown. Its square, as a variance would, lets go early where little is at stake. No random number is drawn.
+    by quadrature. Optimism tries what is not known (upper confidence bounds; Srinivas et al. 2010); the entropy keeps
+    the policy broad while little is known, and lets it narrow as the model becomes sure. Nothing is drawn here.
     """
 
     def __init__(
-        self, memory: float = 200.0, optimism: float = 0.3, entropy: float = 2.0, steps: int = 5, lr: float = 0.01
+        self, memory: float = 200.0, optimism: float = 0.3, entropy: float = 1.0, steps: int = 5, lr: float = 0.01
     ) -> None:
         """Set how it forgets and explores.
 
         Args:
             memory: Decisions until one weighs 1/e, >= 1: shorter follows a student that changes, longer averages noise.
             optimism: Weight of the model's uncertainty as a bonus, >= 0.
-            entropy: Weight of the policy's entropy (nats) per squared value of information, >= 0: higher is broader.
+            entropy: Weight of the policy's entropy (nats) per squared mean uncertainty, >= 0: higher is broader.
             steps: Steps of Adam per window, >= 0.
             lr: Their size, in [0, 10].
 
@@ -186,29 +184,27 @@ class Surrogate(Learner):
         self.decisions = [*self.decisions, *matured][-math.ceil(3 * self.memory) :]
         if len(self.decisions) < LEAST:
             return {}
-        mean, covariance, relevance = self.believe(state)
-        spread = np.sqrt(np.diagonal(covariance).clip(0))
+        mean, spread, relevance = self.believe(state)
         value = torch.from_numpy(mean + self.optimism * spread)
-        worth = value_of_information(mean, covariance)
+        temperature = self.entropy * float(spread.mean()) ** 2
         now, grid = torch.tensor(state, dtype=torch.float64), torch.from_numpy(GRID)
         for _ in range(self.steps):
             policy = self.density(now)
             share = policy.log_prob(grid).softmax(0)
-            self.ascend(share @ value + self.entropy * worth**2 * policy.entropy())
+            self.ascend(share @ value + temperature * policy.entropy())
         with torch.no_grad():
             policy = self.density(now)
             share = policy.log_prob(grid).softmax(0).numpy()
         return {
             "advantage": float(share @ mean - mean.mean()),
             "uncertainty": float(spread.mean()),
-            "value_of_information": worth,
             "best": float(GRID[mean.argmax()]),
             "moved_by_state": float(relevance.sum()),
             "entropy": policy.entropy().item(),
         }
 
     def believe(self, state: list[float]) -> tuple[Array, Array, Array]:
-        """Mean and covariance of the effects of the exposures of GRID, in SD of the rewards; and relevance."""
+        """Mean and SD of the effect of each exposure of GRID at this state, in SD of the rewards; and relevance."""
         rewards = np.array([m.reward for m in self.decisions])
         rewards = rewards - rewards.mean()
         scale = rewards.std()
@@ -218,7 +214,7 @@ class Surrogate(Learner):
         actions = np.array([m.action for m in self.decisions])
         found = effect(states, actions, rewards, now, self.memory, GRID)
         # A statistic that has never varied moves nothing.
-        return found.mean, found.covariance, found.relevance * (states != 0).any(0)
+        return found.mean, np.sqrt(np.diagonal(found.covariance).clip(0)), found.relevance * (states != 0).any(0)
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer and decisions."""

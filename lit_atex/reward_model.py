@@ -18,9 +18,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.quasirandom import SobolEngine
 
 Array = NDArray[np.float64]
 
@@ -117,23 +115,3 @@ def effect(states: Array, exposures: Array, rewards: Array, now: Array, memory: 
     basis = polynomials(at)
     relevance = share.reshape(len(EFFECTS), features + 1).sum(0)[1:]
     return Effect(basis @ mean, basis @ covariance @ basis.T, relevance)
-
-
-def value_of_information(mean: Array, covariance: Array) -> float:
-    """E[max f] - max E[f] >= 0: what knowing the effects would add to choosing by their means.
-
-    Small where all that may be true has its best at the same exposure, however little is known of the others.
-
-    Args:
-        mean: `[exposures]`, as in `Effect`.
-        covariance: `[exposures exposures]`, of rank 3.
-    """
-    size, direction = np.linalg.eigh(covariance)
-    known = direction[:, -DEGREE:] * np.sqrt(size[-DEGREE:].clip(0))
-    effects = mean + DRAWS @ known.T
-    # Against the same draws at the best mean: their average is not exactly the mean.
-    return float((effects.max(1) - effects[:, mean.argmax()]).mean())
-
-
-DRAWS: Array = torch.special.ndtri(SobolEngine(DEGREE, scramble=True, seed=0).draw(256, dtype=torch.float64)).numpy()
-"""`[256 3]` standard normal numbers, evenly spread, always the same."""

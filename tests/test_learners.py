@@ -16,7 +16,7 @@ from scipy.special import digamma
 from lit_atex import reward_model
 from lit_atex.beta_net import BetaNet, Within
 from lit_atex.learners import GRID, Learner, Matured, Reinforce, Surrogate
-from lit_atex.reward_model import effect, polynomials, value_of_information
+from lit_atex.reward_model import effect, polynomials
 from lit_atex.types import seeded
 
 FEATURES = 3
@@ -280,23 +280,3 @@ def test_old_decisions_are_let_go() -> None:
 def test_bad_numbers_are_refused_by_name(kind: type, name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"exposure\.strategy\.init_args\.learner\.init_args\.{name} must be"):
         kind(**{name: value})
-
-
-@given(st.lists(st.floats(-2, 2), min_size=3, max_size=3), st.lists(st.floats(0.01, 1), min_size=3, max_size=3))
-@settings(max_examples=30)
-def test_the_value_of_information_is_that_of_many_random_draws(mean: list[float], spread: list[float]) -> None:
-    basis, covariance = polynomials(GRID), np.diag(np.square(spread))
-    found = value_of_information(basis @ mean, basis @ covariance @ basis.T)
-    drawn = seeded(0, "draws").multivariate_normal(mean, covariance, 20000) @ basis.T
-    expected = drawn.max(1).mean() - drawn[:, (basis @ mean).argmax()].mean()
-    assert found == pytest.approx(expected, rel=0.1, abs=0.01)
-    assert found >= 0
-
-
-def test_what_is_unknown_of_bad_exposures_has_no_value() -> None:
-    """The slope is known to be steep; how steep changes nothing."""
-    basis = polynomials(GRID)
-    covariance = basis @ np.diag([0.25, 0.0, 0.0]) @ basis.T
-    assert value_of_information(basis @ np.array([2.0, 0.0, 0.0]), covariance) == pytest.approx(0, abs=1e-12)
-    assert value_of_information(basis @ np.array([0.1, 0.0, 0.0]), covariance) > 0.2
-    assert value_of_information(basis @ np.array([0.1, 0.2, 0.1]), np.zeros_like(covariance)) == 0
