@@ -85,6 +85,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--samples", type=int, metavar="N", help="completions a problem")
     one.add_argument("--temperature", type=float, metavar="T", help="0: greedy")
     one.add_argument("--top_p", type=float, metavar="P")
+    one.add_argument("--exposure", type=float, metavar="E", help="show this share of the reference solution, in [0, 1]: "
+                     "how good a teacher would be, before any training")  # fmt: skip
     one.add_argument("--max_new_tokens", type=int, metavar="N", help="longest completion; a longer one is cut")
     one.add_argument(
         "--thinking", choices=("true", "false"), help="must be said where the chat template has such a mode"
@@ -131,7 +133,8 @@ def translate(words: Sequence[str]) -> list[str]:
     out += [word for path in stack for word in ("--config", str(path))] + chosen
     options = {"model.eval_samples": given.samples, "data.limit_held_out": given.limit}
     options |= {f"model.eval_sampling.{k}": getattr(given, k) for k in ("temperature", "top_p", "max_new_tokens")}
-    options |= {"model.prompts.init_args.eval_thinking": given.thinking}
+    options |= {f"model.prompts.init_args.{'teacher' if given.exposure else 'eval'}_thinking": given.thinking}
+    options |= {"model.eval_exposure": given.exposure}
     keys |= {k: v for k, v in options.items() if v is not None}
     for key, value in keys.items():
         out += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]

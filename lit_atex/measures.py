@@ -95,7 +95,7 @@ class ProbeAccuracy(ProgressMeasure):
 
     def read(self, module: SelfDistillation, probe: list[Problem]) -> float | None:
         """Sample and grade."""
-        rows = module.answer(probe, self.samples, "probe")
+        rows = module.answer(probe, self.samples, purpose="probe")
         verdicts = [v for row in rows for v in row["verdicts"]]
         return _mean(verdicts.count(Verdict.CORRECT.value), len(verdicts))
 

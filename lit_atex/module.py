@@ -65,6 +65,7 @@ class SelfDistillation(Solver):
         lr_scheduler: LRSchedulerCallable,
         samples: int = 1,
         eval_samples: int = 8,
+        eval_exposure: float = 0.0,
         chunk_tokens: int = 512,
         part_tokens: int = 16384,
         completions: Literal["student", "reference"] = "student",
@@ -85,6 +86,7 @@ class SelfDistillation(Solver):
             lr_scheduler: Made from the optimizer; stepped once an optimizer step.
             samples: Rollouts per problem (G), >= 1.
             eval_samples: Completions per problem in validation and test (n), >= 1.
+            eval_exposure: Of the reference, shown in them, in [0, 1]: above 0 they measure the teacher's prompt.
             chunk_tokens: Completion tokens whose logits are alive at a time; less memory and slower if small.
             part_tokens: Tokens that go through the student at a time, padding included; a larger micro-batch is
                 differentiated in parts, so that memory does not grow with it.
@@ -94,21 +96,20 @@ class SelfDistillation(Solver):
         Raises:
             ValueError: If a number is out of range.
         """
-        super().__init__(student, prompts, engine, eval_sampling, verifier, eval_samples, seed)
+        super().__init__(student, prompts, engine, eval_sampling, verifier, eval_samples, eval_exposure, seed)
         for name, value in {"samples": samples, "chunk_tokens": chunk_tokens, "part_tokens": part_tokens}.items():
             if value < 1:
                 raise ValueError(f"model.{name} must be at least 1, got {value}.")
         self.teacher, self.divergence, self.sampling = teacher, divergence, sampling
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
-        self.samples, self.chunk_tokens, self.part_tokens = samples, chunk_tokens, part_tokens
-        self.completions = completions
+        self.samples, self.completions = samples, completions
+        self.chunk_tokens, self.part_tokens = chunk_tokens, part_tokens
         self.exposure: float | list[float] = 1.0
         """Reveal ratio of the coming batch, one for all or one per problem; 1 unless a callback sets it: plain OPSD."""
         self.feedback: StepFeedback | None = None
         """What came of the optimizer step just done; None between steps and after a skipped one."""
         self.seen: Seen | None = None
-        self.skipped_steps = self._bad_in_a_row = 0
-        self.step_log, self._window = StepLog(), StepWindow()
+        self.step_log, self._window, self.skipped_steps, self._bad_in_a_row = StepLog(), StepWindow(), 0, 0
         self.phase = ""
         """What the step is doing now: a name of `time/...`, or empty; for meters."""
         self._seconds: dict[str, float] = {}

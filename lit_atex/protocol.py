@@ -52,6 +52,10 @@ def protocol(trainer: pl.Trainer, module: Solver, stage: str) -> dict[str, Any]:
     known |= {"model.prompts.student": style.student_template, "model.prompts.system": style.system}
     known |= {"model.prompts.eval_thinking": style.eval_thinking}
     known |= {"model.prompts.max_prompt_tokens": style.max_prompt_tokens}
+    if module.eval_exposure > 0:
+        known |= {"model.eval_exposure": module.eval_exposure, "model.prompts.teacher": style.teacher_template}
+        kept = ("teacher_thinking", "hint", "mark", "unit", "hide_answer", "max_teacher_tokens")
+        known |= {f"model.prompts.{k}": getattr(style, k) for k in kept}
     known |= {f"model.verifier.{k}": v for k, v in vars(module.verifier).items() if not k.startswith("_")}
     for name in module.evaluation.names:
         problems = data.held_out(f"data.{kind}.{name}")
@@ -70,21 +74,24 @@ def describe(trainer: pl.Trainer, module: Solver, stage: str) -> str:
     Raises:
         ValueError: If the chat template has a thinking mode and nobody has said whether to use it.
     """
-    thinking, template = module.prompts.eval_thinking, str(module.tokenizer.chat_template or "")
+    whose = "teacher_thinking" if module.eval_exposure > 0 else "eval_thinking"
+    thinking, template = getattr(module.prompts, whose), str(module.tokenizer.chat_template or "")
     if thinking is None and "enable_thinking" in template:
         raise ValueError(
             "the model's chat template has a thinking mode: say --thinking true or false "
-            "(model.prompts.init_args.eval_thinking); what it does by itself differs between models."
+            f"(model.prompts.init_args.{whose}); what it does by itself differs between models."
         )
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    problem = data.held_out(f"data.{KINDS[stage]}.{module.evaluation.names[0]}")[0]
-    prompt = str(module.tokenizer.decode(module.prompts.evaluation(problem, module.tokenizer)))
+    problems = data.held_out(f"data.{KINDS[stage]}.{module.evaluation.names[0]}")[: data.eval_batch_size]
+    prompts, _ = module.eval_prompts(problems, module.eval_exposure)
+    prompt = str(module.tokenizer.decode(prompts[0]))
     if trainer.is_global_zero:
         settings = asdict(module.eval_sampling) | {
             **{"samples": module.eval_samples, "thinking": "not in the template" if thinking is None else thinking},
+            **({"exposure": module.eval_exposure} if module.eval_exposure > 0 else {}),
         }
         log.info("%s", ", ".join(f"{k} {v}" for k, v in (settings | {"seed": module.seed}).items()))
-        log.info("===== the first prompt, %s\n%s\n=====", problem.id, prompt)
+        log.info("===== the first prompt, %s\n%s\n=====", problems[0].id, prompt)
     return prompt
 
 

@@ -41,14 +41,18 @@ class Solver(pl.LightningModule):
         eval_sampling: Sampling,
         verifier: Verifier,
         eval_samples: int = 8,
+        eval_exposure: float = 0.0,
         seed: int = 0,
     ) -> None:
         """Store the parts; weights are read when the trainer starts. The arguments are those of `SelfDistillation`."""
         super().__init__()
         if eval_samples < 1:
             raise ValueError(f"model.eval_samples must be at least 1, got {eval_samples}.")
+        if not 0 <= eval_exposure <= 1:
+            raise ValueError(f"model.eval_exposure must be in [0, 1], got {eval_exposure}.")
         self.source, self.prompts, self.engine, self.verifier = student, prompts, engine, verifier
-        self.eval_sampling, self.eval_samples, self.seed = eval_sampling, eval_samples, seed
+        self.eval_sampling, self.eval_samples, self.eval_exposure = eval_sampling, eval_samples, eval_exposure
+        self.seed = seed
         self.evaluation = Evaluation()
         self.seconds_evaluating = self._evaluation_began = 0.0
 
@@ -79,6 +83,8 @@ class Solver(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Make one set of metrics per validation or test set of the data module."""
+        if stage == "fit" and self.eval_exposure > 0:
+            raise ValueError("model.eval_exposure must be 0 in fit: validation measures the student, who sees no hint.")
         data: Any = getattr(self.trainer, "datamodule", None)
         names = getattr(data, "test_names" if stage in ("test", "predict") else "validation_names", [])
         self.evaluation.begin(list(names), self.eval_samples)
@@ -88,8 +94,16 @@ class Solver(pl.LightningModule):
         rows = [row[:n].tolist() for row, n in zip(rollouts.ids.cpu(), rollouts.lengths.tolist())]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True) if rows else []
 
+    def eval_prompts(self, problems: list[Problem], exposure: float) -> tuple[list[list[int]], int]:
+        """Token ids of a batch's prompts with so much of the solutions shown; and the most tokens that are answered."""
+        if exposure == 0:
+            prompts = [self.prompts.evaluation(p, self.tokenizer) for p in problems]
+            return prompts, min(self.prompts.max_prompt_tokens, self.eval_room)
+        shown = self.prompts.teachers(problems, [exposure] * len(problems), self.tokenizer, self.eval_room)
+        return [prompt.ids for prompt in shown], min(self.prompts.max_teacher_tokens, self.eval_room)
+
     def answer(
-        self, problems: list[Problem], samples: int | None = None, purpose: str = "evaluate"
+        self, problems: list[Problem], samples: int | None = None, exposure: float = 0.0, purpose: str = "evaluate"
     ) -> list[dict[str, Any]]:
         """Completions with their verdicts, one row per problem.
 
@@ -99,13 +113,13 @@ class Solver(pl.LightningModule):
         Args:
             problems: What to solve.
             samples: Completions per problem; None: `eval_samples`.
+            exposure: How much of the reference solution is shown, in [0, 1]: above 0 this is what the teacher can do.
             purpose: Sets the draws apart from those made for something else.
         """
         if not problems:
             return []
         n = self.eval_samples if samples is None else samples
-        prompts = [self.prompts.evaluation(p, self.tokenizer) for p in problems]
-        limit = min(self.prompts.max_prompt_tokens, self.eval_room)
+        prompts, limit = self.eval_prompts(problems, exposure)
         if long := [p.id for p, ids in zip(problems, prompts) if len(ids) > limit]:
             log.warning("prompts of more than %d tokens, counted as not answered: %s", limit, long)
         fit = [i for i, ids in enumerate(prompts) if len(ids) <= limit]
@@ -146,7 +160,7 @@ class Solver(pl.LightningModule):
         self, problems: list[Problem], batch_idx: int, dataloader_idx: int = 0
     ) -> list[dict[str, Any]]:
         """Sample, grade and count; returns one row per problem."""
-        rows = self.answer(problems)
+        rows = self.answer(problems, exposure=self.eval_exposure)
         self.evaluation.add(dataloader_idx, rows)
         return rows
 
@@ -158,7 +172,7 @@ class Solver(pl.LightningModule):
 
     def predict_step(self, problems: list[Problem], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """Sample and grade; returns one row per problem."""
-        return self.answer(problems)
+        return self.answer(problems, exposure=self.eval_exposure)
 
     def on_validation_start(self) -> None:
         """Stop the clock of the step."""

@@ -61,6 +61,20 @@ def test_words_become_keys():
     assert "--resume" in words
 
 
+def test_the_thinking_mode_of_a_teacher_is_its_own():
+    words = translate(["embedded", "--exposure", "0.5", "--thinking", "true", "--run", "R"])
+    assert value(words, "model.eval_exposure") == "0.5"
+    assert value(words, "model.prompts.init_args.teacher_thinking") == "true"
+    assert "--model.prompts.init_args.eval_thinking" not in words
+
+
+@pytest.mark.parametrize("exposure", ["1.5", "-0.1"])
+def test_an_exposure_out_of_range_is_refused(tmp_path, exposure):
+    assert "model.eval_exposure must be in [0, 1]" in refused(
+        *["embedded", "--sets", TINY, f"--exposure={exposure}", "--run", tmp_path / "run"]
+    )
+
+
 def test_several_sets_are_put_together():
     words = translate(["Qwen/Qwen3-1.7B", "--sets", "aime24", "math500", "--config", "protocol/paper", "--run", "R"])
     sets = json.loads(value(words, "data.test"))

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_atex import outcomes
 from lit_atex.cli import main
+from lit_atex.compare import compare
 from lit_atex.outcomes import Outcomes
 from lit_atex.progress import StepProgress
 from lit_atex.protocol import weights_digest
@@ -241,6 +242,22 @@ def test_settings_and_first_prompt_are_shown_first(tmp_path, caplog, capsys):
     text = (tmp_path / "evaluation.md").read_text(encoding="utf-8")
     assert "- model.eval_sampling.top_p: 0.9" in text
     assert "- model.prompts.eval_thinking: None" in text
+
+
+def test_a_teacher_is_evaluated_with_what_it_would_see(tmp_path, caplog, capsys):
+    """The prompt of the teacher, and its protocol: no number of a student by mistake."""
+    caplog.set_level("INFO", "lit_atex")
+    evaluate(tmp_path / "teacher", "--exposure", "1", "--limit", "4")
+    assert "exposure 1.0, seed 0" in caplog.text
+    assert "<|user|>4+4+2*2*3\n4+4=8\n8+2=0\n" in caplog.text
+    known = json.loads((tmp_path / "teacher/outcomes/test.protocol.json").read_text(encoding="utf-8"))
+    assert known["model.eval_exposure"] == 1.0
+    assert known["model.prompts.hint"] == "prefix"
+    evaluate(tmp_path / "student", "--limit", "4")
+    known = json.loads((tmp_path / "student/outcomes/test.protocol.json").read_text(encoding="utf-8"))
+    assert not {"model.eval_exposure", "model.prompts.hint"} & known.keys()
+    with pytest.raises(ValueError, match="model.eval_exposure: None and 1.0"):
+        compare(str(tmp_path / "student"), str(tmp_path / "teacher"))
 
 
 def test_time_left_is_that_of_what_is_not_answered_yet(capsys):
