@@ -16,6 +16,7 @@ import numpy as np
 
 from lit_atex import whole
 from lit_atex.inspection import TRACE
+from lit_atex.evaluation import WITHOUT_BOUND
 from lit_atex.paired import holm
 from lit_atex.runs import VIEWS, Record
 from lit_atex.spread import UNKNOWN, Gap, Interval, gap, t_interval
@@ -135,10 +136,18 @@ def _cell(cell: str, metric: str, runs: list[Record]) -> Row:
         **{"cell": cell, "metric": metric, "seeds": len(values)},
         "mean": statistics.fmean(values) if values else float("nan"),
         "sd": statistics.stdev(values) if len(values) > 1 else float("nan"),
-        **_ends("seeds", t_interval(values)),
+        **_ends("seeds", _over_seeds(metric, values)),
         "problems": len(common),
         **_ends("problems", bootstrap_interval(means, shares=True) if common else UNKNOWN),
     }
+
+
+def _over_seeds(metric: str, values: list[float]) -> Interval:
+    """Student's t; without what no share can be, which takes nothing from its coverage."""
+    low, high = t_interval(values)
+    if metric.rpartition("/")[2] in WITHOUT_BOUND:
+        return low, high
+    return float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
 
 
 def _ends(name: str, interval: Interval) -> Row:
@@ -200,7 +209,7 @@ def _views(cells: dict[str, list[Record]], metrics: list[str]) -> list[Row]:
                 values = [value for value in values if value == value]
                 mean = statistics.fmean(values) if values else float("nan")
                 row = {"view": view, "budget": budget, "cell": cell, "metric": metric, "seeds": len(values)}
-                found.append(row | {"mean": mean} | _ends("seeds", t_interval(values)))
+                found.append(row | {"mean": mean} | _ends("seeds", _over_seeds(metric, values)))
     return found
 
 
@@ -234,7 +243,7 @@ def _pass_at_k(cell: str, runs: list[Record], metrics: list[str]) -> list[Row]:
                 values = [run.value(f"{name}/pass@{k}", step) for run, step in zip(runs, steps)]
                 values = [value for value in values if value == value]
                 row = {"cell": cell, "set": name, "when": when, "k": k, "seeds": len(values)}
-                rows.append(row | {"mean": statistics.fmean(values)} | _ends("seeds", t_interval(values)))
+                rows.append(row | {"mean": statistics.fmean(values)} | _ends("seeds", _over_seeds("pass", values)))
     return rows
 
 
