@@ -85,8 +85,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--samples", type=int, metavar="N", help="completions a problem")
     one.add_argument("--temperature", type=float, metavar="T", help="0: greedy")
     one.add_argument("--top_p", type=float, metavar="P")
-    one.add_argument("--exposure", type=float, metavar="E", help="show this share of the reference solution, in [0, 1]: "
-                     "how good a teacher would be, before any training")  # fmt: skip
+    one.add_argument("--exposure", type=float, metavar="E", help="show this share of the reference solution, "
+                     "in [0, 1]: how good a teacher would be, before any training")  # fmt: skip
     one.add_argument("--max_new_tokens", type=int, metavar="N", help="longest completion; a longer one is cut")
     one.add_argument(
         "--thinking", choices=("true", "false"), help="must be said where the chat template has such a mode"

@@ -40,6 +40,9 @@ def protocol(trainer: pl.Trainer, module: Solver, stage: str) -> dict[str, Any]:
 
     Returns:
         Config key -> value; sets and weights as checksums.
+
+    Raises:
+        ValueError: If solutions are to be shown, and a set has none.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     kind = KINDS[stage]
@@ -59,6 +62,11 @@ def protocol(trainer: pl.Trainer, module: Solver, stage: str) -> dict[str, Any]:
     known |= {f"model.verifier.{k}": v for k, v in vars(module.verifier).items() if not k.startswith("_")}
     for name in module.evaluation.names:
         problems = data.held_out(f"data.{kind}.{name}")
+        if module.eval_exposure > 0 and not any(p.solution for p in problems):
+            raise ValueError(
+                f"data.{kind}.{name} has no reference solutions, of which --exposure (model.eval_exposure) could "
+                "show a part: leave it out, or take another set."
+            )
         known[f"data.{kind}.{name}"] = f"{len(problems)} problems, checksum {problems_digest(problems)}"
     known |= {"data.eval_batch_size": data.eval_batch_size, "trainer.devices": trainer.world_size}
     known |= {"trainer.precision": str(trainer.precision)}

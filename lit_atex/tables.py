@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lit_atex import whole
-from lit_atex.inspection import TRACE
 from lit_atex.evaluation import WITHOUT_BOUND
+from lit_atex.inspection import TRACE
 from lit_atex.paired import holm
 from lit_atex.runs import VIEWS, Record
 from lit_atex.spread import UNKNOWN, Gap, Interval, gap, t_interval

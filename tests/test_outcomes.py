@@ -256,8 +256,23 @@ def test_a_teacher_is_evaluated_with_what_it_would_see(tmp_path, caplog, capsys)
     evaluate(tmp_path / "student", "--limit", "4")
     known = json.loads((tmp_path / "student/outcomes/test.protocol.json").read_text(encoding="utf-8"))
     assert not {"model.eval_exposure", "model.prompts.hint"} & known.keys()
-    with pytest.raises(ValueError, match="model.eval_exposure: None and 1.0"):
+    with pytest.raises(ValueError, match=r"model\.eval_exposure: None and 1\.0"):
         compare(str(tmp_path / "student"), str(tmp_path / "teacher"))
+
+
+def test_a_set_without_solutions_has_no_teacher(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"problem": "1+2", "answer": "3"}\n', encoding="utf-8")
+    of_answers = {
+        "path": str(tmp_path / "rows.jsonl"),
+        "columns": {"solution": None, "answer": "answer"},
+        "answer_only": True,
+    }
+    mine = {"class_path": "lit_atex.sources.JsonLines", "init_args": of_answers}
+    (tmp_path / "set.yaml").write_text(json.dumps({"data": {"test": {"mine": mine}}}))
+    words = ["evaluate", "embedded", "--sets", str(tmp_path / "set.yaml")]
+    main([*words, "--run", str(tmp_path / "student")])
+    with pytest.raises(SystemExit, match=r"data\.test\.mine has no reference solutions"):
+        main([*words, "--run", str(tmp_path / "teacher"), "--exposure", "0.5"])
 
 
 def test_time_left_is_that_of_what_is_not_answered_yet(capsys):
