@@ -178,18 +178,21 @@ class LlamaDecoder(Decoder):
         count, self._seen = len(prompts) * samples, ids.shape[1]
         heads, width = layers[0].keys.shape[1], layers[0].keys.shape[3]
         # Under autocast keys may be wider than values; attention runs in the type of the values.
-        self._cache = layers[0].values.new_empty(2, len(layers), count, heads, self._seen + room, width)
+        self._values = layers[0].values.new_empty(len(layers), count, heads, self._seen + room, width)
+        self._keys = torch.empty_like(self._values)
+        self._by_products = count >= 16 and device.type == "cpu" and self._values.dtype == torch.float32
+        if self._by_products:  # the room last in memory: see `attention`
+            self._keys = self._keys.view(len(layers), count, heads, width, -1).transpose(3, 4)
         for i, layer in enumerate(layers):
-            for kind, states in enumerate((layer.keys, layer.values)):
-                copies = self._cache[kind, i, :, :, : self._seen].unflatten(0, (-1, samples))
-                copies.copy_(states[:, None])
+            for cache, states in ((self._keys, layer.keys), (self._values, layer.values)):
+                cache[i, :, :, : self._seen].unflatten(0, (-1, samples)).copy_(states[:, None])
             layer.keys = layer.values = None  # the copy is in the cache: do not hold it twice
         rows = torch.arange(len(prompts), device=device).repeat_interleave(samples)
         self._position = positions[rows, -1]
         self._bias: Tensor | None = None  # added to attention scores; needed only where there is padding
         if not all(len(p) == self._seen for p in prompts):
             hidden = F.pad(mask[rows] == 0, (0, room))[:, None, None]
-            self._bias = torch.zeros_like(hidden, dtype=self._cache.dtype).masked_fill_(hidden, -torch.inf)
+            self._bias = torch.zeros_like(hidden, dtype=self._values.dtype).masked_fill_(hidden, -torch.inf)
         # cos and sin of all positions at once, sin with the sign that rotating needs: x·cos + swap(x)·sin.
         every = torch.arange(int(self._position.max()) + room + 1, device=device)[None]
         cos, sin = self.model.model.rotary_emb(self.model.model.embed_tokens.weight[:1], every)
@@ -203,9 +206,9 @@ class LlamaDecoder(Decoder):
         self._seen += 1
         bias = None if self._bias is None else self._bias[..., : self._seen]
         # Views of all layers at once: indexing costs as much as a kernel.
-        keys, values = self._cache[:, :, :, :, : self._seen].unbind()
-        new_keys, new_values = self._cache[:, :, :, :, place].unbind()
-        places = zip(keys.unbind(), values.unbind(), new_keys.unbind(), new_values.unbind())
+        caches = (self._keys, self._values)
+        seen, new = ([x[:, :, :, at].unbind() for x in caches] for at in (slice(self._seen), place))
+        places = zip(*seen, *new)
         cos, sin = self._cos[self._position].unsqueeze(1), self._sin[self._position].unsqueeze(1)
         x = self.model.model.embed_tokens(token)
         for layer, (key, value, new_key, new_value) in zip(self._layers, places):
@@ -215,7 +218,7 @@ class LlamaDecoder(Decoder):
             # Query heads that share a key head stand in for query positions: no copies of keys and values.
             q = rotated(layer.query(h), layer.query_norm, cos, sin).to(key.dtype)
             q = q.view(key.shape[0], key.shape[1], -1, key.shape[3])
-            out = attention(q, key, value, bias, layer.scaling)
+            out = attention(q, key, value, bias, layer.scaling, self._by_products)
             x = x + layer.output(out.reshape(key.shape[0], -1))
             h = layer.mlp_norm(x)
             x = x + layer.down(layer.act(layer.gate(h)).mul_(layer.up(h)))
@@ -226,8 +229,10 @@ class LlamaDecoder(Decoder):
         count, seen = len(rows), self._seen
         moved = (rows != torch.arange(count, device=rows.device)).nonzero()[:, 0]
         if len(moved):
-            self._cache[:, :, moved, :, :seen] = self._cache[:, :, rows[moved], :, :seen]
-        self._cache, self._position = self._cache[:, :, :count], self._position[rows]
+            for cache in (self._keys, self._values):
+                cache[:, moved, :, :seen] = cache[:, rows[moved], :, :seen]
+        self._keys, self._values = self._keys[:, :count], self._values[:, :count]
+        self._position = self._position[rows]
         self._bias = None if self._bias is None else self._bias[rows]
 
 
@@ -248,14 +253,17 @@ def attention(
     value: Float[Tensor, "rows heads seen width"],
     bias: Float[Tensor, "rows 1 1 seen"] | None,
     scale: float,
+    by_products: bool,
 ) -> Float[Tensor, "rows heads queries width"]:
     """One new token attends to what was seen.
 
-    Where rows are many, two products share the cores of a CPU better than the fused kernel: 0.16 for 0.35 ms, 64 rows.
+    Where rows are many, two products are faster on a CPU than the fused kernel, which starts anew for each row; above
+    all if keys lie in memory with the tokens last, so that scores are sums of rows and not inner products: 64 rows of
+    70 tokens, one thread, 0.12 ms instead of 0.25, and 0.19 with keys as values lie.
     """
-    if len(query) < 16 or query.device.type != "cpu" or query.dtype != torch.float32 or torch.get_num_threads() == 1:
+    if not by_products:
         return F.scaled_dot_product_attention(query, key, value, bias, scale=scale)
-    scores = (query @ key.transpose(2, 3)).mul_(scale)
+    scores = (query * scale) @ key.transpose(2, 3)
     return (scores if bias is None else scores.add_(bias)).softmax(3) @ value
 
 

@@ -92,23 +92,33 @@ def test_a_product_turned_round_is_the_same_product(inputs, outputs, bias, count
     torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [15, 16, 64])
+@pytest.mark.parametrize("by_products", [True, False])
 @pytest.mark.parametrize("padded", [True, False])
-def test_attention_is_the_same_by_products_and_by_the_fused_kernel(rows, padded):
-    draws = torch.Generator().manual_seed(rows)
-    cache = torch.randn(2, rows, 2, 40, 8, generator=draws)
-    key, value = cache[:, :, :, :31].unbind()  # a part of what is allocated, as in a cache
-    query = torch.randn(rows, 2, 3, 8, generator=draws)
-    bias = torch.zeros(rows, 1, 1, 31)
+def test_attention_is_that_of_the_float64_formula_by_products_and_by_the_fused_kernel(by_products, padded):
+    draws = torch.Generator().manual_seed(0)
+    key = torch.randn(16, 2, 8, 40, generator=draws).transpose(2, 3)[:, :, :31]  # a part of what is allocated
+    value = torch.randn(16, 2, 40, 8, generator=draws)[:, :, :31]
+    query = torch.randn(16, 2, 3, 8, generator=draws)
+    bias = torch.zeros(16, 1, 1, 31)
     bias[::2, ..., :7] = -torch.inf
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)  # with one, the fused kernel is as fast, and used
-    try:
-        found = attention(query, key, value, bias if padded else None, 0.4)
-    finally:
-        torch.set_num_threads(threads)
+    found = attention(query, key, value, bias if padded else None, 0.4, by_products)
     scores = 0.4 * query.double() @ key.double().transpose(2, 3) + (bias if padded else 0)
     torch.testing.assert_close(found.double(), scores.softmax(3) @ value.double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [15, 16])
+def test_rows_that_leave_take_their_keys_along_however_these_lie(rows):
+    model, prompts = qwen3(), (RAGGED * rows)[:rows]
+    decoder = LlamaDecoder(model)
+    with torch.no_grad():
+        token = decoder.read(prompts, 1, 8).argmax(1)
+        decoder.step(token)
+        kept = torch.tensor([rows - 1, 1, 0])
+        decoder.keep(kept)
+        found = decoder.step(token[kept])
+        for row, logits in zip(kept.tolist(), found):
+            ids = torch.tensor([[*prompts[row], *[int(token[row])] * 2]])
+            torch.testing.assert_close(logits, model(input_ids=ids).logits[0, -1], rtol=1e-4, atol=1e-4)
 
 
 def test_compaction_fills_the_places_of_the_ended_rows_and_moves_no_other():
