@@ -5,7 +5,7 @@ process of its own. One size is doubled at a time, the others stay. Printed are 
 and of learning (teacher, student, divergence, backward), what learning adds to the resident set at its peak, and the
 exponent of each: the slope of the logarithms, fitted over all sizes, and that of the last doubling.
 
-    python benchmarks/growth.py                     # all of them, about four minutes
+    python benchmarks/growth.py --plot docs/growth.png    # all of them, about four minutes
     python benchmarks/growth.py --only batch parts  # parts: the batch again, with part_tokens at 1,024
     python benchmarks/growth.py --only shared       # 16 rollouts of 16, 8, 4 and 2 problems: what sharing prompts saves
 """
@@ -86,10 +86,49 @@ def slope(xs: list[float], ys: list[float]) -> float:
     return sum((a - u) * (b - v) for a, b in zip(us, vs)) / sum((a - u) ** 2 for a in us)
 
 
+TITLES = {
+    "completion": "completion tokens",
+    "hint": "hint tokens",
+    "batch": "problems in a batch",
+    "parts": "problems, part_tokens 1,024",
+    "vocab": "vocabulary",
+    "samples": "samples a problem (G)",
+    "shared": "samples (G) of 16 rollouts",
+}
+
+
+def plot(results: dict[str, tuple[list[int], list[dict[str, float]]]], path: Path) -> None:
+    """Seconds and memory over each size, on logarithmic axes; a dotted line rises as the size does."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.5 * len(results), 4.6), layout="constrained")
+    axes = figure.subplots(2, len(results), squeeze=False, sharex="col", sharey="row")
+    for (name, (sizes, found)), (above, below) in zip(results.items(), axes.T):
+        for key, mark in (("rollout", "s--"), ("learn", "o-")):
+            above.plot(sizes, [f[key] for f in found], mark, color="#333333", ms=4, lw=1, label=key)
+        below.plot(sizes, [f["MiB"] for f in found], "o-", color="#333333", ms=4, lw=1, label="learning's peak")
+        for axis, first in ((above, found[0]["learn"]), (below, found[0]["MiB"])):
+            line = [first * n / sizes[0] for n in sizes] if name != "shared" else [first] * len(sizes)
+            axis.plot(
+                sizes, line, ":", color="#888888", lw=1, label="as the size" if name != "shared" else "as at G = 1"
+            )
+            axis.set(xscale="log", yscale="log", xticks=sizes, xticklabels=[f"{n:,}" for n in sizes])
+            axis.minorticks_off()
+            axis.tick_params(labelsize=7)
+            axis.grid(alpha=0.25, lw=0.5)
+            axis.legend(fontsize=6, frameon=False)
+        below.tick_params(axis="x", rotation=45)
+        below.set_xlabel(TITLES[name], fontsize=8)
+    axes[0, 0].set_ylabel("seconds", fontsize=8)
+    axes[1, 0].set_ylabel("MiB", fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=GROWN, default=list(GROWN))
     parser.add_argument("--threads", type=int, default=0, help="0: torch's choice")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw it too")
     parser.add_argument("--size", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.size:
@@ -101,6 +140,7 @@ def main() -> None:
     git = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     print(f"torch {torch.__version__}, {threads} threads, commit {commit}; question {QUESTION} tokens, from {FIRST}")
+    results: dict[str, tuple[list[int], list[dict[str, float]]]] = {}
     for name in args.only:
         sizes, found = [FIRST | more for more in GROWN[name]], []
         print(f"\n{name:<12}{'rollout s':>11}{'learn s':>11}{'peak MiB':>11}")
@@ -115,6 +155,9 @@ def main() -> None:
             xs = [float(size[varied]) for size in sizes[-last:]]
             slopes = "".join(f"{slope(xs, [f[key] for f in found[-last:]]):>11.2f}" for key in found[0])
             print(f"{label:<12}{slopes}")
+        results[name] = ([size[varied] for size in sizes], found)
+    if args.plot:
+        plot(results, args.plot)
 
 
 if __name__ == "__main__":
