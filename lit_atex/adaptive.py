@@ -130,6 +130,8 @@ class MismatchTarget(Exposure):
 
     def update(self, feedback: StepFeedback) -> None:
         """Add a step to the window's mean; each counts the same. What is not finite is counted and left out."""
+        if not feedback.mean_length:  # nothing was sampled, so there is no mismatch
+            return
         if math.isfinite(feedback.mismatch):
             self._sum, self._steps = self._sum + feedback.mismatch, self._steps + 1
         else:

@@ -83,9 +83,11 @@ class Bandit(Rewarded):
             return np.zeros(len(self.grid)), np.ones(len(self.grid))
         arms, rewards = np.array([a for a, _ in self.earned]), np.array([r for _, r in self.earned])
         weights = self.decay ** np.arange(len(rewards))[::-1]
+        largest = abs(rewards).max()
         rewards = rewards - np.average(rewards, weights=weights)
         scale = math.sqrt(np.average(rewards**2, weights=weights))
-        rewards = rewards / scale if scale > 0 else rewards
+        # Equal rewards differ from their mean by rounding, which is no reason to prefer an arm.
+        rewards = rewards / scale if scale > 1e-9 * largest else np.zeros_like(rewards)
         count = np.bincount(arms, weights, minlength=len(self.grid)) + PRIOR
         return np.bincount(arms, weights * rewards, minlength=len(self.grid)) / count, count**-0.5
 

@@ -140,7 +140,9 @@ class BetaPolicy(Rewarded):
         return {name: mean[name] if math.isfinite(mean[name]) else 0.0 for name in STATISTICS}
 
     def update(self, feedback: StepFeedback) -> None:
-        """Add to the window's statistics."""
+        """Add to the window's statistics. A step in which nothing was sampled has none."""
+        if not feedback.mean_length:
+            return
         self._steps += 1
         for name in ("loss", "mismatch", "student_entropy", "teacher_entropy", "share_cut"):
             self._window[name] += getattr(feedback, name)

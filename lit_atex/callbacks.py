@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 
+from lit_atex import whole
 from lit_atex.estimator import CompetenceEstimator
 from lit_atex.exposure import Credit, Exposure, TrainingState
 from lit_atex.measures import ProgressMeasure, RolloutAccuracy
@@ -19,6 +21,8 @@ from lit_atex.module import SelfDistillation
 from lit_atex.report import with_bars
 from lit_atex.types import Problem
 from lit_atex.window import Seen
+
+log = logging.getLogger("lit_atex")
 
 
 class ExposureControl(pl.Callback):
@@ -46,15 +50,33 @@ class ExposureControl(pl.Callback):
         self.progress = RolloutAccuracy() if progress is None else progress
         self._epoch_began = (0, 0)  # (epoch, its first optimizer step)
         self._window = -1  # first optimizer step of the open window
-        self._began = self._probe_seconds = self._last_probe = 0.0
+        self._step_seconds = self._probe_seconds = self._last_probe = 0.0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock.
+        """Refuse what cannot work, and warn of what would surprise.
 
         Raises:
-            ValueError: If the progress measure needs a probe and there is none.
+            ValueError: If the progress measure needs a probe and there is none, or windows last an endless pass.
         """
-        self._began = time.perf_counter()
+        source = getattr(getattr(trainer, "datamodule", None), "train", None)
+        if self.hold == "epoch" and source is not None and not source.finite:
+            raise ValueError(
+                "exposure.hold: epoch holds a decision for a pass over data.train, which never ends: set "
+                "data.train.init_args.size, or exposure.hold to a number of optimizer steps."
+            )
+        if trainer.max_steps > 0 and trainer.max_epochs not in (None, -1):
+            log.warning(
+                "exposure strategies measure time by trainer.max_steps (%d), and trainer.max_epochs (%d) may end the "
+                "run before: leave out the latter.",
+                trainer.max_steps,
+                trainer.max_epochs,
+            )
+        kind = type(self.strategy)
+        if kind.update is not Exposure.update and kind.state_dict is Exposure.state_dict:
+            log.warning(
+                "%s has an `update` but no `state_dict`: if this run is resumed, what it has learned is lost.",
+                kind.__name__,
+            )
         if self.strategy.needs_progress and self.progress.needs_probe and not _probe(trainer):
             raise ValueError(
                 f"exposure.progress ({type(self.progress).__name__}) reads a probe: set data.probe to a small held-out "
@@ -83,7 +105,24 @@ class ExposureControl(pl.Callback):
             self._window = window
             credits = self.strategy.begin_window(state, self._read(trainer, pl_module))
             self._record(trainer, credits)
-        pl_module.exposure = self.strategy.ratios(state)
+        pl_module.exposure = self._checked(self.strategy.ratios(state), len(batch))
+
+    def _checked(self, ratios: Any, count: int) -> list[float]:
+        """The ratios of a strategy, which may be a user's.
+
+        Raises:
+            ValueError: If they are not one number in [0, 1] for each problem.
+        """
+        try:
+            found = [float(ratio) for ratio in ratios]
+        except TypeError:
+            found = []
+        if len(found) != count or not all(0 <= ratio <= 1 for ratio in found):
+            raise ValueError(
+                f"exposure.strategy: {type(self.strategy).__name__}.ratios must return a number in [0, 1] for each of "
+                f"the {count} problems, a list as long as state.problem_ids; it returned {str(ratios)[:200]}."
+            )
+        return found
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: pl.Trainer, pl_module: SelfDistillation, outputs: Any, batch: Any, batch_idx: int
@@ -93,9 +132,10 @@ class ExposureControl(pl.Callback):
         if feedback is None:
             return
         scalars = {f"exposure/{name}": value for name, value in self.strategy.scalars().items()}
+        self._step_seconds += pl_module.step_seconds
         if self.strategy.needs_progress:
-            share = self._probe_seconds / max(time.perf_counter() - self._began, 1e-9)
-            scalars |= {"time/probe": self._last_probe, "time/probe_share": share}
+            scalars |= {"time/probe": self._last_probe, "time/probe_share": self._probe_seconds / self._step_seconds}
+            self._last_probe = 0.0
         pl_module.step_log.add(trainer, scalars)
         writer = tensorboard(trainer)
         if writer is not None and len(set(feedback.exposures)) > 1:
@@ -122,8 +162,7 @@ class ExposureControl(pl.Callback):
             return
         path = Path(trainer.default_root_dir) / "decisions.jsonl"
         if not credits[-1].complete and path.is_file():  # the end of the run, perhaps for the second time
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            path.write_text("".join(x for x in lines if json.loads(x)["complete"]), encoding="utf-8")
+            whole.write(path, "".join(x for x in whole.lines(path) if json.loads(x)["complete"]))
         with open(path, "a", encoding="utf-8") as file:
             for credit in credits:
                 row = credit._asdict() | {"decided_at": credit.step, "step": trainer.global_step}
@@ -132,6 +171,7 @@ class ExposureControl(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         """The strategy's state, the progress measure's and the window's."""
         return {
+            "kinds": self._kinds(),
             "strategy": self.strategy.state_dict(),
             "progress": self.progress.state_dict(),
             "epoch_began": self._epoch_began,
@@ -139,11 +179,24 @@ class ExposureControl(pl.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put them back."""
+        """Put them back.
+
+        Raises:
+            ValueError: If the run was begun with another strategy or measure, whose state this is.
+        """
+        if state_dict["kinds"] != self._kinds():
+            then, now = (", ".join(kinds) for kinds in (state_dict["kinds"], self._kinds()))
+            raise ValueError(
+                f"--resume: exposure.strategy and exposure.progress were {then} as this run began, and are {now}: set "
+                "them back, or begin another run from its student/."
+            )
         self.strategy.load_state_dict(state_dict["strategy"])
         self.progress.load_state_dict(state_dict["progress"])
         self._epoch_began = tuple(state_dict["epoch_began"])
         self._window = state_dict["window"]
+
+    def _kinds(self) -> list[str]:
+        return [f"{type(x).__module__}.{type(x).__qualname__}" for x in (self.strategy, self.progress)]
 
 
 def _probe(trainer: pl.Trainer) -> list[Problem]:

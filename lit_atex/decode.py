@@ -171,9 +171,8 @@ class LlamaDecoder(Decoder):
         """See `Decoder.read`."""
         device = next(self.model.parameters()).device
         ids, mask, positions = pad_left(prompts, device)
-        output = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1
-        )
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        output = self.model(**inputs, use_cache=True, logits_to_keep=1)
         layers = output.past_key_values.layers
         count, self._seen = len(prompts) * samples, ids.shape[1]
         heads, width = layers[0].keys.shape[1], layers[0].keys.shape[3]
@@ -181,7 +180,7 @@ class LlamaDecoder(Decoder):
         self._values = layers[0].values.new_empty(len(layers), count, heads, self._seen + room, width)
         self._keys = torch.empty_like(self._values)
         self._by_products = count >= 16 and device.type == "cpu" and self._values.dtype == torch.float32
-        if self._by_products:  # the room last in memory: see `attention`
+        if self._by_products:  # the tokens last in memory
             self._keys = self._keys.view(len(layers), count, heads, width, -1).transpose(3, 4)
         for i, layer in enumerate(layers):
             for cache, states in ((self._keys, layer.keys), (self._values, layer.values)):
@@ -202,13 +201,11 @@ class LlamaDecoder(Decoder):
 
     def step(self, token: Int64[Tensor, " rows"]) -> Logits:
         """See `Decoder.step`."""
-        self._position, place = self._position + 1, self._seen
-        self._seen += 1
-        bias = None if self._bias is None else self._bias[..., : self._seen]
         # Views of all layers at once: indexing costs as much as a kernel.
-        caches = (self._keys, self._values)
-        seen, new = ([x[:, :, :, at].unbind() for x in caches] for at in (slice(self._seen), place))
-        places = zip(*seen, *new)
+        new = [cache[:, :, :, self._seen].unbind() for cache in (self._keys, self._values)]
+        self._position, self._seen = self._position + 1, self._seen + 1
+        places = zip(*(cache[:, :, :, : self._seen].unbind() for cache in (self._keys, self._values)), *new)
+        bias = None if self._bias is None else self._bias[..., : self._seen]
         cos, sin = self._cos[self._position].unsqueeze(1), self._sin[self._position].unsqueeze(1)
         x = self.model.model.embed_tokens(token)
         for layer, (key, value, new_key, new_value) in zip(self._layers, places):
@@ -228,11 +225,9 @@ class LlamaDecoder(Decoder):
         """See `Decoder.keep`. Only rows that change place are copied."""
         count, seen = len(rows), self._seen
         moved = (rows != torch.arange(count, device=rows.device)).nonzero()[:, 0]
-        if len(moved):
-            for cache in (self._keys, self._values):
-                cache[:, moved, :, :seen] = cache[:, rows[moved], :, :seen]
-        self._keys, self._values = self._keys[:, :count], self._values[:, :count]
-        self._position = self._position[rows]
+        for cache in (self._keys, self._values) if len(moved) else ():
+            cache[:, moved, :, :seen] = cache[:, rows[moved], :, :seen]
+        self._keys, self._values, self._position = self._keys[:, :count], self._values[:, :count], self._position[rows]
         self._bias = None if self._bias is None else self._bias[rows]
 
 
@@ -257,9 +252,8 @@ def attention(
 ) -> Float[Tensor, "rows heads queries width"]:
     """One new token attends to what was seen.
 
-    Where rows are many, two products are faster on a CPU than the fused kernel, which starts anew for each row; above
-    all if keys lie in memory with the tokens last, so that scores are sums of rows and not inner products: 64 rows of
-    70 tokens, one thread, 0.12 ms instead of 0.25, and 0.19 with keys as values lie.
+    With many rows on a CPU two products are faster than the fused kernel, above all if the tokens of `key` are last in
+    memory: 64 rows of 70 tokens, one thread, 0.12 ms instead of 0.25, and 0.19 with keys as values lie.
     """
     if not by_products:
         return F.scaled_dot_product_attention(query, key, value, bias, scale=scale)
@@ -272,9 +266,7 @@ def norm(module: Any) -> Callable[[Tensor], Tensor]:
     weight, eps = module.weight, module.variance_epsilon
 
     def run(x: Tensor) -> Tensor:
-        if x.dtype != weight.dtype:  # under autocast
-            return module(x)
-        return torch.rms_norm(x, weight.shape, weight, eps)
+        return torch.rms_norm(x, weight.shape, weight, eps) if x.dtype == weight.dtype else module(x)  # autocast
 
     return run
 

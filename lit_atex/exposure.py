@@ -40,7 +40,10 @@ class TrainingState(NamedTuple):
             ValueError: If the length of the run is not known.
         """
         if self.max_steps <= 0:
-            raise ValueError("this exposure strategy needs the length of the run: set trainer.max_steps.")
+            raise ValueError(
+                "this exposure strategy needs the length of the run: set trainer.max_steps, and leave out "
+                "trainer.max_epochs."
+            )
         return min(self.step / max(self.max_steps - 1, 1), 1.0)
 
 

@@ -34,8 +34,8 @@ class Matured(NamedTuple):
 
 
 def _within(name: str, value: float, low: float, high: float = math.inf) -> float:
-    if not low <= value <= high:
-        allowed = f"in [{low:g}, {high:g}]" if high < math.inf else f"at least {low:g}"
+    if not (low <= value <= high and value < math.inf):
+        allowed = f"in [{low:g}, {high:g}]" if high < math.inf else f"finite and at least {low:g}"
         raise ValueError(f"exposure.strategy.init_args.learner.init_args.{name} must be {allowed}, got {value}.")
     return value
 

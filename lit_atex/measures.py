@@ -7,7 +7,7 @@ evaluation; each rank reads its share of it, and the sums are reduced, so every 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,8 @@ from lit_atex.module import SelfDistillation
 from lit_atex.rollout import evaluating
 from lit_atex.scoring import completion_hidden, head_of, token_log_probs
 from lit_atex.types import Problem, Rollouts, StepFeedback, Verdict, row_generators
+
+T = TypeVar("T")
 
 
 class ProgressMeasure(ABC):
@@ -47,7 +49,11 @@ class ProgressMeasure(ABC):
 
 
 class RolloutAccuracy(ProgressMeasure):
-    """Share of correct rollouts since the last reading. Free, and what one wants in the end; noisy, a window late."""
+    """Share of correct rollouts since the last reading. Free, and what one wants in the end; noisy, a window late.
+
+    A window's rollouts are sampled before its last update, with `hold: 1` before its only one: what that update brought
+    shows in the window after, so let `horizon` be 2 at least.
+    """
 
     needs_probe = False
 
@@ -133,7 +139,7 @@ class ProbeMatch(ProgressMeasure):
     """
 
     def __init__(self) -> None:
-        self._ids: list[list[int]] | None = None  # rollouts of this rank's share
+        self._ids: dict[str, list[int]] | None = None  # rollouts of the whole probe, by source and id of the problem
 
     @torch.no_grad()
     def read(self, module: SelfDistillation, probe: list[Problem]) -> float | None:
@@ -143,18 +149,19 @@ class ProbeMatch(ProgressMeasure):
         probe, prompts = [p for p, ids in encoded if len(ids) <= room], [x for _, x in encoded if len(x) <= room]
         if self._ids is None:
             generators = row_generators(module.seed, "probe", [(p.source, p.id) for p in probe], 1)
-            self._ids = []
+            rows: list[list[int]] = []
             for at in range(0, len(probe), CHUNK):
                 part = slice(at, at + CHUNK)
                 made = module.engine.generate(
                     module.student, prompts[part], 1, module.sampling, module.end_ids, generators[part]
                 )
-                self._ids += [row[:n].tolist() for row, n in zip(made.ids, made.lengths.tolist())]
+                rows += [row[:n].tolist() for row, n in zip(made.ids, made.lengths.tolist())]
+            self._ids = dict(pair for pairs in _of_all_ranks(list(zip(map(_key, probe), rows))) for pair in pairs)
         teachers = module.prompts.teachers(probe, [1.0] * len(probe), module.tokenizer, module.train_room)
         total, tokens = 0.0, 0
         for at in range(0, len(probe), CHUNK):
             part = slice(at, at + CHUNK)
-            rollouts = _rollouts(self._ids[part], module.device)
+            rollouts = _rollouts([self._ids[_key(p)] for p in probe[part]], module.device)
             with module.teacher.scorer(module.student) as teacher:
                 teacher_hidden = completion_hidden(teacher, [t.ids for t in teachers[part]], rollouts)
                 teacher_head = head_of(teacher)
@@ -188,11 +195,21 @@ def _rollouts(rows: list[list[int]], device: torch.device) -> Rollouts:
     return Rollouts(ids, lengths, torch.ones(len(rows), dtype=torch.bool, device=device))
 
 
+def _key(problem: Problem) -> str:
+    return f"{problem.source} {problem.id}"
+
+
 def _mean(total: float, count: int) -> float | None:
     """Total by count, over all ranks; None if there is nothing to count."""
-    sums = [(total, count)]
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        sums = [(0.0, 0)] * dist.get_world_size()
-        dist.all_gather_object(sums, (total, count))
+    sums = _of_all_ranks((total, count))
     counted = sum(n for _, n in sums)
     return sum(t for t, _ in sums) / counted if counted else None
+
+
+def _of_all_ranks(mine: T) -> list[T]:
+    """What each rank has, in the order of ranks."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return [mine]
+    found = [mine] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    return found

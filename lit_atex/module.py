@@ -113,7 +113,7 @@ class SelfDistillation(Solver):
         self.phase = ""
         """What the step is doing now: a name of `time/...`, or empty; for meters."""
         self._seconds: dict[str, float] = {}
-        self._step_began = self._backward_began = 0.0
+        self.step_seconds = self._step_began = self._backward_began = 0.0
         self._loss_is_finite = True
 
     def configure_model(self) -> None:
@@ -234,7 +234,7 @@ class SelfDistillation(Solver):
         self._window.reduce()
         bad = bool(self._window.totals["not_finite"])
         began, self._step_began = self._step_began + self.seconds_evaluating, time.perf_counter()
-        self.seconds_evaluating = 0.0
+        self.step_seconds, self.seconds_evaluating = self._step_began - began, 0.0
         if bad or not self._window.totals["tokens"]:
             optimizer.zero_grad(set_to_none=True)  # an optimizer leaves weights without a gradient alone
         if bad:
@@ -244,7 +244,7 @@ class SelfDistillation(Solver):
                 gradient.div_(max(self._window.totals["tokens"], 1))
             self._bad_in_a_row = 0
             self.feedback = self._window.feedback(self.global_step, self.sampling.max_new_tokens)
-            scalars = self._window.scalars(self._step_began - began) | self.teacher.scalars()
+            scalars = self._window.scalars(self.step_seconds) | self.teacher.scalars()
             self.trainer.progress_bar_metrics.update({name: scalars[long] for name, long in SHOWN.items()})
             self.step_log.add(self.trainer, scalars | {"loss/lr": float(optimizer.param_groups[0]["lr"])})
         self.step_log.add(self.trainer, {"loss/skipped_steps": float(self.skipped_steps)})

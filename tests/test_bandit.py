@@ -78,3 +78,10 @@ def test_resumed_is_undisturbed() -> None:
 def test_bad_numbers_are_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"exposure\.strategy\.init_args.*{name}"):
         Bandit(**{name: value})
+
+
+@pytest.mark.parametrize("reward", [0.1, -0.7, 1 / 3, 1e9])
+def test_equal_rewards_prefer_no_arm(reward):
+    bandit = Bandit(arms=3)
+    bandit.earned = [(i % 3, reward) for i in range(20)]
+    assert bandit.believe()[0].tolist() == [0.0, 0.0, 0.0]

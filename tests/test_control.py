@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import SIX
@@ -16,8 +17,9 @@ from lit_atex.bandit import Bandit
 from lit_atex.beta_policy import BetaPolicy
 from lit_atex.callbacks import ExposureControl
 from lit_atex.checkpoint import Checkpoint
+from lit_atex.data import ProblemDataModule
 from lit_atex.estimator import CompetenceEstimator
-from lit_atex.exposure import Credit, Exposure, TrainingState
+from lit_atex.exposure import Credit, Exposure, Fixed, TrainingState
 from lit_atex.learners import Reinforce
 from lit_atex.measures import ProbeAccuracy, ProbeMatch, ProbeNLL, RolloutAccuracy
 from lit_atex.types import StepFeedback
@@ -168,3 +170,60 @@ def test_every_strategy_resumes_bit_for_bit(tmp_path, name, make, lora):
         row_a, row_b = ({k: v for k, v in log.steps[step].items() if not k.startswith(timed)} for log in (log_a, log_b))
         assert row_a == row_b
         assert all(math.isfinite(v) for v in row_a.values())
+
+
+def test_a_run_goes_on_with_its_own_strategy_alone(tmp_path, name):
+    train(tmp_path, name, Bandit(horizon=2), 2)
+    for other in (BetaPolicy(horizon=2), MismatchTarget()):
+        with pytest.raises(
+            ValueError, match=r"were lit_atex\.bandit\.Bandit.*, and are lit_atex\.\w+\.\w+.*set them back"
+        ):
+            train(tmp_path, name, other, 4, resume=tmp_path / "step=2.ckpt")
+
+
+class Given(Exposure):
+    def __init__(self, given) -> None:
+        self.given = given
+
+    def ratios(self, state):
+        return self.given(len(state.problem_ids))
+
+    def update(self, feedback):
+        self.told = feedback
+
+
+@pytest.mark.parametrize(
+    "given", [lambda n: [0.5] * (n + 1), lambda n: None, lambda n: 0.5, lambda n: [math.nan] * n, lambda n: [1.2] * n]
+)
+def test_what_a_strategy_returns_is_checked(tmp_path, name, given):
+    with pytest.raises(ValueError, match=r"Given\.ratios must return a number in \[0, 1\] for each of the 2 problems"):
+        train(tmp_path, name, Given(given), 1)
+
+
+def test_arrays_will_do_and_a_memory_that_is_not_saved_is_said(tmp_path, name, caplog):
+    _, _, log = train(tmp_path, name, Given(lambda n: np.full(n, 0.25)), 1)
+    assert log.values("exposure/ratio") == [0.25]
+    assert "Given has an `update` but no `state_dict`" in caplog.text
+    caplog.clear()
+    train(tmp_path / "saved", name, BetaPolicy(), 1)
+    assert "state_dict" not in caplog.text
+
+
+def test_a_pass_that_never_ends_is_no_window(tmp_path, name):
+    control = ExposureControl(BetaPolicy(), hold="epoch")
+    endless = Listed(SIX)
+    endless.finite = False
+    with pytest.raises(ValueError, match=r"exposure\.hold: epoch .* never ends: set data\.train\.init_args\.size"):
+        trainer(1, callbacks=[control]).fit(distillation(name), ProblemDataModule(endless, batch_size=2))
+
+
+def test_two_ends_of_a_run_are_warned_of(tmp_path, name, caplog):
+    train(tmp_path, name, Fixed(), 2, max_epochs=1)
+    assert "trainer.max_epochs (1) may end the run before" in caplog.text
+
+
+def test_the_probe_share_is_of_the_steps(tmp_path, name):
+    _, _, log = train(tmp_path, name, BetaPolicy(horizon=1), 4, hold=2, progress=ProbeNLL())
+    probe, steps = log.values("time/probe"), log.values("time/step")
+    assert [x > 0 for x in probe] == [True, False, True, False]  # only where the probe is read
+    assert log.values("time/probe_share")[-1] == pytest.approx(sum(probe) / sum(steps))

@@ -268,6 +268,7 @@ def test_old_decisions_are_let_go() -> None:
     ("kind", "name", "value"),
     [
         (Surrogate, "memory", 0.5),
+        (Surrogate, "memory", math.inf),
         (Surrogate, "optimism", -1),
         (Surrogate, "entropy", math.nan),
         (Surrogate, "steps", -1),

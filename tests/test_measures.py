@@ -97,7 +97,8 @@ def test_probe_match_is_minus_the_kl_to_the_teacher_at_full_exposure_on_fixed_ro
     assert resumed.read(module, PROBE) == second
     for value, student in ((first, start), (second, module.student)):
         kls = []
-        for problem, ids in zip(PROBE, rollouts):
+        for problem in PROBE:
+            ids = rollouts[f"{problem.source} {problem.id}"]
             prompt = module.prompts.student(problem, module.tokenizer)
             full = byte_tokenizer()(problem.solution)["input_ids"]
             hinted = module.prompts.teachers([problem], [1.0], module.tokenizer, module.train_room)[0].ids
@@ -118,7 +119,7 @@ def test_probe_accuracy_counts_and_draws_the_same_each_time(tmp_path):
     assert ProbeAccuracy().read(module, []) is None
 
     sampled = ready(tmp_path / "two")
-    draws = [[row["completions"] for row in sampled.answer(PROBE, 2, "probe")] for _ in range(2)]
+    draws = [[row["completions"] for row in sampled.answer(PROBE, 2, purpose="probe")] for _ in range(2)]
     assert draws[0] == draws[1] != [row["completions"] for row in sampled.answer(PROBE, 2)]
 
 

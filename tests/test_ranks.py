@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SIX, ScriptedEngine, byte_tokenizer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from test_module import LORA, Listed, Memory, Spoiled, distillation, problems_of, saved_model, trainer, weights
 from torch.optim import SGD
 
@@ -19,7 +20,7 @@ from lit_atex.collapse import CollapseMonitor
 from lit_atex.divergence import ForwardKL
 from lit_atex.estimator import CompetenceEstimator
 from lit_atex.exposure import Random
-from lit_atex.measures import ProbeNLL
+from lit_atex.measures import ProbeMatch, ProbeNLL
 from lit_atex.rollout import RolloutEngine
 from lit_atex.teacher import Ema, Frozen
 from lit_atex.types import Rollouts
@@ -49,56 +50,71 @@ def run(model: str, out: str, case: str, devices: int) -> None:
 
     One rank takes batches of four problems. Two ranks take either batches of two, or two accumulated batches of one;
     the fifth problem is alone in its optimizer step, so that one rank has an empty batch. In the case "parts" a rank of
-    two takes its batch of two in parts of one.
+    two takes its batch of two in parts of one. In the case "resumed" two ranks go on from the checkpoint of step 2.
     """
     rank = int(os.environ.get("LOCAL_RANK", 0))
     torch.manual_seed(100 + rank)  # nothing may depend on it
     accumulate = 2 if case == "accumulate" and devices == 2 else 1
     spoiled = case == "not finite" and (devices == 1 or rank == 1)
-    module = distillation(
-        model,
-        lora=LORA if case == "lora" else None,
-        teacher=Frozen() if case == "not finite" else Ema(0.7),
-        divergence=Spoiled(0) if spoiled else ForwardKL(),
-        engine=Answers(),
-        optimizer=lambda params: SGD(params, lr=0.3),
-        samples=2,
-        chunk_tokens=1000,
-        part_tokens=1 if case == "parts" and devices == 2 else 10_000,
-    )
-    module.configure_model()
-    if case == "accumulate":  # rank 0 has nothing to say in the first step
-        module.engine.muted = [module.prompts.student(p, module.tokenizer) for p in (SIX[0], SIX[2])]
-    per_batch = 4 // (devices * accumulate)
-    other = Listed([p._replace(question=f"Again: {p.question}") for p in SIX])
-    probe = Listed(
-        [p._replace(id=f"probe {i}", question=f"Probe {i}: {p.question}") for i, p in enumerate([*SIX, SIX[0]])]
-    )
-    data = problems_of(per_batch, SIX[:5], validation={"again": other}, eval_batch_size=2, probe=probe)
-    collapse = CollapseMonitor(window=2)
-    control = ExposureControl(Random(per="problem"))
-    if case == "learned":  # the probe's seven problems are shared out unevenly
-        control = ExposureControl(BetaPolicy(horizon=1), hold=1, progress=ProbeNLL())
-    one = trainer(
-        STEPS,
-        devices=devices,
-        strategy="ddp" if devices == 2 else "auto",
-        accumulate_grad_batches=accumulate,
-        callbacks=[control, competence := CompetenceEstimator(), collapse],
-        limit_val_batches=1.0,
-        check_val_every_n_epoch=None,
-        val_check_interval=10_000,
-    )
-    one.fit(module, data)
+    log: dict[int, dict[str, float]] = {}
+
+    def go(checkpoint: Path | None) -> tuple:
+        module = distillation(
+            model,
+            lora=LORA if case == "lora" else None,
+            teacher=Frozen() if case in ("not finite", "resumed") else Ema(0.7),
+            divergence=Spoiled(0) if spoiled else ForwardKL(),
+            engine=Answers(),
+            optimizer=lambda params: SGD(params, lr=0.3),
+            samples=2,
+            chunk_tokens=1000,
+            part_tokens=1 if case == "parts" and devices == 2 else 10_000,
+        )
+        module.configure_model()
+        if case == "accumulate":  # rank 0 has nothing to say in the first step
+            module.engine.muted = [module.prompts.student(p, module.tokenizer) for p in (SIX[0], SIX[2])]
+        per_batch = 4 // (devices * accumulate)
+        other = Listed([p._replace(question=f"Again: {p.question}") for p in SIX])
+        probe = Listed(
+            [p._replace(id=f"probe {i}", question=f"Probe {i}: {p.question}") for i, p in enumerate([*SIX, SIX[0]])]
+        )
+        data = problems_of(per_batch, SIX[:5], validation={"again": other}, eval_batch_size=2, probe=probe)
+        control = ExposureControl(Random(per="problem"))
+        if case in ("learned", "resumed"):  # the probe's seven problems are shared out unevenly
+            measure = ProbeNLL() if case == "learned" else ProbeMatch()
+            control = ExposureControl(BetaPolicy(horizon=1), hold=1, progress=measure)
+        callbacks = [control, CompetenceEstimator(), CollapseMonitor(window=2)]
+        every = ModelCheckpoint(Path(out) / "steps", filename="{step}", save_top_k=-1, every_n_train_steps=1)
+        saving = case == "resumed" and devices == 2 and checkpoint is None
+        one = trainer(
+            STEPS,
+            devices=devices,
+            strategy="ddp" if devices == 2 else "auto",
+            accumulate_grad_batches=accumulate,
+            callbacks=[*callbacks, every] if saving else callbacks,
+            enable_checkpointing=saving,
+            limit_val_batches=1.0,
+            check_val_every_n_epoch=None,
+            val_check_interval=10_000,
+            default_root_dir=out,
+        )
+        one.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        if rank == 0:
+            log.update(numbers(one.logger))
+        return one, module, data, *callbacks
+
+    one, module, data, control, competence, collapse = go(None)
+    if case == "resumed" and devices == 2:
+        one, module, data, control, competence, collapse = go(Path(out) / "steps" / "step=2.ckpt")
     assert one.world_size == devices
     validated = one.validate(module, data, verbose=False)
     found = {
         "weights": weights(module),
         "average": dict(module.teacher.state_dict().get("copy", {})),
-        "log": numbers(one.logger) if rank == 0 else {},
+        "log": log,
         "competence": competence.state_dict(),
         "decisions": json.dumps(control.strategy.state_dict().get("queue")),
-        "learned": [list(m) for m in control.strategy.learner.decisions] if case == "learned" else [],
+        "learned": [list(m) for m in control.strategy.learner.decisions] if case in ("learned", "resumed") else [],
         "collapse": json.dumps(collapse.state_dict()),
         "results": json.dumps([r.to_json() for r in module.evaluation.results], sort_keys=True),
         "validated": validated[0],
@@ -112,7 +128,7 @@ def numbers(log: Memory) -> dict[int, dict[str, float]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["lora", "accumulate", "not finite", "learned", "parts"])
+@pytest.mark.parametrize("case", ["lora", "accumulate", "not finite", "learned", "parts", "resumed"])
 def test_two_ranks_give_what_one_rank_gives(tmp_path, case):
     model = saved_model(tmp_path / "model")
     command = [sys.executable, __file__, model, str(tmp_path), case, "2"]
@@ -138,7 +154,7 @@ def test_two_ranks_give_what_one_rank_gives(tmp_path, case):
     for step in steps:
         assert first["log"][step] == pytest.approx(alone["log"][step], rel=1e-4, abs=1e-6, nan_ok=True)
     assert [alone["log"][s]["throughput/problems_per_step"] for s in steps] == [4, 1, 4, 1][-len(steps) :]
-    assert len(first["learned"]) == (STEPS - 1 if case == "learned" else 0)
+    assert len(first["learned"]) == (STEPS - 1 if case in ("learned", "resumed") else 0)
     for ours, theirs in zip(first["learned"], alone["learned"], strict=True):
         assert [*ours[0], *ours[1:]] == pytest.approx([*theirs[0], *theirs[1:]], rel=1e-3, abs=1e-5)
     if case == "accumulate":
