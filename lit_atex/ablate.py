@@ -142,8 +142,9 @@ def carry_out(jobs: list[Job], executor: Executor, at_once: int, threads: int, c
         except KeyboardInterrupt:
             _stop(running)
             for job, handle in running:
-                job.state = "stopped"
+                job.state = "done" if is_finished(job.folder) else "stopped"
                 job.note = "goes on the next time" if handle.poll() is not None else "does not end"
+                job.note = "" if job.state == "done" else job.note
                 show(job)
             raise
 
@@ -233,11 +234,14 @@ def ablate(
         baseline = ",".join(f"{axis}={value}" for axis, value in read.baseline.items()) or None
         try:
             report([str(folder)], metrics=read.metrics, baseline=baseline)
-        except ValueError as error:  # the baseline has failed, say: what came of the runs is told all the same
-            console.print(Text(f"no report: {error}"), soft_wrap=True)
+        except ValueError as error:
+            console.print(Text(f"no comparison: {error}" if baseline else f"no report: {error}"), soft_wrap=True)
+            if baseline:  # which has failed, say: what came of the other runs is told all the same
+                report([str(folder)], metrics=read.metrics)
     failed = [job for job in todo if job.state == "failed"]
     for job in failed:
-        console.print(Text(f"\n{job.run.name} failed: {job.note}. The end of {job.folder / LOG}:", "bold"))
+        heading = f"\n{job.run.name} failed: {job.note}. The end of {job.folder / LOG}:"
+        console.print(Text(heading, "bold"), soft_wrap=True)
         console.print(Text(job.tail()), soft_wrap=True)
     if failed:
         console.print(f"\n{len(failed)} of {len(todo)} runs failed; the same command tries them again")

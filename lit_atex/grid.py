@@ -92,7 +92,8 @@ class Grid:
                 config = resolve(["fit", *words])
                 self._check(config)
             except ValueError as error:
-                raise ValueError(f"{self.path}, {label or 'configs'}: {error}") from error
+                where = "configs" if not label or self._stack_fails_so(error) else label
+                raise ValueError(f"{self.path}, {where}: {error}") from error
             for seed in self.seeds:
                 name = ",".join([*([label] if label else []), f"seed={seed}"])
                 own, all_keys = ["fit", *words, f"--seed_everything={seed}"], copy.deepcopy(config)
@@ -103,6 +104,14 @@ class Grid:
                     draws["seed"] = seed
                 found.append(Run(name, settings, seed, own, all_keys))
         return found
+
+    def _stack_fails_so(self, error: ValueError) -> bool:
+        """Whether a mistake is one of all cells, which must not be blamed on the first."""
+        try:
+            resolve(["fit", *self.stack])
+        except ValueError as same:
+            return str(same) == str(error)
+        return False
 
     def _check(self, config: dict[str, Any]) -> None:
         sets = list(config["data"].get("validation") or {})

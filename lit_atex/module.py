@@ -136,7 +136,7 @@ class SelfDistillation(Solver):
 
     def on_fit_start(self) -> None:
         """Start the clock of the first step."""
-        self._step_began = time.perf_counter()
+        self._step_began, self.seconds_evaluating = time.perf_counter(), 0.0
 
     def training_step(self, problems: list[Problem], batch_idx: int) -> Float[Tensor, ""]:
         """Rollouts -> hints -> both sides' scores on the same ids -> divergence.

@@ -207,6 +207,8 @@ def _views(cells: dict[str, list[Record]], metrics: list[str]) -> list[Row]:
             for cell, of_cell in cells.items():
                 values = [run.at(metric, view, budget) for run in of_cell]
                 values = [value for value in values if value == value]
+                if len(values) < len(of_cell):  # a part of a cell must not stand beside whole ones
+                    values = []
                 mean = statistics.fmean(values) if values else float("nan")
                 row = {"view": view, "budget": budget, "cell": cell, "metric": metric, "seeds": len(values)}
                 found.append(row | {"mean": mean} | _ends("seeds", _over_seeds(metric, values)))

@@ -98,6 +98,7 @@ def test_every_combination_is_a_run_named_by_its_values(tmp_path):
         ({"metrics": ["level-4/avg@3"]}, ["'level-4/avg@3'", "avg@2"]),
         ({"metrics": ["level-9/avg@2"]}, ["'level-9/avg@2'", "level-4"]),
         ({"configs": [*TINY, {"data.validation": None}]}, ["data.validation is empty"]),
+        ({"configs": [*TINY, {"trainer.max_stepz": 1}]}, ["grid.yaml, configs: ", "max_stepz"]),
     ],
 )
 def test_a_wrong_key_is_found_before_the_first_run_starts(tmp_path, keys, told):

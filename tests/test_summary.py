@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from math import isnan, nan
 
 import numpy as np
@@ -253,6 +254,31 @@ def test_views_stop_where_the_first_run_has_spent_all(found, made):
     assert best != [run.value(METRIC) for run in found[0] if run.cell == "exposure=best"]
     at_steps = {row["cell"]: row["mean"] for row in made.views if row["view"] == "step"}
     assert at_steps["exposure=full"] == pytest.approx(np.mean(full))
+
+
+def test_a_cell_that_was_not_measured_in_all_its_seeds_has_no_view(found, made):
+    late = next(run for run in found[0] if run.cell == "exposure=full")
+    # It had spent more before its first evaluation than another run in all.
+    late = replace(late, results={STEPS: late.results[STEPS]})
+    best = [replace(run, results={STEPS: run.results[STEPS]}) for run in found[0] if run.cell == "exposure=best"]
+    full = [run for run in found[0] if run.cell == "exposure=full" and run.seed != late.seed]
+
+    def of_tokens(runs):
+        views = tables.make(runs, [METRIC], None).views
+        return {row["cell"]: row for row in views if row["view"] == "tokens"}
+
+    # A step of "best" draws twice the tokens of one of "full": at its end, "full" had spent less than they at first.
+    assert not isnan(of_tokens([*full, late])["exposure=full"]["mean"])
+    known = replace(best[0], seed=99, results=next(r for r in found[0] if r.cell == "exposure=best").results)
+    assert not isnan(of_tokens([*full, known])["exposure=best"]["mean"])
+    row = of_tokens([*full, best[0], known])["exposure=best"]  # though one of its two seeds is known
+    assert isnan(row["mean"])
+    assert isnan(row["seeds_low"])
+
+
+@pytest.mark.parametrize(("metric", "ends"), [("s/avg@8", (0.0, 1.0)), ("s/distinct", (-5.85, 6.85))])
+def test_the_interval_of_a_share_ends_where_shares_do(metric, ends):
+    assert tables._over_seeds(metric, [0.0, 1.0]) == pytest.approx(ends, abs=0.01)
 
 
 def test_the_trace_keeps_means_of_its_parts(tmp_path):
