@@ -142,9 +142,8 @@ def carry_out(jobs: list[Job], executor: Executor, at_once: int, threads: int, c
         except KeyboardInterrupt:
             _stop(running)
             for job, handle in running:
-                job.state = "done" if is_finished(job.folder) else "stopped"
+                job.state = "stopped"
                 job.note = "goes on the next time" if handle.poll() is not None else "does not end"
-                job.note = "" if job.state == "done" else job.note
                 show(job)
             raise
 
