@@ -150,7 +150,7 @@ class CollapseMonitor(pl.Callback):
 
     def _stop(self, trainer: pl.Trainer, step: int) -> None:
         """Stop the run if it has been beyond a limit for long enough."""
-        for limit, told in self._judge()[1].items():
+        for limit, told in self._judge()[1].items() if self.stop_after else ():
             if self.stopped is None and self.stop_after and self._beyond.get(limit, 0) >= self.stop_after:
                 self.stopped = f"stopped by collapse.stop_after at step {step}: {told}"
                 trainer.should_stop = True

@@ -16,7 +16,7 @@ prior from the level, forgetting by visits and the settled counts are ours; the 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -90,24 +90,29 @@ class Competence:
         for tally in (self._all, *self._levels.values()):
             tally.running = {verdict: n * self.decay for verdict, n in tally.running.items()}
         samples = len(feedback.verdicts) // max(len(feedback.problem_ids), 1)
+        every = [verdict.value for verdict in feedback.verdicts]  # looked up once: it is slow for an enum's member
+        counted: dict[str, list[str]] = {}
         for i, (problem, level) in enumerate(zip(feedback.problem_ids, feedback.levels)):
-            verdicts = feedback.verdicts[i * samples : (i + 1) * samples]
+            verdicts = every[i * samples : (i + 1) * samples]
+            counted.setdefault(level, []).extend(verdicts)
             tallies = (self._all, self._levels.setdefault(level, Tally()))
             for tally in tallies:
                 tally.rollouts += samples
-                for verdict in verdicts:
-                    tally.running[verdict.value] += 1
             if problem in self._problems and self._problems[problem][0] != level:
                 self._settle(problem)  # its source has graded it anew
             if problem not in self._problems:
                 for tally in tallies:
                     tally.problems += 1
-            correct = verdicts.count(Verdict.CORRECT)
+            correct = verdicts.count(Verdict.CORRECT.value)
             _, successes, failures = self._problems.pop(problem, (level, 0.0, 0.0))
             successes, failures = self.visit_decay * successes, self.visit_decay * failures
             self._problems[problem] = (level, successes + correct, failures + samples - correct)
             if len(self._problems) > self.max_problems:
                 self._settle(next(iter(self._problems)))
+        for level, verdicts in counted.items():
+            for tally in (self._all, self._levels[level]):
+                for verdict, n in Counter(verdicts).items():
+                    tally.running[verdict] += n
 
     def _settle(self, problem: str) -> None:
         """Keep a problem no longer; its level keeps its counts."""
