@@ -115,7 +115,7 @@ class ExposureControl(pl.Callback):
         """
         try:
             found = [float(ratio) for ratio in ratios]
-        except TypeError:
+        except (TypeError, ValueError):
             found = []
         if len(found) != count or not all(0 <= ratio <= 1 for ratio in found):
             raise ValueError(
