@@ -193,7 +193,15 @@ class Given(Exposure):
 
 
 @pytest.mark.parametrize(
-    "given", [lambda n: [0.5] * (n + 1), lambda n: None, lambda n: 0.5, lambda n: [math.nan] * n, lambda n: [1.2] * n]
+    "given",
+    [
+        lambda n: [0.5] * (n + 1),
+        lambda n: None,
+        lambda n: 0.5,
+        lambda n: ["half"] * n,
+        lambda n: [math.nan] * n,
+        lambda n: [1.2] * n,
+    ],
 )
 def test_what_a_strategy_returns_is_checked(tmp_path, name, given):
     with pytest.raises(ValueError, match=r"Given\.ratios must return a number in \[0, 1\] for each of the 2 problems"):
