@@ -33,8 +33,9 @@ STATISTICS = (
     "last_increment",
 )
 """The state: time and competence now; means over the window before; what was chosen there, where progress stands and
-what the window brought. Raw: the learner standardises, since only it knows all the data. The order is the learner's
-prior: the likeliest to move the best exposure first.
+what the window brought. Raw: the learner standardises, since only it knows all the data. What was not measured (yet) is
+not known, rather than 0: one such 0 would hide all that a statistic of small spread says later. The order is the
+learner's prior: the likeliest to move the best exposure first.
 
 Where progress stands explains most of a reward: a student that fell rises again whatever is done next
 (results/controllers.md, "On the embedded reasoner")."""
@@ -100,7 +101,7 @@ class BetaPolicy(Rewarded):
         self._steps = 0
         self._ratio = low + (high - low) * mean
         self._progress: float | None = None
-        self._increment = 0.0
+        self._increment: float | None = None
 
     def decide(
         self, state: TrainingState, progress: float | None, earned: list[tuple[Decision, float]]
@@ -127,17 +128,22 @@ class BetaPolicy(Rewarded):
         ratio = min(max(self.low + (self.high - self.low) * action, self.low), self.high)
         return ratio, {"state": every, "action": action, "alpha": a, "beta": b, "mean": mean}
 
-    def _seen(self, statistics: dict[str, float]) -> list[float]:
-        """Those that the policy sees; a constant, if none."""
-        return [statistics[name] for name in self.statistics] or [0.0]
+    def _seen(self, statistics: dict[str, float | None]) -> list[float]:
+        """Those that the policy sees, NaN for what is not known; a constant, if none."""
+        return [math.nan if (value := statistics[name]) is None else value for name in self.statistics] or [0.0]
 
-    def _statistics(self, state: TrainingState) -> dict[str, float]:
-        """All of STATISTICS; what is not known or not finite is 0."""
-        mean = {name: total / max(self._steps, 1) for name, total in self._window.items()}
-        mean["time"] = state.progress if state.max_steps > 0 else 0.0
-        mean["competence"] = state.competence.mean() if state.competence is not None else 0.5
-        mean |= {"last_exposure": self._ratio, "last_increment": self._increment, "progress": self._progress or 0.0}
-        return {name: mean[name] if math.isfinite(mean[name]) else 0.0 for name in STATISTICS}
+    def _statistics(self, state: TrainingState) -> dict[str, float | None]:
+        """All of STATISTICS; what is not known (yet) or not finite is None."""
+        known: dict[str, float | None] = dict.fromkeys(STATISTICS)
+        known |= {name: total / self._steps for name, total in self._window.items() if self._steps}
+        if state.max_steps > 0:
+            known["time"] = state.progress
+        if state.competence is not None:
+            known["competence"] = state.competence.mean()
+        if self._number:
+            known["last_exposure"] = self._ratio
+        known |= {"last_increment": self._increment, "progress": self._progress}
+        return {name: value if value is not None and math.isfinite(value) else None for name, value in known.items()}
 
     def update(self, feedback: StepFeedback) -> None:
         """Add to the window's statistics. A step in which nothing was sampled has none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 
 import numpy as np
@@ -48,9 +49,8 @@ def test_the_state_is_what_it_says() -> None:
     policy = BetaPolicy(learner, low=0.2, high=0.6)
     policy.begin_window(state(0, 101, competence), 0.1)
     first = dict(zip(STATISTICS, learner.states[0]))
-    assert first == pytest.approx(
-        dict.fromkeys(STATISTICS, 0.0) | {"competence": 0.5, "last_exposure": 0.4, "progress": 0.1}
-    )
+    unknown = dict.fromkeys(STATISTICS, math.nan)
+    assert first == pytest.approx(unknown | {"time": 0.0, "competence": 0.5, "progress": 0.1}, nan_ok=True)
     chosen = policy.ratios(state())[0]
     for step, value in enumerate([1.0, 3.0]):
         policy.update(feedback(step, value))
@@ -62,8 +62,8 @@ def test_the_state_is_what_it_says() -> None:
     assert dict(zip(STATISTICS, learner.states[1])) == pytest.approx(expected)
     policy.begin_window(state(60, 0), None)  # a window whose steps were all skipped, no length known, no progress
     third = dict(zip(STATISTICS, learner.states[2]))
-    assert [third[name] for name in ("time", "competence", "loss", "last_increment")] == pytest.approx(
-        [0, 0.5, 0, 0.25]
+    assert [third[name] for name in ("time", "competence", "loss", "progress", "last_increment")] == pytest.approx(
+        [math.nan, math.nan, math.nan, 0.35, 0.25], nan_ok=True
     )
 
 
@@ -105,12 +105,12 @@ def test_matured_decisions_reach_the_learner_with_the_state_that_they_were_taken
     credits: list[Credit] = []
     actions = []
     for k, p in enumerate(progress):
-        credits += policy.begin_window(state(5 * k), p)
+        credits += policy.begin_window(state(5 * k, competence=Competence()), p)
         actions.append(policy.ratios(state())[0])
-        policy.update(feedback(k, float(k)))
+        policy.update(feedback(k, k + 1.0))
     rewards = [1 + 0.5 * 2, 2 + 0.5 * 1, 1 + 0.0]
     assert [m.reward for m in learner.matured] == rewards
-    assert [m.state for m in learner.matured] == learner.states[:3]
+    np.testing.assert_array_equal([m.state for m in learner.matured], learner.states[:3])
     assert [m.action for m in learner.matured] == pytest.approx(actions[:3])
     assert [(c.decision, c.step, c.reward, c.complete) for c in credits] == [
         (k, 5 * k, r, True) for k, r in enumerate(rewards)
@@ -122,6 +122,23 @@ def test_matured_decisions_reach_the_learner_with_the_state_that_they_were_taken
     assert [(c.decision, c.reward, c.complete) for c in last] == [(3, 0.0 + 0.5 * 1.0, False), (4, 1.0, False)]
     assert str(policy.state_dict()) == str(before)
     assert len(learner.matured) == 3  # nothing is learned from a horizon that was not seen
+
+
+def test_what_was_not_measured_is_not_known() -> None:
+    learner = Still()
+    policy = BetaPolicy(learner, horizon=1)
+    policy.begin_window(state(0), None)
+    assert [name for name, value in zip(STATISTICS, learner.states[0]) if math.isfinite(value)] == ["time"]
+    json.loads(json.dumps(policy.finish(None)[0].details, allow_nan=False))  # as decisions.jsonl has it
+    for k in range(1, 6):
+        policy.update(feedback(k, 0.3 + 0.01 * k))
+        policy.begin_window(state(k), 0.5 + 0.1 * k)
+    assert not any(math.isfinite(x) for x in learner.states[0][1:])
+    assert learner.states[-1][STATISTICS.index("last_increment")] == pytest.approx(0.1)
+    # A statistic that varies little around a value far from 0 is seen to vary, at the fifth window as at the first.
+    z = policy.policy.standardise(torch.tensor(learner.states, dtype=torch.float64))[:, STATISTICS.index("length")]
+    assert z[0] == 0.0
+    assert z[1:].max() - z[1:].min() > 2
 
 
 def test_unknown_progress_is_never_a_reward() -> None:
