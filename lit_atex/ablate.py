@@ -142,8 +142,9 @@ def carry_out(jobs: list[Job], executor: Executor, at_once: int, threads: int, c
         except KeyboardInterrupt:
             _stop(running)
             for job, handle in running:
-                job.state = "stopped"
-                job.note = "goes on the next time" if handle.poll() is not None else "does not end"
+                ended = handle.poll() is not None
+                job.state = "done" if ended and is_finished(job.folder) else "stopped"
+                job.note = "" if job.state == "done" else "goes on the next time" if ended else "does not end"
                 show(job)
             raise
 

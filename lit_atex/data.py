@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
 from lit_atex.sources import Source
-from lit_atex.stream import EvalBatches, Tally, TrainStream, read, same
+from lit_atex.stream import EvalBatches, Tally, TrainStream, named, read, same
 from lit_atex.types import Problem
 
 log = logging.getLogger("lit_atex")
@@ -112,10 +112,12 @@ class ProblemDataModule(pl.LightningDataModule):
         """Read the held-out sets, and begin at the first batch unless the trainer has trained already.
 
         Raises:
-            ValueError: If a set is endless or empty, has an id twice, or shares a question with another set.
+            ValueError: If a set is not there, endless or empty, has an id twice, or shares a question with another set.
         """
-        if stage == "fit" and self.trainer is not None and self.trainer.global_step == 0:
-            self._start_at(0, 0)
+        if stage == "fit":
+            next(named(self.train, "data.train"), None)  # a file that is not there, before the first evaluation
+            if self.trainer is not None and self.trainer.global_step == 0:
+                self._start_at(0, 0)
         if self._held_out:
             return
         sources = {"data.probe": self.probe} if self.probe is not None else {}
@@ -275,8 +277,6 @@ class ProblemDataModule(pl.LightningDataModule):
     def _held_out_digest(self) -> int:
         questions = sorted({same(problem.question) for problems in self._held_out.values() for problem in problems})
         return zlib.crc32("\n".join(questions).encode("utf-8", "backslashreplace"))
-
-    # Report
 
     def report(self) -> dict[str, dict[str, int]]:
         """Rows, problems, held-out and broken rows by reason; of training, for the pass that has been read furthest."""

@@ -50,8 +50,10 @@ class Tally:
         return self.problems + self.held_out + self.bad.total()
 
     def describe(self) -> str:
-        """The broken rows for a reader."""
+        """The rows that gave no problem, for a reader."""
         lines = [f"{self.bad.total()} of {self.rows} rows are broken"]
+        if self.held_out:
+            lines[0] += f", {self.held_out} are held out for evaluation"
         for reason, number in self.bad.most_common():
             lines += [f"  {reason}: {number}", *(f"    {detail[:300]}" for detail in self.examples[reason])]
         return "\n".join(lines)
@@ -85,7 +87,7 @@ def read(
                 f" the column names in {key}, or raise data.max_bad_share."
             )
 
-    for row in _named(source, key):
+    for row in named(source, key):
         if isinstance(row, BadRow):
             tally.bad[row.reason] += 1
             examples = tally.examples.setdefault(row.reason, [])
@@ -108,7 +110,7 @@ def read(
     judge()
 
 
-def _named(source: Source, key: str) -> Iterator[Problem | BadRow]:
+def named(source: Source, key: str) -> Iterator[Problem | BadRow]:
     """The source's rows; its errors say which of the sets it is."""
     try:
         yield from source

@@ -68,7 +68,10 @@ def make(runs: list[Record], metrics: list[str], baseline: dict[str, str] | str 
         if all(run.value(metric) != run.value(metric) for run in runs):
             name = metric.rpartition("/")[0]
             last = runs[0].results.get(runs[0].last, {})
-            known = sorted(last[name].metrics if name in last else last)
+            sets = [name] if name in last else sorted(last)
+            known = [f"{of}/{measure}" for of in sets for measure in sorted(last[of].metrics)]
+            if name not in last:  # of each set its average alone
+                known = [m for m in known if "/avg@" in m]
             raise ValueError(f"--metrics: no run has {metric!r}; there are, e.g., {', '.join(known)}.")
     cells = by_cell(runs)
     families = family_of(runs)

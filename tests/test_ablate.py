@@ -200,7 +200,8 @@ class Going:
             return None
         if self.looks == 2:
             self.executor.going -= 1
-            if "fails" not in self.folder.name:
+            stopped = self.executor.ended and "in time" not in self.folder.name
+            if "fails" not in self.folder.name and not stopped:
                 finish(self.folder)
         return 1 if "fails" in self.folder.name else 0
 
@@ -272,6 +273,16 @@ def test_an_interruption_ends_the_runs_and_leaves_them_to_the_next_time(tmp_path
     assert executor.ended == ["interrupt"]
     assert [job.state for job in jobs] == ["stopped", "waiting"]
     assert "goes on the next time" in console.export_text()
+
+
+def test_a_run_that_ends_while_it_is_being_stopped_is_done(tmp_path):
+    jobs, executor = jobs_of([run_named("interrupt, in time")], tmp_path), Scripted()
+    console = Console(record=True, width=200)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(jobs, executor, 1, 1, console)
+    assert executor.ended == ["interrupt, in time"]
+    assert [job.state for job in jobs] == ["done"]
+    assert "next time" not in console.export_text()
 
 
 def test_in_a_terminal_a_table_lives(tmp_path):

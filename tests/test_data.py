@@ -374,6 +374,10 @@ def test_a_source_that_is_held_out_whole_does_not_hang():
     held_out = frozenset(f"q{i}" for i in range(20_000))
     with pytest.raises(ValueError, match=r"data\.train: 10000 questions in a row are held out"):
         batches(source=Numbers(None), held_out=held_out)
+    datamodule = data(train=Numbers(3, "v"))
+    datamodule.setup("fit")
+    with pytest.raises(ValueError, match=r"no problem. 0 of 3 rows are broken, 3 are held out for evaluation"):
+        next(datamodule.train_batches())
 
 
 @settings(deadline=None)
@@ -520,6 +524,6 @@ def test_an_error_of_a_source_says_which_set_it_is(tmp_path):
     with pytest.raises(ValueError, match=r"^data\.validation\.mine: path: there is no file"):
         data.setup("fit")
     data = ProblemDataModule(train=missing)
-    data.setup("fit")
+    data.setup("validate")
     with pytest.raises(ValueError, match=r"^data\.train: path: there is no file"):
-        next(data.train_batches())
+        data.setup("fit")  # not after an evaluation, when the first batch is read

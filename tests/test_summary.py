@@ -290,8 +290,10 @@ def test_the_trace_keeps_means_of_its_parts(tmp_path):
 
 
 def test_what_is_not_there_is_named(found):
-    with pytest.raises(ValueError, match=r"no run has 'level-8/avg@9'.*avg@2"):
+    with pytest.raises(ValueError, match=r"no run has 'level-8/avg@9'.*level-8/avg@2"):
         tables.make(found[0], ["level-8/avg@9"], None)
+    with pytest.raises(ValueError, match=r"no run has 'level-9/avg@2'; there are, e.g., level-8/avg@2"):
+        tables.make(found[0], ["level-9/avg@2"], None)
     with pytest.raises(ValueError, match=r"no finished exposure=half; there are exposure=best"):
         tables.make(found[0], [], {"exposure": "half"})
     assert tables.make(found[0], [], "exposure=best").comparisons[0]["baseline"] == "exposure=best"
