@@ -67,7 +67,13 @@ def _band(axis: Axes, xs: list[float], rows: list[Row], alpha: float = 0.35) -> 
 def exposure(tables: Tables) -> Figure | None:
     """Each metric against exposure: fixed ones along the axis, the other strategies beside it."""
     means = {(row["cell"], row["metric"]): row for row in tables.cells}
-    return _against_exposure(tables, list(_groups(tables.cells, "metric")), lambda name, cell: means[cell, name])
+    before = {
+        metric: _mean([row["value"] for row in rows])
+        for metric, rows in _groups([row for row in tables.curves if row["step"] == 0], "metric").items()
+    }
+    return _against_exposure(
+        tables, list(_groups(tables.cells, "metric")), lambda name, cell: means[cell, name], before
+    )
 
 
 def mismatch(tables: Tables) -> Figure | None:
@@ -80,11 +86,16 @@ def mismatch(tables: Tables) -> Figure | None:
         low, high = t_interval(values)
         return {"mean": _mean(values) if values else float("nan"), "seeds_low": low, "seeds_high": high}
 
-    return _against_exposure(tables, list(column), value)
+    return _against_exposure(tables, list(column), value, {})
 
 
-def _against_exposure(tables: Tables, names: list[str], value: Callable[[str, str], Row]) -> Figure | None:
-    """A panel a family of cells and quantity. What is not fixed has no place on the axis: its name stands for one."""
+def _against_exposure(
+    tables: Tables, names: list[str], value: Callable[[str, str], Row], before: dict[str, float]
+) -> Figure | None:
+    """A panel a family of cells and quantity, grey dashes where it was before training.
+
+    What is not fixed has no place on the axis: its name stands for one. The panels of a quantity have one scale.
+    """
     families = _groups(_known(tables.runs, "exposure"), "family")
     if all(len(_groups(rows, "cell")) < 2 for rows in families.values()):  # one exposure has no curve
         return None
@@ -106,8 +117,16 @@ def _against_exposure(tables: Tables, names: list[str], value: Callable[[str, st
         if len(ticks) > len(xs):
             axis.axvline(1.1, color=GREY, linewidth=0.6)
         axis.set_xticks(list(ticks), list(ticks.values()), rotation=90, fontsize=7)
+        if name in before:
+            axis.axhline(before[name], color=GREY, linestyle="--", linewidth=1.0)
         axis.set_title(", ".join(filter(None, (name, family))), fontsize=9)
+    for i in range(len(names)):
+        of_name = axes[i * len(families) : (i + 1) * len(families)]
+        low, high = zip(*(axis.get_ylim() for axis in of_name))
+        for axis in of_name:
+            axis.set_ylim(min(low), max(high))
     about = "left: exposure held fixed; right: other strategies (mean exposure); 95 % over seeds, Student's t"
+    about += "; grey dashes: before training" if before else ""
     figure.suptitle(about, fontsize=8, color=DARK)
     figure.supxlabel("exposure", fontsize=9)
     return figure

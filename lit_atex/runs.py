@@ -137,7 +137,30 @@ def find(folders: list[Path]) -> tuple[list[Record], dict[str, str]]:
         told = "; ".join(f"{name}: {reason}" for name, reason in out.items())
         raise ValueError(f"no finished run in {', '.join(map(str, folders))}{f' ({told})' if told else ''}.")
     _same_settings(runs)
-    return runs, out
+    return _in_order(runs), out
+
+
+def _in_order(runs: list[Record]) -> list[Record]:
+    """Axis by axis: numbers by size, other values as they were begun; so that a grid begun in parts is shown whole."""
+    values: dict[str, list[str]] = {}
+    for run in runs:
+        for axis, value in run.settings.items():
+            values.setdefault(axis, []).append(value)
+    ranks = {axis: list(dict.fromkeys(_by_size(found))) for axis, found in values.items()}
+    grids = list(dict.fromkeys((run.cell.rpartition("/")[0], *run.settings) for run in runs))
+
+    def place(run: Record) -> list[int]:
+        axes = [ranks[axis].index(value) for axis, value in run.settings.items()]
+        return [grids.index((run.cell.rpartition("/")[0], *run.settings)), *axes]
+
+    return sorted(runs, key=place)
+
+
+def _by_size(values: list[str]) -> list[str]:
+    try:
+        return sorted(values, key=float)
+    except ValueError:
+        return values
 
 
 def _began(run: Path) -> str:

@@ -118,6 +118,19 @@ def test_runs_are_in_the_order_in_which_they_were_begun(grid, tmp_path):
     assert [run.cell for run in runs.find([tmp_path])[0]] == ["z", "a=late"]
 
 
+def test_a_grid_that_was_begun_in_parts_is_in_order_axis_by_axis(grid, tmp_path):
+    for i, name in enumerate(["e=up,t=10.0", "e=beta,t=10.0", "e=beta,t=2.0", "e=up,t=2.0"]):
+        for seed in (0, 1):
+            folder = tmp_path / f"{name},seed={seed}"
+            shutil.copytree(grid / f"exposure=full,seed={seed}", folder)
+            manifest = json.loads((folder / "manifest.json").read_text())
+            began = {"commands": [{"began": f"2026-01-0{i + 1}"}]}
+            (folder / "manifest.json").write_text(json.dumps(manifest | began))
+    found = [(run.cell, run.seed) for run in runs.find([tmp_path])[0]]
+    cells = ["e=up,t=2.0", "e=up,t=10.0", "e=beta,t=2.0", "e=beta,t=10.0"]
+    assert found == [(cell, seed) for cell in cells for seed in (0, 1)]
+
+
 def test_one_run_folder_is_a_report_of_its_own(grid):
     records, _ = runs.find([grid / "exposure=full,seed=1"])
     assert [(run.cell, run.seed) for run in records] == [("exposure=full", 1)]
@@ -344,8 +357,21 @@ def test_pictures_are_drawn_from_committed_tables(made, tmp_path):
     labels = [label.get_text() for label in axis.get_xticklabels()]
     assert labels[:2] == ["0.6", "1"]
     assert labels[2].startswith("random (")
+    before = [row["value"] for row in made.curves if row["step"] == 0]
+    assert list(axis.lines[-1].get_ydata()) == pytest.approx([np.mean(before)] * 2, rel=1e-5)
     panels = [axis.get_title() for axis in figures["traces"].axes if axis.get_visible()]
     assert panels == ["exposure=best", "exposure=full", "exposure=random"]
+
+
+def test_the_panels_of_one_quantity_have_one_scale(made):
+    apart = {"family": "t=1", "level-8/avg@2": 0.0}
+    rows = [row | apart | {"cell": f"{row['cell']},t=1"} for row in made.runs]
+    cells = [row | {"cell": f"{row['cell']},t=1", "mean": 0.01 * row["mean"]} for row in made.cells]
+    both = made._replace(runs=[*made.runs, *rows], cells=[*made.cells, *cells])
+    limits = [axis.get_ylim() for axis in charts.exposure(both).axes]
+    assert len(limits) == 2
+    assert limits[0] == limits[1]
+    assert limits[0][0] < 0.01 < made.cells[0]["mean"] < limits[0][1]
 
 
 def test_a_panel_holds_its_seeds_their_mean_and_the_baseline(made):
