@@ -30,7 +30,8 @@ TIMES = re.compile("time/|throughput/")
 
 SMALL = [
     *("--model.sampling.max_new_tokens", "8", "--model.eval_sampling.max_new_tokens", "8", "--model.eval_samples", "1"),
-    *("--sample_log.every_n_steps", "1", "--trainer.max_steps", "5"),
+    # Windows of one step: the learners have learned before most kills.
+    *("--sample_log.every_n_steps", "1", "--trainer.max_steps", "8", "--exposure.hold", "1"),
     *("--trainer.val_check_interval", "2", "--trainer.enable_progress_bar", "false"),
 ]
 OPTIONS = {

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lit_atex.exposure import TrainingState
-from lit_atex.reward import Decision, Rewarded
+from lit_atex.reward import Decision, Rewarded, refuse_other
 from lit_atex.types import seeded
 
 PRIOR = 1.0
@@ -20,6 +20,9 @@ PRIOR = 1.0
 
 class Bandit(Rewarded):
     """Exposure as a bandit: a few fixed values, each tried as often as it is likely to be the best.
+
+    Use it when decisions are few and the state of training says little: it has nothing else to learn, and is what a
+    learner of more must be compared with.
 
     The mean reward of arm i is believed to be Normal((S_i + m) / (N_i + 1), s2 / (N_i + 1)), with N_i and S_i the count
     and sum of its rewards, each weighing decay^age, and m and s2 the mean and variance of all rewards, weighed alike. A
@@ -34,7 +37,7 @@ class Bandit(Rewarded):
         decay: float = 0.99,
         horizon: int = 3,
         discount: float = 0.9,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         """Set the grid and the memory.
 
@@ -45,7 +48,7 @@ class Bandit(Rewarded):
             decay: Weight of a reward against the next one, in (0, 1]; 0.99 remembers about 100 decisions.
             horizon: Windows of progress that a decision is judged by (J), >= 1.
             discount: Weight of each further window, in [0, 1].
-            seed: Seed of the draws.
+            seed: Of the draws. None: that of the run (`seed_everything`), 0 in Python.
 
         Raises:
             ValueError: If a number is out of range.
@@ -57,7 +60,7 @@ class Bandit(Rewarded):
         if not 0 < decay <= 1:
             raise ValueError(f"{where}.decay must lie in (0, 1], got {decay}.")
         self.grid = [low + (high - low) * i / (arms - 1) for i in range(arms - 1)] + [high]
-        self.decay, self.seed = decay, seed
+        self.decay, self.seed = decay, seed or 0
         self.earned: list[tuple[int, float]] = []  # (arm, reward), oldest first
         # Beyond this age a reward weighs under 1 %; without decay, all are kept.
         self._keep = None if decay == 1 else math.ceil(math.log(0.01) / math.log(decay))
@@ -93,9 +96,14 @@ class Bandit(Rewarded):
 
     def state_dict(self) -> dict[str, Any]:
         """The rewards besides."""
-        return super().state_dict() | {"earned": [list(e) for e in self.earned]}
+        return super().state_dict() | {"earned": [list(e) for e in self.earned], "arms": len(self.grid)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ValueError: If it is of another number of arms.
+        """
+        refuse_other({"arms": state["arms"]}, {"arms": len(self.grid)})
         super().load_state_dict(state)
         self.earned = [(arm, reward) for arm, reward in state["earned"]]

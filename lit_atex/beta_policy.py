@@ -16,7 +16,7 @@ from torch.distributions import Beta
 from lit_atex.beta_net import EXCESS, BetaNet
 from lit_atex.exposure import TrainingState
 from lit_atex.learners import Learner, Matured, Surrogate
-from lit_atex.reward import Decision, Rewarded
+from lit_atex.reward import Decision, Rewarded, refuse_other
 from lit_atex.types import StepFeedback, seeded
 
 STATISTICS = (
@@ -58,7 +58,7 @@ class BetaPolicy(Rewarded):
         discount: float = 0.9,
         statistics: list[str] | None = None,
         hidden: int = 16,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         """Set the policy's start and what it is rewarded for.
 
@@ -73,7 +73,7 @@ class BetaPolicy(Rewarded):
             statistics: What policy and learner see of STATISTICS, the likeliest to move the best exposure first; None:
                 all, in that order; []: nothing, one policy for the whole run.
             hidden: Width of the policy network.
-            seed: Seed of the policy's first weights and of its samples.
+            seed: Of the policy's first weights and its samples. None: that of the run (`seed_everything`), 0 in Python.
 
         Raises:
             ValueError: If a number is out of range.
@@ -93,22 +93,24 @@ class BetaPolicy(Rewarded):
         self.statistics = list(STATISTICS) if statistics is None else statistics
         if unknown := [name for name in self.statistics if self.statistics.count(name) > 1 or name not in STATISTICS]:
             raise ValueError(f"{where}.statistics: {unknown[0]} is not one of {', '.join(STATISTICS)}, named once.")
-        self.seed = seed
-        self.policy = BetaNet(max(len(self.statistics), 1), hidden, mean, concentration, seed)
+        self.seed = seed or 0
+        self.policy = BetaNet(max(len(self.statistics), 1), hidden, mean, concentration, self.seed)
         self.learner = Surrogate() if learner is None else learner
-        self.learner.bind(self.policy, seed)
+        self.learner.bind(self.policy)
         self._window = dict.fromkeys(STATISTICS[2:8], 0.0)
         self._steps = 0
         self._ratio = low + (high - low) * mean
         self._progress: float | None = None
+        self._read: float | None = None  # progress as the window opened
         self._increment: float | None = None
 
     def decide(
         self, state: TrainingState, progress: float | None, earned: list[tuple[Decision, float]]
     ) -> tuple[float, dict[str, Any]]:
         """Learn from the decisions that have matured, then sample the window's exposure."""
-        if progress is not None and self._progress is not None:
-            self._increment = progress - self._progress
+        both = progress is not None and self._read is not None
+        self._increment = progress - self._read if both else None  # type: ignore[operator]
+        self._read = progress
         self._progress = progress if progress is not None else self._progress
         every = self._statistics(state)
         seen = self._seen(every)
@@ -138,7 +140,7 @@ class BetaPolicy(Rewarded):
         known |= {name: total / self._steps for name, total in self._window.items() if self._steps}
         if state.max_steps > 0:
             known["time"] = state.progress
-        if state.competence is not None:
+        if state.competence is not None and state.competence.tally().rollouts:
             known["competence"] = state.competence.mean()
         if self._number:
             known["last_exposure"] = self._ratio
@@ -146,13 +148,12 @@ class BetaPolicy(Rewarded):
         return {name: value if value is not None and math.isfinite(value) else None for name, value in known.items()}
 
     def update(self, feedback: StepFeedback) -> None:
-        """Add to the window's statistics. A step in which nothing was sampled has none."""
-        if not feedback.mean_length:
-            return
-        self._steps += 1
-        for name in ("loss", "mismatch", "student_entropy", "teacher_entropy", "share_cut"):
-            self._window[name] += getattr(feedback, name)
-        self._window["length"] += feedback.mean_length / max(feedback.max_new_tokens, 1)
+        """Add to the window's statistics. A step in which nothing was sampled, or a number is not finite, has none."""
+        found = {name: getattr(feedback, name) for name in self._window if name != "length"}
+        found["length"] = feedback.mean_length / max(feedback.max_new_tokens, 1)
+        if feedback.mean_length and all(math.isfinite(value) for value in found.values()):
+            self._steps += 1
+            self._window = {name: total + found[name] for name, total in self._window.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Policy, learner, and the window so far besides."""
@@ -162,13 +163,23 @@ class BetaPolicy(Rewarded):
             "window": dict(self._window),
             "steps": self._steps,
             "progress": self._progress,
-            "increment": self._increment,
+            "read": self._read,
+            "form": self._form(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ValueError: If it is of a policy that learns otherwise, or sees other statistics.
+        """
+        refuse_other(state["form"], self._form())
         super().load_state_dict(state)
         self.policy.load_state_dict(state["policy"])
         self.learner.load_state_dict(state["learner"])
         self._window, self._steps = dict(state["window"]), state["steps"]
-        self._progress, self._increment = state["progress"], state["increment"]
+        self._progress, self._read = state["progress"], state["read"]
+
+    def _form(self) -> dict[str, Any]:
+        """What a checkpoint's numbers mean nothing without."""
+        return {"learner": type(self.learner).__name__, "statistics": self.statistics}

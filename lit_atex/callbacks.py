@@ -161,6 +161,7 @@ class ExposureControl(pl.Callback):
         if not credits or not trainer.is_global_zero:
             return
         path = Path(trainer.default_root_dir) / "decisions.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
         if not credits[-1].complete and path.is_file():  # the end of the run, perhaps for the second time
             whole.write(path, "".join(x for x in whole.lines(path) if json.loads(x)["complete"]))
         with open(path, "a", encoding="utf-8") as file:

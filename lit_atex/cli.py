@@ -148,6 +148,9 @@ class Cli(LightningCLI):
 
         disable_progress_bar()  # of every file of weights
         config = self.config[self.subcommand]
+        draws = config.exposure.strategy.get("init_args") or {}
+        if draws.get("seed", 0) is None:  # strategies that draw; others, and a user's, have no such argument
+            draws["seed"] = as_seed(config.seed_everything)
         for key in ("trainer.default_root_dir", "checkpoint.dirpath"):
             if config[key] is not None:
                 raise ValueError(f"{key} is set by --run, the one folder that a run writes to; leave it out.")

@@ -17,7 +17,7 @@ class TrainingState(NamedTuple):
     """What a strategy may decide by.
 
     Attributes:
-        step: Optimizer steps done.
+        step: Optimizer steps done as the window opened: all of its steps are decided by the same state.
         max_steps: Optimizer steps in all; 0 if not known.
         epoch: Passes over the training source done.
         problem_ids: The problems of the coming batch.
@@ -34,7 +34,7 @@ class TrainingState(NamedTuple):
 
     @property
     def progress(self) -> float:
-        """Share of the run: 0 at the first optimizer step, 1 at the last.
+        """Share of the run as the window opened: 0 at the first optimizer step, 1 at the last.
 
         Raises:
             ValueError: If the length of the run is not known.
@@ -194,20 +194,26 @@ class Scheduled(Exposure):
 class Random(Exposure):
     """Uniform exposure: the control that a learned rule must beat."""
 
-    def __init__(self, low: float = 0.0, high: float = 1.0, per: Literal["step", "problem"] = "step", seed: int = 0):
+    def __init__(
+        self,
+        low: float = 0.0,
+        high: float = 1.0,
+        per: Literal["step", "problem"] = "step",
+        seed: int | None = None,
+    ) -> None:
         """Set the range.
 
         Args:
             low: Least exposure, in [0, 1].
             high: Greatest exposure, in [low, 1].
             per: One draw for all problems of an optimizer step, or one for each problem.
-            seed: Seed of the draws.
+            seed: Of the draws. None: that of the run (`seed_everything`), 0 in Python.
 
         Raises:
             ValueError: If the range is out of order.
         """
         self.low, self.high = in_order("low", low, "high", high)
-        self.per, self.seed = per, seed
+        self.per, self.seed = per, seed or 0
 
     def ratios(self, state: TrainingState) -> list[float]:
         """Fresh draws, set by (seed, step) and, for `per: problem`, the problem's id."""

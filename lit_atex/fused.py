@@ -104,7 +104,8 @@ def fused_divergence(
     if weights is None:
         weights = student_hidden.new_ones(student_hidden.shape[0], dtype=torch.float32)
     rows = {student_hidden.shape[0], teacher_hidden.shape[0], ids.shape[0], weights.shape[0]}
-    assert len(rows) == 1, f"student, teacher, ids and weights must score the same tokens, got {rows} rows"
+    if len(rows) != 1:
+        raise ValueError(f"student, teacher, ids and weights must score the same tokens, got {sorted(rows)} rows")
     job = _Job(divergence, student_head, teacher_hidden, teacher_head, ids, weights, chunk)
     inputs = (student_hidden, student_head.weight, student_head.bias)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):

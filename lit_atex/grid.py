@@ -99,7 +99,7 @@ class Grid:
                 own, all_keys = ["fit", *words, f"--seed_everything={seed}"], copy.deepcopy(config)
                 all_keys["seed_everything"] = seed
                 draws = all_keys["exposure"]["strategy"].get("init_args") or {}
-                if "seed" in draws:  # else all seeds would share one course of random exposures
+                if "seed" in draws:  # as `seed_everything` does, but in words
                     own.append(f"--exposure.strategy.init_args.seed={seed}")
                     draws["seed"] = seed
                 found.append(Run(name, settings, seed, own, all_keys))

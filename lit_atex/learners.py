@@ -50,7 +50,7 @@ class Learner(ABC):
         """Set the step size."""
         self.lr = _within("lr", lr, 0, 10)
 
-    def bind(self, policy: BetaNet, seed: int) -> None:
+    def bind(self, policy: BetaNet) -> None:
         """Take charge of a policy; once, before anything else."""
         self.policy = policy
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=self.lr)
@@ -105,13 +105,13 @@ class Reinforce(Learner):
         Args:
             lr: Step size of Adam, in [0, 10].
             entropy: Weight of the policy's entropy (nats) against advantages of unit variance, >= 0.
-            decay: Of the running mean and variance of rewards, per decision, in [0, 1].
+            decay: Of the running mean and variance of rewards, per decision, in [0, 0.999]; at 1 none would count.
 
         Raises:
             ValueError: If a number is out of range.
         """
         super().__init__(lr)
-        self.entropy, self.decay = _within("entropy", entropy, 0), _within("decay", decay, 0, 1)
+        self.entropy, self.decay = _within("entropy", entropy, 0), _within("decay", decay, 0, 0.999)
         self.baseline: float | None = None
         self.variance = 0.0
 
@@ -206,9 +206,11 @@ class Surrogate(Learner):
     def believe(self, state: list[float]) -> tuple[Array, Array, Array]:
         """Mean and SD of the effect of each exposure of GRID at this state, in SD of the rewards; and relevance."""
         rewards = np.array([m.reward for m in self.decisions])
+        largest = abs(rewards).max()
         rewards = rewards - rewards.mean()
         scale = rewards.std()
-        rewards = (rewards / scale if scale > 0 else rewards).clip(-OUTLIER, OUTLIER)
+        # Equal rewards differ from their mean by rounding, which says nothing of exposure.
+        rewards = (rewards / scale).clip(-OUTLIER, OUTLIER) if scale > 1e-9 * largest else np.zeros_like(rewards)
         states = self.policy.standardise(torch.tensor([m.state for m in self.decisions], dtype=torch.float64)).numpy()
         now = self.policy.standardise(torch.tensor(state, dtype=torch.float64)).numpy()
         actions = np.array([m.action for m in self.decisions])

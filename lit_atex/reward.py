@@ -182,5 +182,24 @@ class Rewarded(Exposure):
         self._number, self._ratio, self._scalars = state["number"], state["ratio"], dict(state["scalars"])
 
 
+def refuse_other(then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Check that a checkpoint's strategy is this one.
+
+    Args:
+        then: Of the checkpoint, by name of the argument.
+        now: Of this strategy.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    for name, value in now.items():
+        if then[name] != value:
+            raise ValueError(
+                f"--resume: exposure.strategy.init_args.{name} was {then[name]} as this run began, and is {value}: set "
+                "it back, or begin another run from its student/."
+            )
+
+
 def _credit(decision: Decision, reward: float | None, complete: bool) -> Credit:
+    reward = reward if reward is not None and abs(reward) < FINITE else None
     return Credit(decision.number, decision.step, decision.ratio, reward, complete, decision.details)

@@ -9,8 +9,8 @@ It knows nothing of policies. The model, for the reward y of an exposure u at th
 
 Which f, and how large the effect is against the noise, are hypotheses. Each is a conjugate (normal-inverse-gamma)
 regression in closed form (Gelman et al., Bayesian Data Analysis, ch. 14), and they are averaged by their evidence: with
-ten statistics and a few dozen rewards, one weight per statistic would drown the one that matters. For the same reason
-the statistics are taken to stand in order, the likeliest to move the effect first.
+eleven statistics and a few dozen rewards, one weight per statistic would drown the one that matters. For this too the
+statistics are taken to stand in order, the likeliest to move the effect first.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def test_the_state_is_what_it_says() -> None:
     policy.begin_window(state(0, 101, competence), 0.1)
     first = dict(zip(STATISTICS, learner.states[0]))
     unknown = dict.fromkeys(STATISTICS, math.nan)
-    assert first == pytest.approx(unknown | {"time": 0.0, "competence": 0.5, "progress": 0.1}, nan_ok=True)
+    assert first == pytest.approx(unknown | {"time": 0.0, "progress": 0.1}, nan_ok=True)
     chosen = policy.ratios(state())[0]
     for step, value in enumerate([1.0, 3.0]):
         policy.update(feedback(step, value))
@@ -63,8 +63,15 @@ def test_the_state_is_what_it_says() -> None:
     policy.begin_window(state(60, 0), None)  # a window whose steps were all skipped, no length known, no progress
     third = dict(zip(STATISTICS, learner.states[2]))
     assert [third[name] for name in ("time", "competence", "loss", "progress", "last_increment")] == pytest.approx(
-        [math.nan, math.nan, math.nan, 0.35, 0.25], nan_ok=True
+        [math.nan, math.nan, math.nan, 0.35, math.nan], nan_ok=True
     )
+    policy.begin_window(state(70, 0), 0.5)  # what the window before brought is not known either
+    assert math.isnan(dict(zip(STATISTICS, learner.states[3]))["last_increment"])
+    policy.update(feedback(70, 1.0))
+    policy.update(feedback(71, 3.0, loss=math.inf))  # left out
+    policy.begin_window(state(80, 0), 0.6)
+    fifth = dict(zip(STATISTICS, learner.states[4]))
+    assert [fifth["loss"], fifth["mismatch"], fifth["last_increment"]] == pytest.approx([1.0, 2.0, 0.1])
 
 
 @pytest.mark.parametrize(("names", "values"), [(["progress", "time"], [0.1, 0.25]), ([], [0.0])])
@@ -104,8 +111,10 @@ def test_matured_decisions_reach_the_learner_with_the_state_that_they_were_taken
     progress = [0.0, 1.0, 3.0, 4.0, 4.0]
     credits: list[Credit] = []
     actions = []
+    competence = Competence()
+    competence.update(feedback())
     for k, p in enumerate(progress):
-        credits += policy.begin_window(state(5 * k, competence=Competence()), p)
+        credits += policy.begin_window(state(5 * k, competence=competence), p)
         actions.append(policy.ratios(state())[0])
         policy.update(feedback(k, k + 1.0))
     rewards = [1 + 0.5 * 2, 2 + 0.5 * 1, 1 + 0.0]
@@ -127,7 +136,7 @@ def test_matured_decisions_reach_the_learner_with_the_state_that_they_were_taken
 def test_what_was_not_measured_is_not_known() -> None:
     learner = Still()
     policy = BetaPolicy(learner, horizon=1)
-    policy.begin_window(state(0), None)
+    policy.begin_window(state(0, competence=Competence()), None)  # a prior is no measurement
     assert [name for name, value in zip(STATISTICS, learner.states[0]) if math.isfinite(value)] == ["time"]
     json.loads(json.dumps(policy.finish(None)[0].details, allow_nan=False))  # as decisions.jsonl has it
     for k in range(1, 6):

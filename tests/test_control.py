@@ -20,7 +20,7 @@ from lit_atex.checkpoint import Checkpoint
 from lit_atex.data import ProblemDataModule
 from lit_atex.estimator import CompetenceEstimator
 from lit_atex.exposure import Credit, Exposure, Fixed, TrainingState
-from lit_atex.learners import Reinforce
+from lit_atex.learners import Reinforce, Surrogate
 from lit_atex.measures import ProbeAccuracy, ProbeMatch, ProbeNLL, RolloutAccuracy
 from lit_atex.types import StepFeedback
 
@@ -170,6 +170,37 @@ def test_every_strategy_resumes_bit_for_bit(tmp_path, name, make, lora):
         row_a, row_b = ({k: v for k, v in log.steps[step].items() if not k.startswith(timed)} for log in (log_a, log_b))
         assert row_a == row_b
         assert all(math.isfinite(v) for v in row_a.values())
+
+
+@pytest.mark.parametrize("learner", [Surrogate, Reinforce])
+def test_a_policy_that_has_learned_resumes_bit_for_bit(tmp_path, name, learner):
+    def made():
+        return BetaPolicy(learner(lr=0.1), horizon=1)
+
+    a, control_a, _ = train(tmp_path / "a", name, made(), 9, hold=1)
+    b, control_b, _ = train(tmp_path / "b", name, made(), 9, hold=1, resume=tmp_path / "a" / "step=7.ckpt")
+    saved = torch.load(tmp_path / "a" / "step=7.ckpt", weights_only=True)
+    (then,) = (x["strategy"]["policy"] for k, x in saved["callbacks"].items() if k.startswith("ExposureControl"))
+    assert not then["last.bias"].equal(made().policy.last.bias)  # it had moved before the cut
+    torch.testing.assert_close(weights(b), weights(a), rtol=0, atol=0)
+    assert str(control_b.state_dict()) == str(control_a.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (lambda: BetaPolicy(), lambda: BetaPolicy(Reinforce()), "learner was Surrogate.*is Reinforce"),
+        (
+            lambda: BetaPolicy(statistics=["time"]),
+            lambda: BetaPolicy(statistics=[]),
+            r"statistics was \['time'\].*is \[\]",
+        ),
+        (lambda: Bandit(arms=6), lambda: Bandit(arms=3), "arms was 6.*is 3"),
+    ],
+)
+def test_a_run_goes_on_with_what_its_numbers_mean(before, after, message):
+    with pytest.raises(ValueError, match=message):
+        after().load_state_dict(before().state_dict())
 
 
 def test_a_run_goes_on_with_its_own_strategy_alone(tmp_path, name):

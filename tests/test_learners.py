@@ -23,7 +23,7 @@ FEATURES = 3
 
 
 def bound(learner: Learner, mean: float = 0.5, concentration: float = 4.0, seed: int = 0) -> Learner:
-    learner.bind(BetaNet(FEATURES, 8, mean, concentration, seed), seed)
+    learner.bind(BetaNet(FEATURES, 8, mean, concentration, seed))
     return learner
 
 
@@ -181,9 +181,11 @@ def test_the_surrogate_finds_the_best_exposure_and_the_statistic_that_moves_it()
     assert best == pytest.approx([0.3, 0.7], abs=0.1)
 
 
-def test_a_constant_reward_leaves_the_policy_broad() -> None:
+@pytest.mark.parametrize("spread", [0.0, 7.0])
+def test_a_constant_reward_leaves_the_policy_broad(spread: float) -> None:
     learner = bound(Surrogate())
-    feed(learner, [m._replace(reward=1.0) for m in decisions(60)])
+    # The second: equal to rounding, as the rewards of a progress that rises by 0.1 in each window.
+    feed(learner, [m._replace(reward=1.0 + 1e-16 * spread * k) for k, m in enumerate(decisions(60))])
     a, b = (x.item() for x in learner.policy(torch.zeros(FEATURES, dtype=torch.float64)))
     assert a + b < 6
 

@@ -90,6 +90,7 @@ def run(model: str, out: str, case: str, devices: int) -> None:
         accumulate_grad_batches=accumulate,
         callbacks=[control, competence := CompetenceEstimator(), collapse, *[every] * (case in MATCH)],
         enable_checkpointing=case in MATCH,
+        default_root_dir=out,
         limit_val_batches=1.0,
         check_val_every_n_epoch=None,
         val_check_interval=10_000,
@@ -136,7 +137,7 @@ def test_two_ranks_give_what_one_rank_gives(tmp_path, case):
     for key in ("weights", "average"):
         torch.testing.assert_close(second[key], first[key], rtol=0, atol=0)
     for key in ("competence", "decisions", "learned", "collapse", "results", "validated", "skipped"):
-        assert second[key] == first[key]
+        assert str(second[key]) == str(first[key])  # as text, for NaN is not equal to itself
     # And with one rank to rounding.
     for key in ("weights", "average"):
         torch.testing.assert_close(first[key], alone[key], rtol=1e-5, atol=1e-6)
@@ -149,7 +150,7 @@ def test_two_ranks_give_what_one_rank_gives(tmp_path, case):
     assert [alone["log"][s]["throughput/problems_per_step"] for s in steps] == [4, 1, 4, 1][-len(steps) :]
     assert len(first["learned"]) == (STEPS - 1 if case in ("learned", "resumed") else 0)
     for ours, theirs in zip(first["learned"], alone["learned"], strict=True):
-        assert [*ours[0], *ours[1:]] == pytest.approx([*theirs[0], *theirs[1:]], rel=1e-3, abs=1e-5)
+        assert [*ours[0], *ours[1:]] == pytest.approx([*theirs[0], *theirs[1:]], rel=1e-3, abs=1e-5, nan_ok=True)
     if case == "accumulate":
         assert alone["log"][0]["length/share_empty"] == 0.5
     result = json.loads(alone["results"])[0]

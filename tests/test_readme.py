@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from lit_atex.cli import main
+from lit_atex.competence import Competence
 from lit_atex.exposure import TrainingState
+from lit_atex.types import StepFeedback, Verdict
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -68,10 +70,15 @@ def test_snippet_fits_in_fifteen_lines_and_does_what_it_says() -> None:
     names: dict = {}
     exec(code, names)
     strategy = names["EasyFirst"](least=0.25)
-    state = TrainingState(step=0, max_steps=10, epoch=0, problem_ids=["a", "b"], levels=["1", "2"])
-    assert strategy.ratios(state) == [1.0, 1.0]
-    strategy.solved = {"1": 0.5, "2": 0.9}
-    assert strategy.ratios(state) == [0.5, 0.25]
+    competence = Competence()
+    state = TrainingState(0, 10, 0, problem_ids=["a", "b"], levels=["easy", "hard"], competence=competence)
+    assert strategy.ratios(state) == [0.5, 0.5]  # nothing is known yet
+    verdicts = [Verdict.CORRECT, Verdict.WRONG]
+    for step in range(60):
+        competence.update(StepFeedback(step, ["a", "b"], ["easy", "hard"], [0.5, 0.5], verdicts, *[0.0] * 7))
+    easy, hard = strategy.ratios(state)
+    assert easy == 0.25
+    assert hard > 0.8
 
 
 @pytest.mark.slow
