@@ -1,9 +1,9 @@
-"""How well can *anyone* know the best exposure of the simulated students of results/controllers.md after 150 decisions?
+"""How well can the best exposure of the simulated students of results/controllers.md be known after 150 decisions?
 
-A Bayesian is told what no controller is: that worth is a parabola of range 1 in exposure (for `c`: one whose peak moves
-linearly in time), the SD of the noise, and that nothing else moves the rewards. Unknown is only where the peak lies (at
-the start and at the end). It sees 150 exposures, spread evenly, and then names the peak of the last 50 decisions: the
-likeliest. Printed is how far off it is on the mean. It knows no strategy.
+A least-squares fit is told what no controller is: that worth is a parabola of range 1 in exposure (for `c`: one whose
+peak moves linearly in time), and that nothing else moves the rewards. Unknown is only where the peak lies (at the start
+and at the end). It sees 150 exposures, spread evenly, and then names the peak of the last 50 decisions: the one that
+fits best. Printed is how far off it is on the mean. It knows no strategy.
 
     python benchmarks/limits.py
 """
