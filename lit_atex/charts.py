@@ -67,13 +67,11 @@ def _band(axis: Axes, xs: list[float], rows: list[Row], alpha: float = 0.35) -> 
 def exposure(tables: Tables) -> Figure | None:
     """Each metric against exposure: fixed ones along the axis, the other strategies beside it."""
     means = {(row["cell"], row["metric"]): row for row in tables.cells}
-    before = {
-        metric: _mean([row["value"] for row in rows])
-        for metric, rows in _groups([row for row in tables.curves if row["step"] == 0], "metric").items()
-    }
-    return _against_exposure(
-        tables, list(_groups(tables.cells, "metric")), lambda name, cell: means[cell, name], before
-    )
+    families = {run["cell"]: run["family"] for run in tables.runs}
+    first = [row | {"family": families[row["cell"]]} for row in _known(tables.curves, "value") if row["step"] == 0]
+    before = {key: _mean([row["value"] for row in rows]) for key, rows in _groups(first, "metric", "family").items()}
+    names = list(_groups(tables.cells, "metric"))
+    return _against_exposure(tables, names, lambda name, cell: means[cell, name], before)
 
 
 def mismatch(tables: Tables) -> Figure | None:
@@ -90,7 +88,7 @@ def mismatch(tables: Tables) -> Figure | None:
 
 
 def _against_exposure(
-    tables: Tables, names: list[str], value: Callable[[str, str], Row], before: dict[str, float]
+    tables: Tables, names: list[str], value: Callable[[str, str], Row], before: dict[tuple[str, str], float]
 ) -> Figure | None:
     """A panel a family of cells and quantity, grey dashes where it was before training.
 
@@ -117,8 +115,8 @@ def _against_exposure(
         if len(ticks) > len(xs):
             axis.axvline(1.1, color=GREY, linewidth=0.6)
         axis.set_xticks(list(ticks), list(ticks.values()), rotation=90, fontsize=7)
-        if name in before:
-            axis.axhline(before[name], color=GREY, linestyle="--", linewidth=1.0)
+        if (name, family) in before:
+            axis.axhline(before[name, family], color=GREY, linestyle="--", linewidth=1.0)
         axis.set_title(", ".join(filter(None, (name, family))), fontsize=9)
     for i in range(len(names)):
         of_name = axes[i * len(families) : (i + 1) * len(families)]
