@@ -108,8 +108,7 @@ class BetaPolicy(Rewarded):
         self, state: TrainingState, progress: float | None, earned: list[tuple[Decision, float]]
     ) -> tuple[float, dict[str, Any]]:
         """Learn from the decisions that have matured, then sample the window's exposure."""
-        both = progress is not None and self._read is not None
-        self._increment = progress - self._read if both else None  # type: ignore[operator]
+        self._increment = None if progress is None or self._read is None else progress - self._read
         self._read = progress
         self._progress = progress if progress is not None else self._progress
         every = self._statistics(state)
