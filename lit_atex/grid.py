@@ -270,4 +270,14 @@ def changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """
     a, b = ({k: v for k, v in flat(c).items() if k not in OF_THE_START} for c in (then, now))
     keys = [k for k in {**a, **b} if (k in a and k in b) or k.startswith(("data.validation.", "data.test."))]
-    return [f"{k} was {a.get(k, 'absent')}, is {b.get(k, 'absent')}" for k in keys if a.get(k) != b.get(k)]
+    told = [f"{k} was {a.get(k, 'absent')}, is {b.get(k, 'absent')}" for k in keys if a.get(k) != b.get(k)]
+    return [
+        *told,
+        *(f"{k} was {'null' if k in a else 'set'}, is {'null' if k in b else 'set'}" for k in switched(a, b)),
+    ]
+
+
+def switched(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """The keys that are null in one of two flat configurations and a mapping in the other, such as `lora`."""
+    pairs = ((a, b), (b, a))
+    return [k for x, y in pairs for k, v in x.items() if v is None and any(other.startswith(f"{k}.") for other in y)]

@@ -16,7 +16,7 @@ import yaml
 
 from lit_atex import whole
 from lit_atex.evaluation import Result
-from lit_atex.grid import flat
+from lit_atex.grid import flat, switched
 from lit_atex.metrics import mean_g_pass_at_k, pass_at_k
 from lit_atex.report import read_results
 from lit_atex.resume import read_manifest
@@ -123,13 +123,15 @@ def find(folders: list[Path]) -> tuple[list[Record], dict[str, str]]:
         # The order of a grid is that in which its runs were begun, which their names do not tell.
         for path in sorted(folder.rglob("manifest.json"), key=lambda p: (_began(p.parent), str(p))):
             name = str(path.parent.relative_to(folder)) if folder in holding else path.parent.resolve().name
-            named[f"{folder.resolve().name}/{name}" if folder in holding and len(holding) > 1 else name] = path.parent
+            name = f"{folder.resolve().name}/{name}" if folder in holding and len(holding) > 1 else name
+            if named.setdefault(name, path.parent).resolve() != path.parent.resolve():
+                raise ValueError(f"{path.parent} and {named[name]} are both {name}: rename a folder, or report apart.")
     runs, out = [], {}
     for name, path in named.items():
         manifest = read_manifest(path)
         if "optimizer_steps" not in manifest or not manifest.get("finished"):
             out[name] = str(manifest.get("error", "not finished"))
-        elif not (results := json.loads((path / "results.json").read_text(encoding="utf-8"))):
+        elif not (results := _results(path / "results.json")):
             out[name] = "not evaluated"
         else:
             runs.append(_record(name, path, manifest, results))
@@ -161,6 +163,11 @@ def _by_size(values: list[str]) -> list[str]:
         return sorted(values, key=float)
     except ValueError:
         return values
+
+
+def _results(path: Path) -> dict[str, Any]:
+    """What a run measured; nothing if it was never evaluated."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _began(run: Path) -> str:
@@ -217,6 +224,7 @@ def _same_settings(runs: list[Record]) -> None:
     for run in runs:
         other = first.setdefault(run.cell, run)
         keys = [key for key in run.config if key in other.config and run.config[key] != other.config[key]]
+        keys += switched(run.config, other.config)
         if keys:
             raise ValueError(
                 f"{run.path} and {other.path} bear the name of one cell, {run.cell}, but differ in {', '.join(keys)}: "

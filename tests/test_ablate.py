@@ -153,6 +153,9 @@ def test_settings_that_differ_are_named_and_new_keys_are_not():
     then = {"run": "a", "model": {"samples": 1}, "data": {"validation": {"a": {"size": 1}}}}
     now = {"run": "b", "model": {"samples": 2, "new": 3}, "data": {"validation": {"a": {"size": 1}, "b": {"size": 1}}}}
     assert changed(then, now) == ["model.samples was 1, is 2", "data.validation.b.size was absent, is 1"]
+    assert changed({"lora": None}, {"lora": {"r": 8}}) == ["lora was null, is set"]
+    assert changed({"lora": {"r": 8}}, {"lora": None}) == ["lora was set, is null"]
+    assert changed({"lora": None}, {"lora": None, "new": {"r": 8}}) == []
 
 
 # Carrying out, with an executor whose runs take so many looks

@@ -145,6 +145,35 @@ def test_folders_that_hold_runs_set_their_cells_apart(grid, tmp_path):
     assert f"{tmp_path.name}/exposure=full" in cells
 
 
+def test_of_two_runs_of_one_name_none_is_lost(grid, tmp_path):
+    for part in ("old", "new"):
+        shutil.copytree(grid / "exposure=full,seed=0", tmp_path / part / "grid" / "exposure=full,seed=0")
+    found = [tmp_path / part / "grid" for part in ("old", "new")]
+    for folders in (found, [folder / "exposure=full,seed=0" for folder in found]):
+        with pytest.raises(ValueError, match=r"are both (grid/)?exposure=full,seed=0: rename"):
+            runs.find(folders)
+    assert len(runs.find([found[0], found[0]])[0]) == 1  # the same twice is one
+
+
+def test_a_run_without_results_is_left_out(grid, tmp_path):
+    for seed in (0, 1):
+        shutil.copytree(grid / f"exposure=full,seed={seed}", tmp_path / f"exposure=full,seed={seed}")
+    (tmp_path / "exposure=full,seed=1" / "results.json").unlink()
+    records, left_out = runs.find([tmp_path])
+    assert [run.seed for run in records] == [0]
+    assert left_out == {"exposure=full,seed=1": "not evaluated"}
+
+
+def test_full_fine_tuning_and_adapters_are_not_one_cell(grid, tmp_path):
+    for seed, lora in ((0, None), (1, {"r": 8})):
+        folder = tmp_path / f"full,seed={seed}"
+        shutil.copytree(grid / f"exposure=full,seed={seed}", folder)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        (folder / "config.yaml").write_text(yaml.safe_dump(config | {"lora": lora}))
+    with pytest.raises(ValueError, match="one cell, full, but differ in lora"):
+        runs.find([tmp_path])
+
+
 def test_no_finished_run(grid, tmp_path):
     with pytest.raises(ValueError, match="no finished run"):
         runs.find([tmp_path])
