@@ -99,7 +99,7 @@ class Grid:
                 own, all_keys = ["fit", *words, f"--seed_everything={seed}"], copy.deepcopy(config)
                 all_keys["seed_everything"] = seed
                 draws = all_keys["exposure"]["strategy"].get("init_args") or {}
-                if "seed" in draws:  # as `seed_everything` does, but in words
+                if "seed" in draws:  # so that a run that goes on is compared with what its config.yaml says
                     own.append(f"--exposure.strategy.init_args.seed={seed}")
                     draws["seed"] = seed
                 found.append(Run(name, settings, seed, own, all_keys))

@@ -110,7 +110,7 @@ def find(folders: list[Path]) -> tuple[list[Record], dict[str, str]]:
     """The runs in some folders, which are run folders or hold them.
 
     Returns:
-        Finished runs, by cell and seed as they are found; and those that are left out, with the reason.
+        Finished runs, in the order of their axes (`_in_order`); and those that are left out, with the reason.
 
     Raises:
         ValueError: If there is none, or runs of one name have different settings.
