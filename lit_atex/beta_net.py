@@ -6,17 +6,21 @@ It knows nothing of rewards; `learners.py` moves its weights.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lit_atex.reward import FINITE
+from lit_atex.reward_model import Array
 
 CLIP = 5.0
 """Standardised statistics are kept within this."""
 EXCESS = (0.5, 100.0)
 """The policy's a + b - 2 lies between: from nearly flat, where a gradient still moves the mode, to an SD of 0.05."""
+LOW, HIGH = (math.log(x) for x in EXCESS)
 DAMPING = 4.0
 """The hidden layer's outputs, which Adam moves all at once, count for this much less than the two biases."""
 
@@ -64,8 +68,8 @@ class BetaNet(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.first = nn.Linear(features, hidden, dtype=torch.float64)
         self.last = nn.Linear(hidden, 2, dtype=torch.float64)
-        excess, low, high = concentration - 2, *(math.log(x) for x in EXCESS)
-        start = torch.tensor([(mean * concentration - 1) / excess, (math.log(excess) - low) / (high - low)])
+        excess = concentration - 2
+        start = torch.tensor([(mean * concentration - 1) / excess, (math.log(excess) - LOW) / (HIGH - LOW)])
         with torch.no_grad():
             self.first.weight.normal_(0, features**-0.5, generator=generator)
             self.first.bias.zero_()
@@ -95,6 +99,27 @@ class BetaNet(nn.Module):
         """A and b at the state(s) `[... features]`."""
         hidden = torch.tanh(self.first(self.standardise(state)))
         mode, width = Within.apply(hidden @ self.last.weight.T / DAMPING + self.last.bias).unbind(-1)
-        low, high = (math.log(x) for x in EXCESS)
-        excess = (low + (high - low) * width).exp()
+        excess = (LOW + (HIGH - LOW) * width).exp()
         return 1 + excess * mode, 1 + excess * (1 - mode)
+
+    def slope(self, z: Array, worth: Callable[[float, float], tuple[float, float]]) -> None:
+        """Set the parameters' `grad`, as autograd would for a loss of a and b at one state.
+
+        In NumPy, at a fifth of autograd's time: for a network this small, its bookkeeping is the cost.
+
+        Args:
+            z: `[features]` the state, standardised.
+            worth: The derivatives by a and b of what is to rise, at an a and b.
+        """
+        parameters = self.first.weight, self.first.bias, self.last.weight, self.last.bias
+        first, offset, last, bias = (p.detach().numpy() for p in parameters)
+        hidden = np.tanh(first @ z + offset)
+        raw = last @ hidden / DAMPING + bias
+        mode, width = raw.clip(0, 1).tolist()
+        excess = math.exp(LOW + (HIGH - LOW) * width)
+        by_a, by_b = worth(1 + excess * mode, 1 + excess * (1 - mode))
+        by = -excess * np.array([by_a - by_b, (HIGH - LOW) * (mode * by_a + (1 - mode) * by_b)])
+        by[(raw < 0) & (by > 0) | (raw > 1) & (by < 0)] = 0.0  # as in `Within`
+        inner = by @ last / DAMPING * (1 - hidden * hidden)
+        for parameter, grad in zip(parameters, (np.outer(inner, z), inner, np.outer(by, hidden) / DAMPING, by)):
+            parameter.grad = torch.from_numpy(grad)

@@ -53,7 +53,7 @@ class Learner(ABC):
     def bind(self, policy: BetaNet) -> None:
         """Take charge of a policy; once, before anything else."""
         self.policy = policy
-        self.optimizer = torch.optim.Adam(policy.parameters(), lr=self.lr)
+        self.optimizer = torch.optim.Adam(policy.parameters(), lr=self.lr, fused=True)
 
     def learn(self, matured: list[Matured], state: list[float]) -> dict[str, float]:
         """Learn, and prepare the policy for the state now. Called once per window, before its exposure is sampled.
@@ -185,16 +185,15 @@ class Surrogate(Learner):
         if len(self.decisions) < LEAST:
             return {}
         mean, spread, relevance = self.believe(state)
-        value = torch.from_numpy(mean + self.optimism * spread)
-        temperature = self.entropy * float(spread.mean()) ** 2
-        now, grid = torch.tensor(state, dtype=torch.float64), torch.from_numpy(GRID)
+        value, temperature = mean + self.optimism * spread, self.entropy * float(spread.mean()) ** 2
+        now = torch.tensor(state, dtype=torch.float64)
+        z = self.policy.standardise(now).numpy()
         for _ in range(self.steps):
-            policy = self.density(now)
-            share = policy.log_prob(grid).softmax(0)
-            self.ascend(share @ value + temperature * policy.entropy())
+            self.policy.slope(z, lambda a, b: uphill(a, b, value, temperature))
+            self.optimizer.step()
         with torch.no_grad():
             policy = self.density(now)
-            share = policy.log_prob(grid).softmax(0).numpy()
+        share = shares(policy.concentration1.item(), policy.concentration0.item())
         return {
             "advantage": float(share @ mean - mean.mean()),
             "uncertainty": float(spread.mean()),
@@ -229,7 +228,30 @@ class Surrogate(Learner):
 
 
 GRID = (np.arange(64) + 0.5) / 64
+LOGS = np.log(GRID), np.log1p(-GRID)
 LEAST = 4
 """Fewer decisions do not move the policy."""
 OUTLIER = 4.0
 """Rewards are kept within this many SD."""
+
+
+def shares(a: float, b: float) -> Array:
+    """`[64]` what Beta(a, b) gives to each exposure of GRID, summing to 1."""
+    logit = (a - 1) * LOGS[0] + (b - 1) * LOGS[1]
+    share = np.exp(logit - logit.max())
+    return share / share.sum()
+
+
+def uphill(a: float, b: float, value: Array, temperature: float) -> tuple[float, float]:
+    """The derivatives by a and b of E[value] + temperature * entropy under Beta(a, b).
+
+    Of the expectation, a sum over GRID, they are its covariance with log u and log(1 - u); of the entropy they are
+    (a + b - 2) trigamma(a + b) less (a - 1) trigamma(a), or the same of b.
+    """
+    share = shares(a, b)
+    pull = share * (value - share @ value)
+    at_a, at_b, at_both = torch.polygamma(1, torch.tensor([a, b, a + b], dtype=torch.float64)).tolist()
+    both = (a + b - 2) * at_both
+    by_a = pull @ LOGS[0] + temperature * (both - (a - 1) * at_a)
+    by_b = pull @ LOGS[1] + temperature * (both - (b - 1) * at_b)
+    return float(by_a), float(by_b)

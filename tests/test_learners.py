@@ -15,7 +15,7 @@ from scipy.special import digamma
 
 from lit_atex import reward_model
 from lit_atex.beta_net import BetaNet, Within
-from lit_atex.learners import GRID, Learner, Matured, Reinforce, Surrogate
+from lit_atex.learners import GRID, Learner, Matured, Reinforce, Surrogate, shares, uphill
 from lit_atex.reward_model import effect, polynomials
 from lit_atex.types import seeded
 
@@ -103,6 +103,29 @@ def test_a_policy_that_has_become_flat_still_follows_what_it_learns() -> None:
     feed(learner, decisions(40, seed=3, best=0.1))
     a, b = (x.item() for x in learner.policy(torch.zeros(FEATURES, dtype=torch.float64)))
     assert a / (a + b) < 0.25
+
+
+@pytest.mark.parametrize("start", [(0.3, 0.4), (-0.2, 0.4), (1.1, -0.3), (0.6, 1.2)])
+def test_the_surrogate_climbs_along_autograds_gradient(start: tuple[float, float]) -> None:
+    random = seeded(0, "climb")
+    value, temperature = random.standard_normal(64), 0.3
+    net = BetaNet(FEATURES, 8, 0.5, 4.0, 0)
+    with torch.no_grad():
+        net.last.weight.normal_(generator=torch.Generator().manual_seed(1))
+        net.last.bias.copy_(torch.tensor(start, dtype=torch.float64))
+    for state in random.standard_normal((5, FEATURES)).tolist():
+        net.observe(state)
+    now = torch.tensor([0.3, -0.5, 1.0], dtype=torch.float64)
+    policy = torch.distributions.Beta(*net(now))
+    share = policy.log_prob(torch.from_numpy(GRID)).softmax(0)
+    (-(share @ torch.from_numpy(value)) - temperature * policy.entropy()).backward()
+    expected = [p.grad for p in net.parameters()]
+    net.zero_grad()
+    net.slope(net.standardise(now).numpy(), lambda a, b: uphill(a, b, value, temperature))
+    assert max(float(grad.abs().max()) for grad in expected) > 1e-3
+    for got, grad in zip(net.parameters(), expected):
+        torch.testing.assert_close(got.grad, grad, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(shares(policy.concentration1.item(), policy.concentration0.item()), share.detach())
 
 
 @given(st.floats(-10, 10), st.floats(-10, 10))
