@@ -195,6 +195,7 @@ class Surrogate(Learner):
             policy = self.density(now)
         share = shares(policy.concentration1.item(), policy.concentration0.item())
         return {
+            "baseline": float(np.mean([m.reward for m in self.decisions])),
             "advantage": float(share @ mean - mean.mean()),
             "uncertainty": float(spread.mean()),
             "best": float(GRID[mean.argmax()]),
@@ -204,12 +205,12 @@ class Surrogate(Learner):
 
     def believe(self, state: list[float]) -> tuple[Array, Array, Array]:
         """Mean and SD of the effect of each exposure of GRID at this state, in SD of the rewards; and relevance."""
-        rewards = np.array([m.reward for m in self.decisions])
+        rewards = within_reach(np.array([m.reward for m in self.decisions]))
         largest = abs(rewards).max()
         rewards = rewards - rewards.mean()
         scale = rewards.std()
         # Equal rewards differ from their mean by rounding, which says nothing of exposure.
-        rewards = (rewards / scale).clip(-OUTLIER, OUTLIER) if scale > 1e-9 * largest else np.zeros_like(rewards)
+        rewards = rewards / scale if scale > 1e-9 * largest else np.zeros_like(rewards)
         states = self.policy.standardise(torch.tensor([m.state for m in self.decisions], dtype=torch.float64)).numpy()
         now = self.policy.standardise(torch.tensor(state, dtype=torch.float64)).numpy()
         actions = np.array([m.action for m in self.decisions])
@@ -231,8 +232,21 @@ GRID = (np.arange(64) + 0.5) / 64
 LOGS = np.log(GRID), np.log1p(-GRID)
 LEAST = 4
 """Fewer decisions do not move the policy."""
-OUTLIER = 4.0
-"""Rewards are kept within this many SD."""
+OUTLIER = 6.0
+"""Rewards are kept within this many SD of their median: normal ones hardly ever reach it."""
+
+
+def within_reach(rewards: Array) -> Array:
+    """Without outliers, of which one would make all others look alike.
+
+    The SD is that of the middle half, as a normal distribution has it (1.4826 times the median absolute deviation),
+    since an outlier would raise its own limit; the plain SD where more than half of the rewards are equal.
+    """
+    middle = float(np.median(rewards))
+    usual = 1.4826 * float(np.median(abs(rewards - middle)))
+    if usual <= 1e-12 * abs(rewards).max():  # equal, or to rounding
+        usual = float(rewards.std())
+    return rewards.clip(middle - OUTLIER * usual, middle + OUTLIER * usual)
 
 
 def shares(a: float, b: float) -> Array:

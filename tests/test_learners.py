@@ -11,11 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from scipy.special import digamma
 
 from lit_atex import reward_model
 from lit_atex.beta_net import BetaNet, Within
-from lit_atex.learners import GRID, Learner, Matured, Reinforce, Surrogate, shares, uphill
+from lit_atex.learners import GRID, Learner, Matured, Reinforce, Surrogate, shares, uphill, within_reach
 from lit_atex.reward_model import effect, polynomials
 from lit_atex.types import seeded
 
@@ -226,6 +227,31 @@ def test_outliers_do_not_rule() -> None:
     learner = bound(Surrogate())
     feed(learner, data)
     assert GRID[learner.believe([0.0] * FEATURES)[0].argmax()] == pytest.approx(0.7, abs=0.12)
+
+
+@pytest.mark.parametrize("size", [1e3, -1e8])
+def test_one_gross_outlier_does_not_silence_the_others(size: float) -> None:
+    data = decisions(60)
+    data[20] = data[20]._replace(reward=size)
+    learner = bound(Surrogate())
+    feed(learner, data)
+    mean, spread, _ = learner.believe([0.0] * FEATURES)
+    assert GRID[mean.argmax()] == pytest.approx(0.7, abs=0.1)
+    assert mean.max() - mean.min() > 3 * spread.mean()
+
+
+def test_rewards_are_within_reach_of_their_median() -> None:
+    random = seeded(0, "reach")
+    usual = random.standard_normal(1000)
+    assert np.array_equal(within_reach(usual), usual)
+    far = within_reach(np.array([*usual, 50.0]))
+    assert far[:-1].tolist() == usual.tolist()
+    robust = stats.median_abs_deviation([*usual, 50.0], scale="normal")
+    assert far[-1] == pytest.approx(np.median([*usual, 50.0]) + 6 * robust, rel=1e-4)
+    # More than half are equal, exactly or to rounding: the others are no outliers.
+    for noise in (0.0, 1e-17):
+        few = np.array([*(noise * usual[:30]), *np.full(10, 0.1)])
+        assert np.array_equal(within_reach(few), few)
 
 
 @pytest.mark.parametrize("kind", [Surrogate, Reinforce])
