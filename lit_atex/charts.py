@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,7 @@ def mismatch(tables: Tables) -> Figure | None:
     def value(name: str, cell: str) -> Row:
         values = [run[column[name]] for run in by_cell[cell] if run[column[name]] == run[column[name]]]
         low, high = t_interval(values)
+        low = max(low, 0.0) if isfinite(low) else low  # no divergence is less
         return {"mean": _mean(values) if values else float("nan"), "seeds_low": low, "seeds_high": high}
 
     return _against_exposure(tables, list(column), value, {})
@@ -99,6 +101,7 @@ def _against_exposure(
         return None
     others = max(len({r["cell"] for r in rows if r["strategy"] != "Fixed"}) for rows in families.values())
     figure, axes = _figure(len(names) * len(families), min(len(families), 3), 3.2 + 0.3 * others, 3.0, sharey=False)
+    known = set()  # panels that show any number; an empty one has matplotlib's scale
     for axis, (name, (family, runs)) in zip(axes, ((n, f) for n in names for f in families.items())):
         place = {cell: _mean([run["exposure"] for run in of_cell]) for cell, of_cell in _groups(runs, "cell").items()}
         fixed = sorted({r["cell"] for r in runs if r["strategy"] == "Fixed"}, key=place.__getitem__)
@@ -110,16 +113,20 @@ def _against_exposure(
             row, x = value(name, cell), 1.2 + 0.16 * i
             reach = [[row["mean"] - row["seeds_low"]], [row["seeds_high"] - row["mean"]]]
             style: dict[str, Any] = {"color": DARK, "markerfacecolor": "white", "markersize": 5, "capsize": 2}
-            axis.errorbar(x, row["mean"], reach if reach[0] == reach[0] else None, fmt="s", linewidth=0.9, **style)
+            axis.errorbar(x, row["mean"], reach if isfinite(reach[0][0]) else None, fmt="s", linewidth=0.9, **style)
             ticks[x] = f"{_short(cell, family)} ({place[cell]:.2f})"
         if len(ticks) > len(xs):
             axis.axvline(1.1, color=GREY, linewidth=0.6)
         axis.set_xticks(list(ticks), list(ticks.values()), rotation=90, fontsize=7)
+        if any(isfinite(value(name, cell)["mean"]) for cell in place):
+            known.add(axis)
         if (name, family) in before:
             axis.axhline(before[name, family], color=GREY, linestyle="--", linewidth=1.0)
         axis.set_title(", ".join(filter(None, (name, family))), fontsize=9)
     for i in range(len(names)):
-        of_name = axes[i * len(families) : (i + 1) * len(families)]
+        of_name = [axis for axis in axes[i * len(families) : (i + 1) * len(families)] if axis in known]
+        if not of_name:
+            continue
         low, high = zip(*(axis.get_ylim() for axis in of_name))
         for axis in of_name:
             axis.set_ylim(min(low), max(high))
@@ -194,7 +201,9 @@ def _over_training(
 
 
 def _mean_line(rows: list[Row], name: str) -> tuple[list[float], list[float]]:
-    by_step = sorted(_groups(rows, "step").items())
+    """Where all seeds have a value: a mean over fewer of them would jump as if something had happened."""
+    seeds = len({row["seed"] for row in rows})
+    by_step = sorted((step, at_step) for step, at_step in _groups(rows, "step").items() if len(at_step) == seeds)
     return [step for step, _ in by_step], [_mean([r[name] for r in at_step]) for _, at_step in by_step]
 
 

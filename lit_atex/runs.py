@@ -17,13 +17,13 @@ import yaml
 from lit_atex import whole
 from lit_atex.evaluation import Result
 from lit_atex.grid import flat, switched
-from lit_atex.metrics import mean_g_pass_at_k, pass_at_k
+from lit_atex.metrics import g_pass_at_k, mean_g_pass_at_k, pass_at_k
 from lit_atex.report import read_results
 from lit_atex.resume import read_manifest
 
-SEED = re.compile(r"(^|,)seed=-?\d+")
-VIEWS = {"step": "optimizer steps", "tokens": "completion tokens", "seconds": "seconds of training"}
-"""What runs can be made equal in."""
+SEED = re.compile(r"(^|,|/)seed=-?\d+")
+NUMBER = re.compile(r"(?:(?<!\w)-)?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+"""In the value of an axis; the dash of `fixed-0.5` is no minus."""
 
 
 @dataclass
@@ -66,35 +66,27 @@ class Record:
         name, _, measure = metric.rpartition("/")
         result = self.results.get(self.last, {}).get(name)
         kind, _, k = measure.partition("@")
-        if result is None or measure not in result.metrics or kind not in ("avg", "pass", "mg-pass"):
+        if result is None or measure not in result.metrics or kind not in ("avg", "pass", "g-pass", "mg-pass"):
             return {}
         n = result.samples
         solved = torch.tensor([round(share * n) for share in result.per_problem.values()])
         drawn = torch.full_like(solved, n)
-        values = {"pass": pass_at_k, "mg-pass": mean_g_pass_at_k}[kind](solved, drawn, int(k)) if kind != "avg" else (
-            solved / n)  # fmt: skip
+        if kind == "avg":
+            values = solved / n
+        elif kind == "g-pass":
+            size, _, tau = k.partition("_")
+            values = g_pass_at_k(solved, drawn, int(size), float(tau))
+        else:
+            values = {"pass": pass_at_k, "mg-pass": mean_g_pass_at_k}[kind](solved, drawn, int(k))
         return dict(zip(result.per_problem, values.tolist()))
 
     def spent(self, step: int) -> dict[str, float]:
-        """What so many steps took: `step`, `tokens`, `seconds`; between rows that were logged, as if evenly."""
+        """What so many steps took: `step`, `tokens`, `seconds`; between logged rows, and behind, as if evenly."""
         rows = [{"step": 0.0, "tokens": 0.0, "seconds": 0.0}, *self.trace]
         steps = [row["step"] for row in rows]
-        spent = {name: float(np.interp(step, steps, [row[name] for row in rows])) for name in ("tokens", "seconds")}
+        behind = max(step / steps[-1], 1.0) if steps[-1] else 1.0
+        spent = {n: behind * float(np.interp(step, steps, [row[n] for row in rows])) for n in ("tokens", "seconds")}
         return {"step": float(step), **spent}
-
-    def at(self, metric: str, view: str, budget: float) -> float:
-        """A metric when so much was spent, on the straight line between the evaluations before and after; nan beyond.
-
-        Args:
-            metric: "SET/METRIC".
-            view: One of `VIEWS`.
-            budget: In the view's unit.
-        """
-        curve = [(self.spent(step)[view], self.value(metric, step)) for step in sorted(self.results)]
-        curve = [(x, y) for x, y in curve if y == y]
-        if not curve or not curve[0][0] <= budget <= curve[-1][0]:
-            return float("nan")
-        return float(np.interp(budget, [x for x, _ in curve], [y for _, y in curve]))
 
     def mean(self, tag: str) -> float:
         """The mean of a logged number over the run; nan if it was never logged."""
@@ -143,7 +135,10 @@ def find(folders: list[Path]) -> tuple[list[Record], dict[str, str]]:
 
 
 def _in_order(runs: list[Record]) -> list[Record]:
-    """Axis by axis: numbers by size, other values as they were begun; so that a grid begun in parts is shown whole."""
+    """Axis by axis, then by seed: values as they were begun, but those that differ in a number by its size.
+
+    So that a grid begun in parts is shown whole.
+    """
     values: dict[str, list[str]] = {}
     for run in runs:
         for axis, value in run.settings.items():
@@ -153,16 +148,17 @@ def _in_order(runs: list[Record]) -> list[Record]:
 
     def place(run: Record) -> list[int]:
         axes = [ranks[axis].index(value) for axis, value in run.settings.items()]
-        return [grids.index((run.cell.rpartition("/")[0], *run.settings)), *axes]
+        return [grids.index((run.cell.rpartition("/")[0], *run.settings)), *axes, run.seed]
 
     return sorted(runs, key=place)
 
 
 def _by_size(values: list[str]) -> list[str]:
-    try:
-        return sorted(values, key=float)
-    except ValueError:
-        return values
+    """`fixed-1`, `up`, `fixed-0.5` to `fixed-0.5`, `fixed-1`, `up`: the text has the place of its first value."""
+    words = [NUMBER.sub("#", value) for value in values]
+    numbers = [[float(found) for found in NUMBER.findall(value)] for value in values]
+    order = sorted(range(len(values)), key=lambda i: (words.index(words[i]), numbers[i]))
+    return [values[i] for i in order]
 
 
 def _results(path: Path) -> dict[str, Any]:
@@ -182,7 +178,8 @@ def _record(name: str, path: Path, manifest: dict[str, Any], results: dict[str, 
     # What `lit-atex test --run` of the same folder has measured is of the last weights too.
     tested = {f"test/{set_name}": result for set_name, result in _by_set(results.get("test", [])).items()}
     by_step.setdefault(int(manifest["optimizer_steps"]), {}).update(tested)
-    cell = SEED.sub("", name).strip(",") or name
+    # A grid without axes has but seeds: its folder is the cell.
+    cell = SEED.sub("", name).strip(",") or path.resolve().parent.name
     parts = [part.partition("=") for part in cell.rpartition("/")[2].split(",")]
     return Record(
         path=path,

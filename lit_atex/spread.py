@@ -15,8 +15,9 @@ from math import atan, cos, isnan, pi, sin, sqrt
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lit_atex.evaluation import WITHOUT_BOUND
 from lit_atex.paired import sign_flip_p
-from lit_atex.stats import beta_interval, bootstrap_interval
+from lit_atex.stats import beta_quantile, bootstrap_interval
 
 Interval = tuple[float, float]
 UNKNOWN: Interval = (float("nan"), float("nan"))
@@ -33,21 +34,35 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
         level: Coverage, in (0, 1).
 
     Returns:
-        `(low, high)`; nan for fewer than two values, as one says nothing of the spread.
+        `(low, high)`; nan for fewer than two values, and for equal ones: neither says anything of the spread.
     """
     given = np.asarray(values, dtype=np.float64)
-    if given.size < 2:
+    if given.size < 2 or _equal(given):
         return UNKNOWN
     mean, error = float(given.mean()), float(given.std(ddof=1)) / sqrt(given.size)
     freedom = given.size - 1
     # t² = ν (1 - x) / x, where x ~ Beta(ν/2, 1/2): its lower tail holds both tails of t.
-    x, _ = beta_interval(freedom / 2, 0.5, 1 - 2 * (1 - level))
+    x = beta_quantile(freedom / 2, 0.5, 1 - level)
     reach = sqrt(freedom * (1 - x) / x) * error
     return mean - reach, mean + reach
 
 
+def over_seeds(metric: str, values: list[float]) -> Interval:
+    """`t_interval` of a metric ("SET/METRIC"); without what no share can be, which takes nothing from its coverage."""
+    low, high = t_interval(values)
+    if metric.rpartition("/")[2] in WITHOUT_BOUND:
+        return low, high
+    return float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
+
+
+def _equal(values: np.ndarray) -> bool:
+    return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
+
+
 def t_p(values: ArrayLike) -> float:
     """Two-sided p-value of "the mean over seeds is 0" by Student's t; nan for fewer than two values.
+
+    Equal values have no spread to hold their mean against: that of the sign test is given, 2 / 2^seeds.
 
     Source: the finite sums 26.7.3 and 26.7.4 of Abramowitz and Stegun (1964), for whole degrees of freedom.
     """
@@ -55,8 +70,8 @@ def t_p(values: ArrayLike) -> float:
     if given.size < 2:
         return float("nan")
     mean, error = float(given.mean()), float(given.std(ddof=1)) / sqrt(given.size)
-    if error == 0:
-        return 1.0 if mean == 0 else 0.0
+    if _equal(given):
+        return 1.0 if mean == 0 else 2.0 ** (1 - given.size)
     freedom = given.size - 1
     angle = atan(abs(mean) / error / sqrt(freedom))
     odd = freedom % 2
@@ -100,19 +115,18 @@ class Gap:
 
 
 def gap(
-    cell: dict[int, float],
-    baseline: dict[int, float],
-    by_problem: dict[int, dict[str, float]],
-    baseline_by_problem: dict[int, dict[str, float]],
+    values: tuple[dict[int, float], dict[int, float]],
+    problems: tuple[dict[int, dict[str, float]], dict[int, dict[str, float]]],
+    comparisons: int = 1,
 ) -> Gap | None:
     """The difference, paired by seed and by problem; None if no seed is common.
 
     Args:
-        cell: The metric by seed.
-        baseline: The same of the baseline.
-        by_problem: The metric of each problem, by seed; empty where it is none of single problems.
-        baseline_by_problem: The same of the baseline.
+        values: The metric by seed, of the cell and of the baseline.
+        problems: The metric of each problem, by seed, of both; empty where it is none of single problems.
+        comparisons: That are made in all: the more, the finer must a p-value be told, to be one after correction.
     """
+    (cell, baseline), (by_problem, baseline_by_problem) = values, problems
     seeds = sorted(cell.keys() & baseline.keys())
     if not seeds:
         return None
@@ -128,5 +142,5 @@ def gap(
         over_seeds=t_interval(moved),
         over_problems=bootstrap_interval(paired) if len(common) else UNKNOWN,
         p_seeds=t_p(moved),
-        p_problems=sign_flip_p(paired) if len(common) else float("nan"),
+        p_problems=sign_flip_p(paired, max(20_000, 400 * comparisons)) if len(common) else float("nan"),
     )

@@ -150,7 +150,7 @@ def share_interval(mean: float, variance: float, trials: int, level: float = 0.9
         return max(0.0, mean - other), min(1.0, mean + other)
     hits, draws = mean * mean * (1 - mean) / variance, mean * (1 - mean) / variance
     tail = (1 - level) / 2
-    return _beta_quantile(hits, draws - hits + 1, tail), 1 - _beta_quantile(draws - hits, hits + 1, tail)
+    return beta_quantile(hits, draws - hits + 1, tail), 1 - beta_quantile(draws - hits, hits + 1, tail)
 
 
 def fixed_problems_interval(correct: ArrayLike, samples: ArrayLike, level: float = 0.95) -> tuple[float, float]:
@@ -206,11 +206,14 @@ def beta_interval(successes: float, failures: float, level: float = 0.95) -> tup
     if not (0 < successes < float("inf") and 0 < failures < float("inf")):
         raise ValueError(f"both parameters must be positive and finite, got {successes} and {failures}")
     tail = (1 - level) / 2
-    return _beta_quantile(successes, failures, tail), 1 - _beta_quantile(failures, successes, tail)
+    return beta_quantile(successes, failures, tail), 1 - beta_quantile(failures, successes, tail)
 
 
-def _beta_quantile(a: float, b: float, tail: float) -> float:
-    """The lower quantile for a tail below 1/2: a few steps of Newton's method, and bisection, which cannot fail."""
+def beta_quantile(a: float, b: float, tail: float) -> float:
+    """The x below which Beta(a, b) has `tail`, in (0, 1), of its mass.
+
+    A few steps of Newton's method, and bisection, which cannot fail.
+    """
     mean = a / (a + b)
     deviation = sqrt(mean * (1 - mean) / (a + b + 1))
     # Cantelli's inequality: nothing lies further below the mean than this.

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from lit_atex import charts, runs, tables, whole
 from lit_atex.compare import p_text
+from lit_atex.equal_cost import VIEWS
 from lit_atex.report import interval_text, markdown_table
-from lit_atex.runs import VIEWS
 from lit_atex.tables import Row, Tables
 
 
@@ -118,20 +118,43 @@ def _comparisons(rows: list[Row]) -> list[str]:
 
 
 def _views(made: Tables) -> list[str]:
-    budgets = {row["view"]: row["budget"] for row in made.views}
-    heads = ["cell", "metric", *(f"at {budgets[view]:,.0f} {unit}" for view, unit in VIEWS.items())]
-    values: dict[tuple[str, str], dict[str, str]] = {}
-    for row in made.views:
-        interval = "" if row["seeds"] < 2 else f" {interval_text(_ends(row, 'seeds'))}"
-        values.setdefault((row["cell"], row["metric"]), {})[row["view"]] = _number(row["mean"]) + interval
-    body = [[*names, *(of_view[view] for view in VIEWS)] for names, of_view in values.items()]
+    compared = bool(made.comparisons)
+    spent: dict[str, set[float]] = {"step": {row["steps"] for row in made.runs}}
+    spent |= {view: {row[view] for row in made.runs} for view in ("tokens", "seconds")}
     note = (
-        "Each run is read where it had spent as much as the run that spent least in all, on the straight line between "
-        "the evaluations before and after: evaluate often (`trainer.val_check_interval`), or the line is long. Tokens "
-        "are those of the student's completions. Seconds are of training, with probes and without evaluations, as the "
-        "clock of the machine showed them: on a shared machine they say little. Intervals: over seeds, as above."
+        "Each cell and its baseline are read where both had spent as much as the run of the two that spent least in all"
+        if compared
+        else "Each run is read where it had spent as much as the run that spent least in all"
+    ) + (
+        ", on the straight line between the evaluations before and after: evaluate often "
+        "(`trainer.val_check_interval`), or the line is long. Tokens are those of the student's completions. Seconds "
+        "are of training, with probes and without evaluations, as the clock of the machine showed them: on a shared "
+        "machine they say little. Intervals: over seeds, as above."
     )
-    return [markdown_table(heads, body), note]
+    if compared:
+        note += " p: the t test over seeds, paired, raised for all comparisons of the view (Holm)."
+    parts = [note]
+    for view, unit in VIEWS.items():
+        rows = [row for row in made.views if row["view"] == view]
+        if len(spent[view]) == 1:
+            parts.append(f"All runs took {_amount(spent[view].pop())} {unit}: at equal ones, the tables above hold.")
+            continue
+        heads = ["cell", "metric", unit, "mean", "over seeds"]
+        heads += ["baseline", "difference", "over seeds", "p (Holm)"] if compared else []
+        body = []
+        for row in rows:
+            cells = [row["cell"], row["metric"], _amount(row["budget"]), _number(row["mean"])]
+            cells.append(interval_text(_ends(row, "seeds")) if row["seeds"] else "")
+            if compared and row["difference"] == row["difference"]:
+                interval = interval_text(_ends(row, "difference"), "+")
+                cells += [row["baseline"], f"{row['difference']:+.3f}", interval, _p(row["p_holm"])]
+            body.append([*cells, *[""] * (len(heads) - len(cells))])
+        parts.append(markdown_table(heads, body))
+    return parts
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}"
 
 
 def _runs(rows: list[Row]) -> str:
@@ -164,7 +187,10 @@ def _p(value: float) -> str:
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
     one = argparse.ArgumentParser(
-        "lit-atex report", description="Tables and pictures of many runs, from their folders.", allow_abbrev=False
+        "lit-atex report",
+        usage="%(prog)s FOLDER ... [--metrics SET/METRIC ...] [--baseline AXIS=VALUE] [--out DIR]",
+        description="Tables and pictures of many runs, from their folders.",
+        allow_abbrev=False,
     )
     one.add_argument("folders", nargs="+", metavar="FOLDER", help="run folders, or folders that hold them")
     one.add_argument("--metrics", nargs="+", default=[], metavar="SET/METRIC", help="default: avg@n of each set")

@@ -8,21 +8,19 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lit_atex import whole
-from lit_atex.evaluation import WITHOUT_BOUND
+from lit_atex.cells import baselines_of, by_cell, family_of
+from lit_atex.equal_cost import Row, views
 from lit_atex.inspection import TRACE
 from lit_atex.paired import holm
-from lit_atex.runs import VIEWS, Record
-from lit_atex.spread import UNKNOWN, Gap, Interval, gap, t_interval
+from lit_atex.runs import Record
+from lit_atex.spread import UNKNOWN, Gap, Interval, gap, over_seeds
 from lit_atex.stats import bootstrap_interval
-
-Row = dict[str, Any]
 
 TRACED = ("exposure", "competence", "correct", "mismatch", "loss", "length", "entropy", "reward")
 """What is kept of the trace, by its name in `inspection`."""
@@ -37,7 +35,7 @@ class Tables(NamedTuple):
         runs: A row a run.
         cells: A row a cell and metric: mean, SD over seeds, intervals.
         comparisons: A row a cell and metric: against the baseline; empty without one.
-        views: A row a cell, metric and view: the metric when all had taken as many steps, tokens, seconds.
+        views: A row a cell, metric and view: the metric, and the difference to the baseline, at equal cost.
         curves: A row a run, metric and evaluation.
         traces: A row a run and step.
         pass_at_k: A row a cell, set, time ("before", "after") and k.
@@ -75,23 +73,17 @@ def make(runs: list[Record], metrics: list[str], baseline: dict[str, str] | str 
             raise ValueError(f"--metrics: no run has {metric!r}; there are, e.g., {', '.join(known)}.")
     cells = by_cell(runs)
     families = family_of(runs)
+    baselines = baselines_of(cells, baseline)
+    curves = [row for run in runs for metric in metrics for row in _curve(run, metric)]
     return Tables(
         [_run(run, metrics, families[run.cell]) for run in runs],
         [_cell(cell, metric, of_cell) for metric in metrics for cell, of_cell in cells.items()],
-        _comparisons(cells, metrics, baseline) if baseline else [],
-        _views(cells, metrics),
-        [row for run in runs for metric in metrics for row in _curve(run, metric)],
+        _comparisons(cells, metrics, baselines),
+        views(curves, baselines),
+        curves,
         [row for run in runs for row in _trace(run)],
         [row for cell, of_cell in cells.items() for row in _pass_at_k(cell, of_cell, metrics)],
     )
-
-
-def by_cell(runs: Iterable[Record]) -> dict[str, list[Record]]:
-    """The runs of each cell, in order of their seeds."""
-    found: dict[str, list[Record]] = {}
-    for run in runs:
-        found.setdefault(run.cell, []).append(run)
-    return {cell: sorted(of_cell, key=lambda run: run.seed) for cell, of_cell in found.items()}
 
 
 def common_averages(runs: list[Record]) -> list[str]:
@@ -100,20 +92,6 @@ def common_averages(runs: list[Record]) -> list[str]:
     found = [f"{name}/avg@{n}" for name, n in sets[0].items() if all(of_run.get(name) == n for of_run in sets)]
     if not found:
         raise ValueError("the runs have no set in common: name what to report in --metrics SET/METRIC ...")
-    return found
-
-
-def family_of(runs: list[Record]) -> dict[str, str]:
-    """By cell: what sets it apart from others in more than exposure; cells of one family differ in exposure alone."""
-    groups: dict[str, list[Record]] = {}
-    for run in runs:
-        key = repr(sorted((k, v) for k, v in run.config.items() if not k.startswith("exposure.")))
-        groups.setdefault(key, []).append(run)
-    found: dict[str, str] = {}
-    for group in groups.values():
-        shared = set.intersection(*(set(run.settings.items()) for run in group))
-        name = ",".join(f"{axis}={value}" for axis, value in group[0].settings.items() if (axis, value) in shared)
-        found |= {run.cell: name for run in group}
     return found
 
 
@@ -139,40 +117,27 @@ def _cell(cell: str, metric: str, runs: list[Record]) -> Row:
         **{"cell": cell, "metric": metric, "seeds": len(values)},
         "mean": statistics.fmean(values) if values else float("nan"),
         "sd": statistics.stdev(values) if len(values) > 1 else float("nan"),
-        **_ends("seeds", _over_seeds(metric, values)),
+        **_ends("seeds", over_seeds(metric, values)),
         "problems": len(common),
         **_ends("problems", bootstrap_interval(means, shares=True) if common else UNKNOWN),
     }
-
-
-def _over_seeds(metric: str, values: list[float]) -> Interval:
-    """Student's t; without what no share can be, which takes nothing from its coverage."""
-    low, high = t_interval(values)
-    if metric.rpartition("/")[2] in WITHOUT_BOUND:
-        return low, high
-    return float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
 
 
 def _ends(name: str, interval: Interval) -> Row:
     return {f"{name}_low": interval[0], f"{name}_high": interval[1]}
 
 
-def _comparisons(cells: dict[str, list[Record]], metrics: list[str], baseline: dict[str, str] | str) -> list[Row]:
+def _comparisons(cells: dict[str, list[Record]], metrics: list[str], baselines: dict[str, str]) -> list[Row]:
     """Each cell against its baseline; p-values raised over all of them."""
     found: list[tuple[Row, Gap]] = []
+    count = len(metrics) * len(baselines)
     for metric in metrics:
-        for cell in cells:
-            against = _baseline_of(cell, cells, baseline)
-            if against is None or against == cell:
-                continue
+        for cell, against in baselines.items():
             mine, theirs = cells[cell], cells[against]
             values = (_by_seed(mine, metric), _by_seed(theirs, metric))
-            problems = [{r.seed: r.by_problem(metric) for r in side} for side in (mine, theirs)]
-            if (one := gap(*values, *problems)) is not None:
+            problems = (_problems(mine, metric), _problems(theirs, metric))
+            if (one := gap(values, problems, count)) is not None:
                 found.append(({"cell": cell, "baseline": against, "metric": metric}, one))
-    if not any(_baseline_of(cell, cells, baseline) for cell in cells):
-        told = baseline if isinstance(baseline, str) else ",".join(f"{a}={v}" for a, v in baseline.items())
-        raise ValueError(f"--baseline: there is no finished {told}; there are {', '.join(cells)}.")
     known = [one for _, one in found if one.p == one.p]
     for one, raised in zip(known, holm([one.p for one in known])):
         one.p_holm = raised
@@ -188,34 +153,12 @@ def _comparisons(cells: dict[str, list[Record]], metrics: list[str], baseline: d
     ]
 
 
+def _problems(runs: list[Record], metric: str) -> dict[int, dict[str, float]]:
+    return {run.seed: run.by_problem(metric) for run in runs}
+
+
 def _by_seed(runs: list[Record], metric: str) -> dict[int, float]:
     return {run.seed: run.value(metric) for run in runs if run.value(metric) == run.value(metric)}
-
-
-def _baseline_of(cell: str, cells: dict[str, list[Record]], baseline: dict[str, str] | str) -> str | None:
-    """The cell that differs in the baseline's axes alone; None if it is not there."""
-    if isinstance(baseline, str):
-        return baseline if baseline in cells else None
-    goal = cells[cell][0].settings | baseline
-    return next((name for name, runs in cells.items() if runs[0].settings == goal), None)
-
-
-def _views(cells: dict[str, list[Record]], metrics: list[str]) -> list[Row]:
-    """Every metric when each run had spent as much as the run that spent least in all."""
-    found = []
-    runs = [run for of_cell in cells.values() for run in of_cell]
-    for view in VIEWS:
-        budget = min(run.spent(run.last)[view] for run in runs)
-        for metric in metrics:
-            for cell, of_cell in cells.items():
-                values = [run.at(metric, view, budget) for run in of_cell]
-                values = [value for value in values if value == value]
-                if len(values) < len(of_cell):  # a part of a cell must not stand beside whole ones
-                    values = []
-                mean = statistics.fmean(values) if values else float("nan")
-                row = {"view": view, "budget": budget, "cell": cell, "metric": metric, "seeds": len(values)}
-                found.append(row | {"mean": mean} | _ends("seeds", _over_seeds(metric, values)))
-    return found
 
 
 def _curve(run: Record, metric: str) -> list[Row]:
@@ -248,7 +191,7 @@ def _pass_at_k(cell: str, runs: list[Record], metrics: list[str]) -> list[Row]:
                 values = [run.value(f"{name}/pass@{k}", step) for run, step in zip(runs, steps)]
                 values = [value for value in values if value == value]
                 row = {"cell": cell, "set": name, "when": when, "k": k, "seeds": len(values)}
-                rows.append(row | {"mean": statistics.fmean(values)} | _ends("seeds", _over_seeds("pass", values)))
+                rows.append(row | {"mean": statistics.fmean(values)} | _ends("seeds", over_seeds("pass", values)))
     return rows
 
 

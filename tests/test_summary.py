@@ -12,11 +12,11 @@ import yaml
 from fake_runs import write_run
 from scipy import stats as oracle
 
-from lit_atex import charts, runs, tables
+from lit_atex import cells, charts, runs, tables
 from lit_atex.cli import main
 from lit_atex.paired import holm
 from lit_atex.plots import BAND, LINE
-from lit_atex.spread import gap, t_interval, t_p
+from lit_atex.spread import gap, over_seeds, t_interval, t_p
 from lit_atex.summary import markdown, parser
 
 METRIC = "level-8/avg@2"
@@ -32,15 +32,27 @@ def test_t_interval_and_p_are_scipys(count):
     error = values.std(ddof=1) / count**0.5
     expected = oracle.t.interval(0.95, count - 1, values.mean(), error)
     assert t_interval(values) == pytest.approx(expected, rel=1e-6)
-    assert t_interval(values, 0.8) == pytest.approx(oracle.t.interval(0.8, count - 1, values.mean(), error), rel=1e-6)
+    for level in (0.2, 0.5, 0.8):
+        expected = oracle.t.interval(level, count - 1, values.mean(), error)
+        assert t_interval(values, level) == pytest.approx(expected, rel=1e-6)
     assert t_p(values) == pytest.approx(oracle.ttest_1samp(values, 0).pvalue, abs=1e-12)
 
 
 def test_one_seed_says_nothing_of_others():
     assert all(map(isnan, t_interval([0.4])))
     assert isnan(t_p([0.4]))
-    assert t_interval([0.4, 0.4]) == (0.4, 0.4)
-    assert (t_p([0.0, 0.0]), t_p([0.1, 0.1])) == (1.0, 0.0)
+
+
+def test_equal_seeds_are_not_certainty():
+    for values in ([0.4, 0.4], [0.1 + 0.2, 0.3, 0.3]):  # the second: equal to rounding
+        assert all(map(isnan, t_interval(values)))
+    assert (t_p([0.0, 0.0]), t_p([0.1] * 2), t_p([-0.1] * 8)) == (1.0, 0.5, 2 / 2**8)
+
+
+def test_a_p_value_survives_the_correction_for_many_comparisons():
+    values = {0: {str(i): 1.0 for i in range(40)}}, {0: {str(i): 0.5 + 0.01 * i for i in range(40)}}
+    one = gap(({0: 1.0}, {0: 0.7}), values, comparisons=2000)
+    assert one.p_problems * 2000 < 0.05
 
 
 def test_t_interval_holds_its_level_with_three_seeds():
@@ -50,28 +62,28 @@ def test_t_interval_holds_its_level_with_three_seeds():
 
 
 def test_a_gap_is_paired_by_seed_and_by_problem():
-    cell = {0: {"a": 1.0, "b": 0.5, "c": 1.0}, 1: {"a": 1.0, "b": 0.0, "c": 1.0}, 2: {"a": 1.0, "b": 1.0, "c": 1.0}}
+    cell = {0: {"a": 1.0, "b": 0.5, "c": 1.0}, 1: {"a": 1.0, "b": 0.5, "c": 1.0}, 2: {"a": 1.0, "b": 1.0, "c": 1.0}}
     base = {0: {"c": 0.5, "a": 1.0, "b": 0.0}, 1: {"c": 0.5, "a": 0.5, "b": 0.0}, 3: {"c": 0.0, "a": 0.0, "b": 0.0}}
 
     def mean(side):
         return {seed: float(np.mean(list(values.values()))) for seed, values in side.items()}
 
-    one = gap(mean(cell), mean(base), cell, base)
+    one = gap((mean(cell), mean(base)), (cell, base))
     assert (one.seeds, one.problems) == (2, 3)  # seeds 0 and 1 are common
-    moved = [2.5 / 3 - 1.5 / 3, 2.0 / 3 - 1.0 / 3]
+    moved = [2.5 / 3 - 1.5 / 3, 2.5 / 3 - 1.0 / 3]
     assert one.difference == pytest.approx(np.mean(moved))
     assert one.over_seeds == pytest.approx(t_interval(moved))
-    assert one.p_problems == 0.25  # differences 0.25, 0.25, 0.5 by problem: 2 of the 8 sign patterns are as far from 0
+    assert one.p_problems == 0.25  # differences 0.25, 0.5, 0.5 by problem: 2 of the 8 sign patterns are as far from 0
     assert one.p == max(one.p_seeds, one.p_problems)
 
 
 def test_a_gap_without_common_seeds_or_problems():
-    assert gap({0: 1.0}, {1: 0.5}, {}, {}) is None
-    one = gap({0: 1.0, 1: 0.9}, {0: 0.5, 1: 0.6}, {}, {})
+    assert gap(({0: 1.0}, {1: 0.5}), ({}, {})) is None
+    one = gap(({0: 1.0, 1: 0.9}, {0: 0.5, 1: 0.6}), ({}, {}))
     assert one.problems == 0
     assert isnan(one.p_problems)
     assert one.p == one.p_seeds
-    single = gap({0: 1.0}, {0: 0.5}, {0: {"a": 1.0}}, {0: {"a": 0.5}})
+    single = gap(({0: 1.0}, {0: 0.5}), ({0: {"a": 1.0}}, {0: {"a": 0.5}}))
     assert isnan(single.p_seeds)
     assert single.p == single.p_problems == 1.0
 
@@ -104,8 +116,8 @@ def found(grid):
 def test_finished_runs_are_found_and_others_told(found):
     records, left_out = found
     assert left_out == {"exposure=broken,seed=0": "not finished"}
-    assert list(tables.by_cell(records)) == ["exposure=best", "exposure=full", "exposure=random"]
-    assert [run.seed for run in tables.by_cell(records)["exposure=full"]] == [0, 1, 2]
+    assert list(cells.by_cell(records)) == ["exposure=best", "exposure=full", "exposure=random"]
+    assert [run.seed for run in cells.by_cell(records)["exposure=full"]] == [0, 1, 2]
     assert records[0].settings == {"exposure": "best"}
 
 
@@ -127,8 +139,31 @@ def test_a_grid_that_was_begun_in_parts_is_in_order_axis_by_axis(grid, tmp_path)
             began = {"commands": [{"began": f"2026-01-0{i + 1}"}]}
             (folder / "manifest.json").write_text(json.dumps(manifest | began))
     found = [(run.cell, run.seed) for run in runs.find([tmp_path])[0]]
-    cells = ["e=up,t=2.0", "e=up,t=10.0", "e=beta,t=2.0", "e=beta,t=10.0"]
-    assert found == [(cell, seed) for cell in cells for seed in (0, 1)]
+    ordered = ["e=up,t=2.0", "e=up,t=10.0", "e=beta,t=2.0", "e=beta,t=10.0"]
+    assert found == [(cell, seed) for cell in ordered for seed in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("begun", "ordered"),
+    [
+        (["fixed-1", "up", "fixed-0.5", "down", "fixed-0"], ["fixed-0", "fixed-0.5", "fixed-1", "up", "down"]),
+        (["1e-3", "-1", "2e-4"], ["-1", "2e-4", "1e-3"]),
+        (["j3-g0.9", "own", "j3-g0.5", "j2-g1"], ["j2-g1", "j3-g0.5", "j3-g0.9", "own"]),
+    ],
+)
+def test_values_of_an_axis_go_by_their_numbers(begun, ordered):
+    assert runs._by_size(begun) == ordered
+
+
+def test_a_grid_of_seeds_alone_is_one_cell(grid, tmp_path):
+    for seed in (1, 0):
+        shutil.copytree(grid / f"exposure=full,seed={seed}", tmp_path / "mine" / f"seed={seed}")
+    shutil.copytree(grid / "exposure=full,seed=2", tmp_path / "other" / "seed=2")
+    found = [(run.cell, run.seed) for run in runs.find([tmp_path / "mine"])[0]]
+    assert found == [("mine", 0), ("mine", 1)]
+    found = [(run.cell, run.seed) for run in runs.find([tmp_path / "mine", tmp_path / "other"])[0]]
+    assert found == [("mine", 0), ("mine", 1), ("other", 2)]
+    assert [run.cell for run in runs.find([tmp_path / "mine/seed=1"])[0]] == ["mine"]
 
 
 def test_one_run_folder_is_a_report_of_its_own(grid):
@@ -140,9 +175,9 @@ def test_one_run_folder_is_a_report_of_its_own(grid):
 
 def test_folders_that_hold_runs_set_their_cells_apart(grid, tmp_path):
     shutil.copytree(grid / "exposure=full,seed=0", tmp_path / "exposure=full,seed=0")
-    cells = {run.cell for run in runs.find([grid, tmp_path])[0]}
-    assert f"{grid.name}/exposure=full" in cells
-    assert f"{tmp_path.name}/exposure=full" in cells
+    found = {run.cell for run in runs.find([grid, tmp_path])[0]}
+    assert f"{grid.name}/exposure=full" in found
+    assert f"{tmp_path.name}/exposure=full" in found
 
 
 def test_of_two_runs_of_one_name_none_is_lost(grid, tmp_path):
@@ -230,18 +265,19 @@ def test_values_of_runs_and_of_problems(found):
     assert run.value(METRIC) == raw["average"]
     assert run.by_problem(METRIC) == pytest.approx(raw["per_problem"])
     assert np.mean(list(run.by_problem("level-8/pass@2").values())) == pytest.approx(run.value("level-8/pass@2"))
+    assert np.mean(list(run.by_problem("level-8/g-pass@2_1.0").values())) == pytest.approx(
+        run.value("level-8/g-pass@2_1.0")
+    )
     assert run.by_problem("level-8/length") == {}
     assert isnan(run.value("level-8/nosuch"))
     assert isnan(run.value(METRIC, 1))
 
 
-def test_a_run_is_read_between_its_evaluations(found):
-    run = found[0][0]
-    at = {step: run.value(METRIC, step) for step in (0, 3, 6)}
-    assert run.at(METRIC, "step", 3) == pytest.approx(at[3])
-    assert run.at(METRIC, "step", 4) == pytest.approx(at[3] + (at[6] - at[3]) / 3)
-    assert run.at(METRIC, "seconds", 1.5) == pytest.approx((at[0] + at[3]) / 2)
-    assert isnan(run.at(METRIC, "step", 7))
+def test_cost_goes_on_behind_the_last_row_that_was_logged(grid):
+    run = runs.find([grid])[0][0]
+    part = replace(run, trace=run.trace[:4])
+    assert part.spent(STEPS) == pytest.approx(run.spent(STEPS))
+    assert replace(run, trace=[]).spent(STEPS) == {"step": 6.0, "tokens": 0.0, "seconds": 0.0}
 
 
 # Tables
@@ -263,12 +299,13 @@ def test_a_row_a_run(made):
 
 
 def test_a_cell_is_the_mean_over_its_seeds(found, made):
-    row = next(row for row in made.cells if row["cell"] == "exposure=full")
-    values = [run.value(METRIC) for run in found[0] if run.cell == "exposure=full"]
+    row = next(row for row in made.cells if row["cell"] == "exposure=best")
+    values = [run.value(METRIC) for run in found[0] if run.cell == "exposure=best"]
+    assert len(set(values)) > 1
     assert (row["seeds"], row["problems"]) == (3, 8)
     assert row["mean"] == pytest.approx(np.mean(values))
     assert row["sd"] == pytest.approx(np.std(values, ddof=1))
-    assert (row["seeds_low"], row["seeds_high"]) == t_interval(values)
+    assert (row["seeds_low"], row["seeds_high"]) == over_seeds(METRIC, values)
     assert row["problems_low"] <= row["mean"] <= row["problems_high"]
     single = next(row for row in made.cells if row["cell"] == "exposure=random")
     assert single["seeds"] == 1
@@ -283,44 +320,9 @@ def test_comparisons_are_corrected_together(made):
     assert [row["seeds"] for row in made.comparisons] == [3, 1]
 
 
-def test_views_stop_where_the_first_run_has_spent_all(found, made):
-    of_tokens = [row for row in made.views if row["view"] == "tokens"]
-    budget = min(run.spent(STEPS)["tokens"] for run in found[0])
-    assert {row["budget"] for row in of_tokens} == {budget}
-    values = {row["cell"]: row["mean"] for row in of_tokens}
-    # A step of "best" draws twice the tokens of one of "full", so it is read earlier in its course.
-    best = [run.at(METRIC, "tokens", budget) for run in found[0] if run.cell == "exposure=best"]
-    full = [run.value(METRIC) for run in found[0] if run.cell == "exposure=full"]
-    assert values["exposure=full"] == pytest.approx(np.mean(full))
-    assert values["exposure=best"] == pytest.approx(np.mean(best))
-    assert best != [run.value(METRIC) for run in found[0] if run.cell == "exposure=best"]
-    at_steps = {row["cell"]: row["mean"] for row in made.views if row["view"] == "step"}
-    assert at_steps["exposure=full"] == pytest.approx(np.mean(full))
-
-
-def test_a_cell_that_was_not_measured_in_all_its_seeds_has_no_view(found, made):
-    late = next(run for run in found[0] if run.cell == "exposure=full")
-    # It had spent more before its first evaluation than another run in all.
-    late = replace(late, results={STEPS: late.results[STEPS]})
-    best = [replace(run, results={STEPS: run.results[STEPS]}) for run in found[0] if run.cell == "exposure=best"]
-    full = [run for run in found[0] if run.cell == "exposure=full" and run.seed != late.seed]
-
-    def of_tokens(runs):
-        views = tables.make(runs, [METRIC], None).views
-        return {row["cell"]: row for row in views if row["view"] == "tokens"}
-
-    # A step of "best" draws twice the tokens of one of "full": at its end, "full" had spent less than they at first.
-    assert not isnan(of_tokens([*full, late])["exposure=full"]["mean"])
-    known = replace(best[0], seed=99, results=next(r for r in found[0] if r.cell == "exposure=best").results)
-    assert not isnan(of_tokens([*full, known])["exposure=best"]["mean"])
-    row = of_tokens([*full, best[0], known])["exposure=best"]  # though one of its two seeds is known
-    assert isnan(row["mean"])
-    assert isnan(row["seeds_low"])
-
-
 @pytest.mark.parametrize(("metric", "ends"), [("s/avg@8", (0.0, 1.0)), ("s/distinct", (-5.85, 6.85))])
 def test_the_interval_of_a_share_ends_where_shares_do(metric, ends):
-    assert tables._over_seeds(metric, [0.0, 1.0]) == pytest.approx(ends, abs=0.01)
+    assert over_seeds(metric, [0.0, 1.0]) == pytest.approx(ends, abs=0.01)
 
 
 def test_the_trace_keeps_means_of_its_parts(tmp_path):
@@ -347,7 +349,7 @@ def test_a_family_differs_in_exposure_alone(tmp_path):
             folder = tmp_path / f"exposure={name},terseness={terseness:g},seed=0"
             small(folder, "Fixed", [ratio] * STEPS, 0, terseness=terseness)
     records, _ = runs.find([tmp_path])
-    families = tables.family_of(records)
+    families = cells.family_of(records)
     assert families == {run.cell: f"terseness={run.settings['terseness']}" for run in records}
     pairs = {row["cell"]: row["baseline"] for row in tables.make(records, [], {"exposure": "full"}).comparisons}
     assert pairs == {f"exposure=half,terseness={t}": f"exposure=full,terseness={t}" for t in "01"}
@@ -395,12 +397,36 @@ def test_pictures_are_drawn_from_committed_tables(made, tmp_path):
 def test_the_panels_of_one_quantity_have_one_scale(made):
     apart = {"family": "t=1", "level-8/avg@2": 0.0}
     rows = [row | apart | {"cell": f"{row['cell']},t=1"} for row in made.runs]
-    cells = [row | {"cell": f"{row['cell']},t=1", "mean": 0.01 * row["mean"]} for row in made.cells]
-    both = made._replace(runs=[*made.runs, *rows], cells=[*made.cells, *cells])
+    lower = [row | {"cell": f"{row['cell']},t=1", "mean": 0.01 * row["mean"]} for row in made.cells]
+    both = made._replace(runs=[*made.runs, *rows], cells=[*made.cells, *lower])
     limits = [axis.get_ylim() for axis in charts.exposure(both).axes]
     assert len(limits) == 2
     assert limits[0] == limits[1]
     assert limits[0][0] < 0.01 < made.cells[0]["mean"] < limits[0][1]
+
+
+def test_a_panel_without_numbers_does_not_widen_the_others(made):
+    rows = [row | {"family": "t=1", "cell": f"{row['cell']},t=1"} for row in made.runs]
+    unknown = dict.fromkeys(("mean", "seeds_low", "seeds_high"), nan)
+    empty = [row | unknown | {"cell": f"{row['cell']},t=1"} for row in made.cells]
+    high = [row | {name: 0.9 + 0.01 * row[name] for name in unknown} for row in made.cells]
+    both = made._replace(runs=[*made.runs, *rows], cells=[*high, *empty], curves=[])
+    low, top = charts.exposure(both).axes[0].get_ylim()
+    assert (low, top) == (pytest.approx(0.905, abs=0.01), pytest.approx(0.905, abs=0.01))
+
+
+def test_the_mean_line_ends_with_the_first_seed_that_ends(made):
+    rows = [row for row in made.curves if row["cell"] == "exposure=full"]
+    rows = [row for row in rows if not (row["seed"] == 1 and row["step"] == STEPS)]
+    line = charts.curves(made._replace(curves=rows))[METRIC].axes[0].lines[3]
+    assert list(line.get_xdata()) == [0, 3]
+
+
+def test_no_band_of_a_divergence_is_below_zero(made):
+    wide = [row | {"mismatch": 0.001 if row["seed"] else 1.0} for row in made.runs]
+    figure = charts.mismatch(made._replace(runs=wide))
+    bands = [path.vertices[:, 1] for axis in figure.axes for c in axis.collections for path in c.get_paths()]
+    assert min(float(np.nanmin(y)) for y in bands if len(y)) >= 0
 
 
 def test_a_panel_holds_its_seeds_their_mean_and_the_baseline(made):
@@ -473,9 +499,12 @@ def test_several_commits_are_told(made):
     assert "several commits" not in markdown(made, {}, [])
 
 
-def test_mistakes(grid, tmp_path):
+def test_mistakes(grid, tmp_path, capsys):
     with pytest.raises(SystemExit, match="nosuch"):
         main(["report", str(tmp_path / "nosuch")])
+    with pytest.raises(SystemExit):
+        main(["report", "--metrics", METRIC, str(grid)])
+    assert "usage: lit-atex report FOLDER ... [--metrics" in capsys.readouterr().err
     with pytest.raises(SystemExit, match=r"'full' is no cell; name axis=value, or one of exposure=best"):
         main(["report", str(grid), "--baseline", "full"])
     assert vars(parser().parse_args(["a", "b"])) == {

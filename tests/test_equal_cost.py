@@ -1,0 +1,161 @@
+"""Cells at equal cost against numbers by hand; which cell is compared with which; what families are called."""
+
+import shutil
+from math import isnan
+
+import numpy as np
+import pytest
+import yaml
+from fake_runs import write_run
+from scipy import stats as oracle
+
+from lit_atex import runs, tables
+from lit_atex.cells import baselines_of, by_cell, family_of
+from lit_atex.equal_cost import at, views
+from lit_atex.paired import holm
+from lit_atex.summary import markdown
+
+STEPS = 6
+
+
+def curve(cell: str, seed: int, values: list[float], tokens: float = 100.0, metric: str = "s/avg@2") -> list[dict]:
+    """An evaluation every three steps, each step of so many tokens and 2 s."""
+    head = {"cell": cell, "seed": seed, "metric": metric}
+    return [
+        head | {"step": 3.0 * i, "tokens": 3 * tokens * i, "seconds": 6.0 * i, "value": value}
+        for i, value in enumerate(values)
+    ]
+
+
+def test_a_run_is_read_between_its_evaluations():
+    rows = curve("a", 0, [0.1, 0.4, 0.5])[::-1]
+    assert at(rows, "step", 3) == pytest.approx(0.4)
+    assert at(rows, "tokens", 450) == pytest.approx(0.45)
+    assert at(rows, "seconds", 3) == pytest.approx(0.25)
+    assert isnan(at(rows, "step", 7))
+    assert isnan(at(rows[:1], "step", 3))
+
+
+@pytest.fixture
+def curves():
+    """The base draws 100 tokens a step, "long" twice that, "short" half; three seeds of each."""
+    rows = []
+    for seed, lift in enumerate([0.0, 0.02, 0.05]):
+        rows += curve("base", seed, [0.2, 0.3 + lift, 0.4])
+        rows += curve("long", seed, [0.2, 0.4, 0.8 - lift], tokens=200)
+        rows += curve("short", seed, [0.2, 0.3, 0.5 + 2 * lift], tokens=50)
+    return rows
+
+
+def of_tokens(rows: list[dict]) -> dict[str, dict]:
+    return {row["cell"]: row for row in rows if row["view"] == "tokens"}
+
+
+def test_a_cell_and_its_baseline_are_read_where_the_cheaper_had_ended(curves):
+    found = of_tokens(views(curves, {"long": "base", "short": "base"}))
+    assert {cell: row["budget"] for cell, row in found.items()} == {"base": 600, "long": 600, "short": 300}
+    # "long" after 600 tokens, which are 3 steps; the base after all of its own.
+    assert found["long"]["mean"] == pytest.approx(0.4)
+    assert found["long"]["difference"] == pytest.approx(0.4 - 0.4, abs=1e-12)
+    # "short" after all of its own 300, which are 3 steps of the base.
+    ends, threes = np.array([0.5, 0.54, 0.6]), np.array([0.3, 0.32, 0.35])
+    moved = ends - threes
+    row = found["short"]
+    assert row["difference"] == pytest.approx(moved.mean())
+    t = oracle.ttest_1samp(moved, 0)
+    interval = t.confidence_interval()
+    assert (row["difference_low"], row["difference_high"]) == pytest.approx((interval.low, interval.high))
+    assert row["p_seeds"] == pytest.approx(t.pvalue)
+    known = [r["p_seeds"] for r in found.values() if not isnan(r["p_seeds"])]
+    assert [r["p_holm"] for r in found.values() if not isnan(r["p_seeds"])] == holm(known)
+    assert found["base"]["baseline"] is None
+    assert isnan(found["base"]["difference"])
+
+
+def test_without_a_baseline_all_are_read_where_the_cheapest_run_had_ended(curves):
+    found = of_tokens(views(curves, {}))
+    assert {row["budget"] for row in found.values()} == {300}
+    assert found["long"]["mean"] == pytest.approx(0.3)
+    assert found["short"]["mean"] == pytest.approx(np.mean([0.5, 0.54, 0.6]))
+    assert all(isnan(row["difference"]) for row in found.values())
+
+
+def test_one_cell_that_spent_little_shortens_no_other_comparison(curves):
+    rows = [*curves, *(row for seed in range(3) for row in curve("stopped", seed, [0.2, 0.1], tokens=1))]
+    found = of_tokens(views(rows, dict.fromkeys(("long", "short", "stopped"), "base")))
+    assert found["stopped"]["budget"] == 3
+    assert found["long"]["budget"] == 600
+
+
+def test_a_cell_that_was_not_measured_so_early_in_all_its_seeds_has_no_view(curves):
+    late = [row for row in curves if not (row["cell"] == "long" and row["seed"] == 1 and row["step"] < 6)]
+    row = of_tokens(views(late, {"long": "base"}))["long"]
+    assert row["seeds"] == 0
+    assert all(isnan(row[name]) for name in ("mean", "seeds_low", "difference", "p_seeds"))
+
+
+def test_seeds_that_only_one_side_has_are_not_compared(curves):
+    part = [row for row in curves if not (row["cell"] == "base" and row["seed"] == 2)]
+    row = of_tokens(views(part, {"short": "base"}))["short"]
+    assert row["seeds"] == 3
+    assert row["difference"] == pytest.approx(np.mean([0.5 - 0.3, 0.54 - 0.32]))
+
+
+@pytest.fixture
+def two_folders(tmp_path):
+    """Two grids in two folders, of one divergence each; and a run without axes."""
+    for folder, divergence in (("one", "ForwardKL"), ("two", "JSD")):
+        for name, ratio in (("full", 1.0), ("half", 0.5)):
+            path = tmp_path / folder / f"exposure={name},seed=0"
+            write_run(path, "Fixed", [ratio] * STEPS, 0, problems=8, samples=2, every=3)
+            config = yaml.safe_load((path / "config.yaml").read_text())
+            config.setdefault("model", {})["divergence"] = {"class_path": divergence}
+            (path / "config.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+def test_a_baseline_is_that_of_the_same_folder(two_folders):
+    shutil.copytree(two_folders / "one/exposure=full,seed=0", two_folders / "two/plain")
+    records, _ = runs.find([two_folders / "one", two_folders / "two"])
+    cells = by_cell(records)
+    assert baselines_of(cells, {"exposure": "full"}) == {
+        "one/exposure=half": "one/exposure=full",
+        "two/exposure=half": "two/exposure=full",
+    }  # and the run without axes has none
+
+
+def test_a_baseline_that_lies_in_another_folder_is_found_if_it_is_the_only_one(two_folders):
+    shutil.rmtree(two_folders / "two/exposure=full,seed=0")
+    records, _ = runs.find([two_folders / "one", two_folders / "two"])
+    assert baselines_of(by_cell(records), {"exposure": "full"})["two/exposure=half"] == "one/exposure=full"
+
+
+def test_families_of_one_name_are_told_apart_by_their_settings(two_folders):
+    records, _ = runs.find([two_folders / "one", two_folders / "two"])
+    families = family_of(records)
+    assert families["one/exposure=half"] == families["one/exposure=full"] == "class_path=ForwardKL"
+    assert families["two/exposure=half"] == families["two/exposure=full"] == "class_path=JSD"
+
+
+def test_the_report_says_what_holds_at_equal_tokens(two_folders):
+    shutil.rmtree(two_folders / "one/exposure=full,seed=0")
+    options = {"problems": 8, "samples": 2, "every": 3, "tokens": 500.0}
+    for seed in (0, 1):
+        write_run(two_folders / f"one/exposure=full,seed={seed}", "Fixed", [1.0] * STEPS, seed, **options)
+    records, _ = runs.find([two_folders / "one"])
+    text = markdown(tables.make(records, [], {"exposure": "full"}), {}, [])
+    section = text.partition("## At equal cost")[2].partition("## Runs")[0]
+    assert "All runs took 6 optimizer steps: at equal ones, the tables above hold." in section
+    heads = [
+        "cell",
+        "metric",
+        "completion tokens",
+        "mean",
+        "over seeds",
+        "baseline",
+        "difference",
+        "over seeds",
+        "p (Holm)",
+    ]
+    assert f"| {' | '.join(heads)} |" in section
+    assert "| exposure=half | level-8/avg@2 | 3,000 |" in section
