@@ -21,7 +21,7 @@ from lit_atex.noise import difference_interval, paired_variances
 from lit_atex.paired import detectable, holm, problems_needed, sign_flip_p
 from lit_atex.protocol import KINDS, differences
 from lit_atex.report import interval_text, markdown_table
-from lit_atex.stats import bootstrap_interval, without_spread
+from lit_atex.stats import paired_interval
 from lit_atex.votes import majority_at_k
 
 Row = dict[str, Any]
@@ -182,7 +182,6 @@ def differences_of(name: str, pairs: list[tuple[Row, Row]]) -> list[Difference]:
     found = []
     for (metric, (one, two)), noise, trials in zip(values.items(), variances, (size * k, size, size)):
         gap = np.round(two - one, 12)  # 7/12 - 4/12 is 3/12, which rounding to binary hides
-        equal = bool((gap == gap[0]).all())
         found.append(
             Difference(
                 set=name,
@@ -191,7 +190,7 @@ def differences_of(name: str, pairs: list[tuple[Row, Row]]) -> list[Difference]:
                 first=float(one.mean()),
                 second=float(two.mean()),
                 difference=float(gap.mean()),
-                interval=without_spread(float(gap[0]), size, least=-1.0) if equal else bootstrap_interval(gap),
+                interval=paired_interval(gap),
                 fixed=difference_interval(gap, noise, trials),
                 p=sign_flip_p(gap),
                 p_holm=float("nan"),

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from lit_atex.competence import Competence
 from lit_atex.evaluation import TAUS, Result
-from lit_atex.stats import bootstrap_interval
+from lit_atex.stats import paired_interval
 from lit_atex.types import Verdict
 
 SHARES = ("wrong", "unparsed", "timeout", "cut")
@@ -150,7 +150,7 @@ def before_after_table(before: list[Result], after: list[Result]) -> str:
             f"{b.average.value:.3f}",
             f"{a.average.value:.3f}",
             f"{difference.mean():+.3f}",
-            interval_text(bootstrap_interval(difference)),
+            interval_text(paired_interval(difference)),
             f"{b.metrics[f'pass@{n}'].value:.3f}" if f"pass@{n}" in b.metrics else "",
             f"{a.metrics[f'pass@{n}'].value:.3f}",
             f"{b.metrics['length'].value:.1f} → {a.metrics['length'].value:.1f}",

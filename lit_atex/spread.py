@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from lit_atex.evaluation import WITHOUT_BOUND
 from lit_atex.paired import sign_flip_p
-from lit_atex.stats import beta_quantile, bootstrap_interval
+from lit_atex.stats import beta_quantile, paired_interval
 
 Interval = tuple[float, float]
 UNKNOWN: Interval = (float("nan"), float("nan"))
@@ -140,7 +140,7 @@ def gap(
         problems=len(common),
         difference=float(moved.mean()),
         over_seeds=t_interval(moved),
-        over_problems=bootstrap_interval(paired) if len(common) else UNKNOWN,
+        over_problems=paired_interval(paired) if len(common) else UNKNOWN,
         p_seeds=t_p(moved),
         p_problems=sign_flip_p(paired, max(20_000, 400 * comparisons)) if len(common) else float("nan"),
     )

@@ -34,6 +34,22 @@ def bootstrap_interval(
     return bootstrap_intervals(scores[:, None], level, resamples, seed, [shares])[0]
 
 
+def paired_interval(differences: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """The interval of a mean difference of two shares, paired by problem.
+
+    Args:
+        differences: `[problems]` in [-1, 1].
+        level: Coverage aimed at, in (0, 1).
+
+    Returns:
+        `(low, high)` by `bootstrap_interval`, or by `without_spread` where all differences are equal. No problem: nan.
+    """
+    given = np.round(np.asarray(differences, dtype=np.float64), 12)  # 7/12 - 4/12 is 3/12, which rounding hides
+    if given.size and (given == given[0]).all():
+        return without_spread(float(given[0]), given.size, level, least=-1.0)
+    return bootstrap_interval(given, level)
+
+
 def bootstrap_intervals(
     per_problem: ArrayLike,
     level: float = 0.95,

@@ -16,8 +16,9 @@ from lit_atex.cli import main
 from lit_atex.evaluation import Estimate, Result
 from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.models import LanguageModel
-from lit_atex.report import before_after_table, read_results
+from lit_atex.report import before_after_table, interval_text, read_results
 from lit_atex.resume import prepare
+from lit_atex.stats import paired_interval
 
 ROOT = Path(__file__).parents[1]
 STACK = ["--config", str(ROOT / "configs/base.yaml"), "--config", str(ROOT / "configs/tiny.yaml")]
@@ -415,7 +416,7 @@ def test_before_and_after_compares_problem_by_problem():
     before = [result("a", {"x": 0.5, "y": 0.0}), result("other", {"x": 0.5})]
     after = [result("a", {"x": 1.0, "y": 0.5, "new": 0.0}, n=4), result("apart", {"z": 1.0})]
     text = before_after_table(read_results([r.to_json() for r in before]), after)
-    assert "+0.500 │ [0.500, 0.500]" in text
+    assert f"+0.500 │ {interval_text(paired_interval([0.5, 0.5]))}" in text
     assert "other" not in text
     assert "apart" not in text
 

@@ -11,6 +11,7 @@ from lit_atex.stats import (
     bootstrap_interval,
     bootstrap_intervals,
     fixed_problems_interval,
+    paired_interval,
     share_interval,
     without_spread,
 )
@@ -145,6 +146,14 @@ def test_fixed_problems_cover_where_nearly_all_are_always_or_never_solved(differ
     rng, rates = np.random.default_rng(5), np.where(np.arange(30) % 2, differing / 360, 1 - differing / 360)
     found = [fixed_problems_interval(rng.binomial(12, rates), [12] * 30) for _ in range(500)]
     assert np.mean([low <= rates.mean() <= high for low, high in found]) >= 0.94
+
+
+def test_differences_that_are_all_equal_are_not_certain() -> None:
+    assert paired_interval([0.0] * 20) == without_spread(0.0, 20, least=-1.0)
+    assert paired_interval([7 / 12 - 4 / 12, 3 / 12]) == without_spread(0.25, 2, least=-1.0)
+    some = np.random.default_rng(0).uniform(-1, 1, 30).round(3)
+    assert paired_interval(some, 0.8) == bootstrap_interval(some, 0.8)
+    assert all(map(math.isnan, paired_interval([])))
 
 
 def test_without_spread() -> None:
