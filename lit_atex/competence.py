@@ -52,6 +52,11 @@ class Tally:
         return PRIOR * prior + successes, PRIOR * (1 - prior) + failures
 
 
+MAX_LEVELS = 1_000
+"""Labels that are told apart; those that come later are one level, OTHERS: a label for each problem is no level."""
+OTHERS = "(others)"
+
+
 class Competence:
     """Beta-Bernoulli counts that forget."""
 
@@ -92,7 +97,8 @@ class Competence:
         samples = len(feedback.verdicts) // max(len(feedback.problem_ids), 1)
         every = [verdict.value for verdict in feedback.verdicts]  # looked up once: it is slow for an enum's member
         counted: dict[str, list[str]] = {}
-        for i, (problem, level) in enumerate(zip(feedback.problem_ids, feedback.levels)):
+        for i, (problem, label) in enumerate(zip(feedback.problem_ids, feedback.levels)):
+            level = self._level(label)
             verdicts = every[i * samples : (i + 1) * samples]
             counted.setdefault(level, []).extend(verdicts)
             tallies = (self._all, self._levels.setdefault(level, Tally()))
@@ -113,6 +119,9 @@ class Competence:
             for tally in (self._all, self._levels[level]):
                 for verdict, n in Counter(verdicts).items():
                     tally.running[verdict] += n
+
+    def _level(self, label: str) -> str:
+        return label if label in self._levels or len(self._levels) < MAX_LEVELS else OTHERS
 
     def _settle(self, problem: str) -> None:
         """Keep a problem no longer; its level keeps its counts."""
@@ -164,7 +173,7 @@ class Competence:
 
     def tally(self, level: str | None = None) -> Tally:
         """What was counted of a level, or of all. To be read only."""
-        return self._all if level is None else self._levels.get(level, Tally())
+        return self._all if level is None else self._levels.get(self._level(level), Tally())
 
     def shares(self, level: str | None = None) -> dict[Verdict, float]:
         """Running share of each verdict, of a level or of all, without a prior; all 0 with no data."""

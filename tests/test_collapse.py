@@ -363,7 +363,8 @@ def test_a_stopped_run_is_evaluated_as_any(tmp_path):
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("healthy")
-    fit(folder, "--collapse.stop_after", "1", "--trainer.max_steps", "12")
+    learned = ("--exposure.strategy", "Bandit", "--exposure.strategy.init_args.horizon", "1", "--exposure.hold", "1")
+    fit(folder, "--collapse.stop_after", "1", "--trainer.max_steps", "12", *learned)
     return folder
 
 
@@ -383,6 +384,8 @@ def test_the_page_of_custom_scalars(healthy):
     wanted = ["exposure/ratio", "competence/running", "mismatch/forward_kl", "exposure/reward"]
     assert charts["all four over the same axis"] == [f"^{tag}$" for tag in wanted]
     there = events.Tags()["scalars"]
-    assert set(wanted[:3]) <= set(there)
-    for title in ("exposure", "competence", "mismatch", "ratio to the start", "change from the start"):
+    assert set(wanted) <= set(there)
+    rewards = [event.value for event in events.Scalars("exposure/reward")]
+    assert len(set(rewards)) > 1
+    for title in ("exposure", "competence", "mismatch", "reward", "ratio to the start", "change from the start"):
         assert any(re.match(pattern, tag) for pattern in charts[title] for tag in there), title

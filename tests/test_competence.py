@@ -12,7 +12,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_atex.competence import Competence
+from lit_atex.competence import MAX_LEVELS, OTHERS, Competence
 from lit_atex.types import StepFeedback, Verdict
 
 RIGHT, WRONG, UNPARSED, TIMEOUT = Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSED, Verdict.TIMEOUT
@@ -220,6 +220,22 @@ def test_a_problem_that_changes_its_level_leaves_its_counts_behind() -> None:
     competence.update(feedback([("p1", [WRONG, WRONG])], levels={"p1": "9"}))
     assert list(competence.problems()) == [("9", "p1")]
     assert competence.tally("1").settled == [2.0, 0.0]
+
+
+def test_a_label_for_each_problem_does_not_grow_without_bound() -> None:
+    labels = {f"q{i}": f"of its own {i}" for i in range(MAX_LEVELS + 50)}
+    competence = Competence()
+    for start in range(0, len(labels), 10):
+        names = list(labels)[start : start + 10]
+        competence.update(feedback([(name, [RIGHT]) for name in names], start, labels))
+    assert len(competence.levels()) == MAX_LEVELS + 1
+    assert competence.tally(OTHERS).problems == 50
+    assert competence.mean("one never seen") == competence.mean(OTHERS) > 0.5
+    assert competence.tally("of its own 3").rollouts == 1
+    assert competence.tally().problems == len(labels)
+    back = Competence()
+    back.load_state_dict(json.loads(json.dumps(competence.state_dict())))
+    assert back.mean("one never seen") == competence.mean(OTHERS)
 
 
 def test_memory_and_time_of_a_stream_without_an_end() -> None:

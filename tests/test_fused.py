@@ -22,7 +22,9 @@ ALL = [
     ReverseKL(temperature=0.7, top_k=TopK(4, "student")),
     JSD(temperature=2.0, top_k=TopK(3, "union"), clip=Clip(0.1, "token"), beta=0.3),
     JSD(beta=0.7, rescaled=True),
+    ReverseKL(clip=Clip(0.05)),
     SkewKL(temperature=0.7, alpha=0.2),
+    SkewKL(alpha=0.3, clip=Clip(0.05, "token"), top_k=TopK(4)),
     SampledToken(temperature=2.0),
 ]
 
