@@ -231,13 +231,14 @@ def ablate(
         console.print("stopped; the same command goes on")
         raise SystemExit(130) from None
     if any(job.state in ("finished", "done") for job in todo):
-        baseline = ",".join(f"{axis}={value}" for axis, value in read.baseline.items()) or None
-        try:
-            report([str(folder)], metrics=read.metrics, baseline=baseline)
-        except ValueError as error:
-            console.print(Text(f"no comparison: {error}" if baseline else f"no report: {error}"), soft_wrap=True)
-            if baseline:  # which has failed, say: what came of the other runs is told all the same
-                report([str(folder)], metrics=read.metrics)
+        baseline = ",".join(f"{axis}={value}" for axis, value in read.baseline.items())
+        for against in [baseline, None] if baseline else [None]:  # without one, if it has failed, say
+            try:
+                report([str(folder)], metrics=read.metrics, baseline=against)
+                break
+            except ValueError as error:
+                what = "no comparison" if against else "no report"
+                console.print(Text(f"{what}: {error}"), soft_wrap=True)
     failed = [job for job in todo if job.state == "failed"]
     for job in failed:
         heading = f"\n{job.run.name} failed: {job.note}. The end of {job.folder / LOG}:"

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import shutil
 import signal
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fake_runs import write_run
 from rich.console import Console
 
 from lit_atex.ablate import Job, ablate, carry_out, is_finished, jobs_of, parser, table
@@ -355,6 +357,33 @@ def test_options():
 
 
 # The whole of it
+
+
+@pytest.mark.parametrize("metrics", [[], ["level-4/avg@2"]])
+def test_a_report_that_cannot_be_made_does_not_hide_what_failed(tmp_path, metrics, capsys):
+    """The baseline's run has failed: no comparison, but a report; of metrics that no run has, not even that."""
+
+    class Faked(Scripted):
+        def start(self, command, folder, threads):
+            handle = super().start(command, folder, threads)
+            if "2" in folder.name:
+                handle.poll = lambda: 1
+            else:
+                shutil.rmtree(folder)
+                write_run(folder, "Fixed", [1.0] * 6, 0, problems=8, samples=2, every=3)
+                handle.poll = lambda: 0
+            return handle
+
+    path = grid_file(tmp_path, axes={"exposure.hold": [1, 2]}, metrics=metrics, baseline={"hold": 2})
+    with pytest.raises(SystemExit) as end:
+        ablate(str(path), str(tmp_path / "out"), executor=Faked())
+    assert end.value.code == 1
+    said = capsys.readouterr().out
+    assert "no comparison: --" in said
+    assert ("no report: --metrics: no run has 'level-4/avg@2'" in said) == bool(metrics)
+    assert (tmp_path / "out/report/report.md").exists() != bool(metrics)
+    assert "hold=2,seed=0 failed" in said
+    assert "1 of 2 runs failed" in said
 
 
 def test_a_dry_run_says_what_would_be_run_and_starts_nothing(tmp_path, capsys):
