@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from lit_atex.runs import Record
 
 NAMED = 3
-"""So many settings are named where families would bear one name."""
+"""So many settings are named where families would bear one name, of values no longer than SHORT characters."""
+SHORT = 24
 
 
 def by_cell(runs: Iterable[Record]) -> dict[str, list[Record]]:
@@ -40,8 +41,9 @@ def family_of(runs: list[Record]) -> dict[str, str]:
     found: dict[str, str] = {}
     for key, group in groups.items():
         twins = [settings[other] for other in names if names[other] == names[key]]
-        differing = [k for k in settings[key] if len({twin.get(k) for twin in twins}) > 1][:NAMED]
-        told = [f"{k.rpartition('.')[2]}={settings[key][k]}" for k in differing]
+        differing = [k for k in settings[key] if len({twin.get(k) for twin in twins}) > 1]
+        short = [k for k in differing if len(settings[key][k]) <= SHORT and settings[key][k].isprintable()][:NAMED]
+        told = [f"{k.rpartition('.')[2]}={settings[key][k]}" for k in short]
         name = ",".join(filter(None, [names[key], *told]))
         if name in found.values():
             name += f" ({len(set(found.values())) + 1})"
@@ -50,25 +52,23 @@ def family_of(runs: list[Record]) -> dict[str, str]:
 
 
 def baselines_of(cells: dict[str, list[Record]], baseline: dict[str, str] | str | None) -> dict[str, str]:
-    """By cell what it is compared with: the cell that differs in the baseline's axes alone, or the one that is named.
+    """By cell what it is compared with: the cell of its folder that differs in these axes alone, or the one named.
 
-    Of several folders, the baseline in a cell's own folder, or else the only one in the others.
+    Cells that have none, as those without these axes, are left out.
 
     Raises:
         ValueError: If no cell has a baseline, though one was asked for.
     """
     if baseline is None:
         return {}
-    found = {}
+    found: dict[str, str] = {}
     for cell, runs in cells.items():
         if isinstance(baseline, str):
-            near = [baseline] if baseline in cells else []
-        else:
-            goal = runs[0].settings | baseline if baseline.keys() <= runs[0].settings.keys() else None
-            near = [name for name, of_name in cells.items() if of_name[0].settings == goal]
-            near = [name for name in near if _folder(name) == _folder(cell)] or near
-        if len(near) == 1:
-            found[cell] = near[0]
+            found |= {cell: baseline} if baseline in cells else {}
+        elif baseline.keys() <= runs[0].settings.keys():
+            goal = runs[0].settings | baseline
+            same = [name for name, of in cells.items() if of[0].settings == goal and _folder(name) == _folder(cell)]
+            found |= {cell: same[0]} if same else {}
     if not found:
         told = baseline if isinstance(baseline, str) else ",".join(f"{a}={v}" for a, v in (baseline or {}).items())
         raise ValueError(f"--baseline: there is no finished {told}; there are {', '.join(cells)}.")

@@ -117,12 +117,12 @@ def _against_exposure(
             ticks[x] = f"{_short(cell, family)} ({place[cell]:.2f})"
         if len(ticks) > len(xs):
             axis.axvline(1.1, color=GREY, linewidth=0.6)
-        axis.set_xticks(list(ticks), list(ticks.values()), rotation=90, fontsize=7)
+        axis.set_xticks(list(ticks), list(ticks.values()), rotation=90, fontsize=7, parse_math=False)
         if any(isfinite(value(name, cell)["mean"]) for cell in place):
             known.add(axis)
         if (name, family) in before:
             axis.axhline(before[name, family], color=GREY, linestyle="--", linewidth=1.0)
-        axis.set_title(", ".join(filter(None, (name, family))), fontsize=9)
+        axis.set_title(", ".join(filter(None, (name, family))), fontsize=9, parse_math=False)
     for i in range(len(names)):
         of_name = [axis for axis in axes[i * len(families) : (i + 1) * len(families)] if axis in known]
         if not of_name:
@@ -189,14 +189,14 @@ def _over_training(
         other = (baselines or {}).get(cell)
         if other in cells:
             axis.plot(*_mean_line(cells[other], name), "--", color=GREY, linewidth=1.2, label="baseline")
-        axis.set_title(cell, fontsize=8)
+        axis.set_title(cell, fontsize=8, parse_math=False)
         if limits:
             axis.set_ylim(*limits)
     figure.supxlabel("optimizer steps", fontsize=9)
     figure.supylabel(label, fontsize=9)
     others = set((baselines or {}).values())
     told = f"; grey dashes: the baseline{f', {others.pop()}' if len(others) == 1 else ''}" if others else ""
-    figure.suptitle(f"thin: one seed; thick: mean over seeds{told}", fontsize=8, color=DARK)
+    figure.suptitle(f"thin: one seed; thick: mean over seeds{told}", fontsize=8, color=DARK, parse_math=False)
     return figure
 
 
@@ -225,7 +225,7 @@ def pass_at_k(tables: Tables) -> dict[str, Figure]:
                     _band(axis, ks, of_time)
                     style = {"color": LINE, "linestyle": "-", "marker": "o"}
                 axis.plot(ks, [row["mean"] for row in of_time], markersize=3, label=when, **style)
-            axis.set_title(cell, fontsize=8)
+            axis.set_title(cell, fontsize=8, parse_math=False)
             axis.set_xscale("log", base=2)
             shown = shown_ks(int(max(row["k"] for row in rows)))
             axis.set_xticks(shown, [str(k) for k in shown])

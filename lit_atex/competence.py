@@ -52,8 +52,8 @@ class Tally:
         return PRIOR * prior + successes, PRIOR * (1 - prior) + failures
 
 
-MAX_LEVELS = 1_000
-"""Labels that are told apart; those that come later are one level, OTHERS: a label for each problem is no level."""
+MAX_LEVELS = 100
+"""Labels that are told apart, each with a number in every logged row; those that come later are one level, OTHERS."""
 OTHERS = "(others)"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lit_atex.paired import holm
-from lit_atex.spread import UNKNOWN, Interval, over_seeds, t_interval, t_p
+from lit_atex.spread import Interval, over_seeds, t_interval, t_p
 
 Row = dict[str, Any]
 Curve = list[Row]
@@ -29,9 +29,10 @@ def views(curves: list[Row], baselines: dict[str, str]) -> list[Row]:
             all had ended.
 
     Returns:
-        Budget in the view's unit; the cell's mean there with its interval over seeds, empty if one of its seeds was not
-        measured that early; and of cells with a baseline the difference, paired by seed, with interval and p-value of
-        the t test, which is raised for all comparisons of the view.
+        Budget in the view's unit, of the run that spent least; the cell's mean there with its interval over seeds;
+        and of cells with a baseline the difference, paired by seed, with interval and p-value of the t test, which is
+        raised for all comparisons of the view. Where there is a baseline, all this is of the seeds that both have. A
+        row is empty if one of its runs was not measured that early.
     """
     runs: dict[str, dict[str, dict[int, Curve]]] = {}
     for row in curves:
@@ -49,37 +50,46 @@ def at(curve: Curve, view: str, budget: float) -> float:
 
     Args:
         curve: Rows of one run and metric.
-        view: One of VIEWS.
+        view: One of VIEWS; what it cost may be nan, where nothing was logged.
         budget: In the view's unit.
     """
-    points = sorted((row[view], row["value"]) for row in curve)
-    if not points[0][0] <= budget <= points[-1][0]:
+    points = sorted((row[view], row["value"]) for row in curve if row[view] == row[view])
+    if len(points) < len(curve) or not points[0][0] <= budget <= points[-1][0]:
         return float("nan")
     return float(np.interp(budget, [x for x, _ in points], [y for _, y in points]))
 
 
 def _view(view: str, metric: str, cells: dict[str, dict[int, Curve]], baselines: dict[str, str]) -> list[Row]:
-    least = {cell: min(max(row[view] for row in curve) for curve in seeds.values()) for cell, seeds in cells.items()}
     rows = []
     for cell, seeds in cells.items():
         other = baselines.get(cell)
         against = cells.get(other, {}) if other is not None else {}
-        budget = min([least[cell], *([least[other]] if other in cells else [])] if baselines else least.values())
-        mine = {seed: at(curve, view, budget) for seed, curve in seeds.items()}
-        theirs = {seed: at(curve, view, budget) for seed, curve in against.items()}
-        whole = list(mine.values()) if all(value == value for value in mine.values()) else []  # never a part of a cell
-        moved = [mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())] if whole else []
-        moved = [value for value in moved if value == value]
+        paired = sorted(seeds.keys() & against.keys())
+        if paired:
+            curves = [side[seed] for side in (seeds, against) for seed in paired]
+        else:
+            curves = list(seeds.values()) if baselines else [curve for of in cells.values() for curve in of.values()]
+        budget = min((end for end in (_end(curve, view) for curve in curves) if end == end), default=float("nan"))
+        mine = [at(seeds[seed], view, budget) for seed in paired or sorted(seeds)]
+        theirs = [at(against[seed], view, budget) for seed in paired]
+        if any(value != value for value in (*mine, *theirs)):  # a part of a cell must not stand beside whole ones
+            mine, theirs = [], []
+        moved = np.round(np.subtract(mine[: len(theirs)], theirs), 12).tolist()
         rows.append(
             {
-                **{"view": view, "budget": budget, "cell": cell, "metric": metric, "seeds": len(whole)},
-                **{"mean": _mean(whole), **_ends("seeds", over_seeds(metric, whole))},
-                **{"baseline": other, "difference": _mean(moved)},
-                **_ends("difference", t_interval(moved) if moved else UNKNOWN),
+                **{"view": view, "budget": budget, "cell": cell, "metric": metric, "seeds": len(mine)},
+                **{"mean": _mean(mine), **_ends("seeds", over_seeds(metric, mine))},
+                **{"baseline": other if paired else None, "difference": _mean(moved)},
+                **_ends("difference", t_interval(moved)),
                 **{"p_seeds": t_p(moved), "p_holm": float("nan")},
             }
         )
     return rows
+
+
+def _end(curve: Curve, view: str) -> float:
+    """What the run had spent in all; nan if that is not known."""
+    return max((row[view] for row in curve), key=lambda spent: (spent != spent, spent))
 
 
 def _corrected(rows: list[Row]) -> list[Row]:

@@ -53,7 +53,7 @@ class Learner(ABC):
     def bind(self, policy: BetaNet) -> None:
         """Take charge of a policy; once, before anything else."""
         self.policy = policy
-        self.optimizer = torch.optim.Adam(policy.parameters(), lr=self.lr, fused=True)
+        self.optimizer = torch.optim.Adam(policy.parameters(), lr=self.lr)
 
     def learn(self, matured: list[Matured], state: list[float]) -> dict[str, float]:
         """Learn, and prepare the policy for the state now. Called once per window, before its exposure is sampled.
@@ -195,7 +195,7 @@ class Surrogate(Learner):
             policy = self.density(now)
         share = shares(policy.concentration1.item(), policy.concentration0.item())
         return {
-            "baseline": float(np.mean([m.reward for m in self.decisions])),
+            "baseline": float(self.rewards().mean()),
             "advantage": float(share @ mean - mean.mean()),
             "uncertainty": float(spread.mean()),
             "best": float(GRID[mean.argmax()]),
@@ -203,9 +203,13 @@ class Surrogate(Learner):
             "entropy": policy.entropy().item(),
         }
 
+    def rewards(self) -> Array:
+        """`[decisions]` what they earned, without outliers."""
+        return within_reach(np.array([m.reward for m in self.decisions]))
+
     def believe(self, state: list[float]) -> tuple[Array, Array, Array]:
         """Mean and SD of the effect of each exposure of GRID at this state, in SD of the rewards; and relevance."""
-        rewards = within_reach(np.array([m.reward for m in self.decisions]))
+        rewards = self.rewards()
         largest = abs(rewards).max()
         rewards = rewards - rewards.mean()
         scale = rewards.std()
@@ -240,12 +244,12 @@ def within_reach(rewards: Array) -> Array:
     """Without outliers, of which one would make all others look alike.
 
     The SD is that of the middle half, as a normal distribution has it (1.4826 times the median absolute deviation),
-    since an outlier would raise its own limit; the plain SD where more than half of the rewards are equal.
+    since an outlier would raise its own limit. Where more than half are equal, it is that of those that differ.
     """
     middle = float(np.median(rewards))
-    usual = 1.4826 * float(np.median(abs(rewards - middle)))
-    if usual <= 1e-12 * abs(rewards).max():  # equal, or to rounding
-        usual = float(rewards.std())
+    apart = abs(rewards - middle)
+    differ = apart[apart > 1e-9 * max(abs(middle), float(np.quantile(apart, 0.9)))]  # by more than rounding
+    usual = 1.4826 * float(np.median(apart if 2 * differ.size > apart.size else differ)) if differ.size else 0.0
     return rewards.clip(middle - OUTLIER * usual, middle + OUTLIER * usual)
 
 

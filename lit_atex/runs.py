@@ -21,7 +21,7 @@ from lit_atex.metrics import g_pass_at_k, mean_g_pass_at_k, pass_at_k
 from lit_atex.report import read_results
 from lit_atex.resume import read_manifest
 
-SEED = re.compile(r"(^|,|/)seed=-?\d+")
+SEED = re.compile(r"(^|,)seed=-?\d+")
 NUMBER = re.compile(r"(?:(?<!\w)-)?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 """In the value of an axis; the dash of `fixed-0.5` is no minus."""
 
@@ -72,7 +72,7 @@ class Record:
         solved = torch.tensor([round(share * n) for share in result.per_problem.values()])
         drawn = torch.full_like(solved, n)
         if kind == "avg":
-            values = solved / n
+            values = solved.double() / n
         elif kind == "g-pass":
             size, _, tau = k.partition("_")
             values = g_pass_at_k(solved, drawn, int(size), float(tau))
@@ -81,7 +81,12 @@ class Record:
         return dict(zip(result.per_problem, values.tolist()))
 
     def spent(self, step: int) -> dict[str, float]:
-        """What so many steps took: `step`, `tokens`, `seconds`; between logged rows, and behind, as if evenly."""
+        """What so many steps took: `step`, `tokens`, `seconds`; between logged rows, and behind, as if evenly.
+
+        Of a run that logged nothing, tokens and seconds are nan, but for step 0.
+        """
+        if step and not self.trace:
+            return {"step": float(step), "tokens": float("nan"), "seconds": float("nan")}
         rows = [{"step": 0.0, "tokens": 0.0, "seconds": 0.0}, *self.trace]
         steps = [row["step"] for row in rows]
         behind = max(step / steps[-1], 1.0) if steps[-1] else 1.0
@@ -179,7 +184,8 @@ def _record(name: str, path: Path, manifest: dict[str, Any], results: dict[str, 
     tested = {f"test/{set_name}": result for set_name, result in _by_set(results.get("test", [])).items()}
     by_step.setdefault(int(manifest["optimizer_steps"]), {}).update(tested)
     # A grid without axes has but seeds: its folder is the cell.
-    cell = SEED.sub("", name).strip(",") or path.resolve().parent.name
+    parent, slash, last = name.rpartition("/")
+    cell = (f"{parent}{slash}{SEED.sub('', last).strip(',')}").rstrip("/") or path.resolve().parent.name
     parts = [part.partition("=") for part in cell.rpartition("/")[2].split(",")]
     return Record(
         path=path,

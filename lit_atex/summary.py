@@ -42,18 +42,21 @@ def report(
 
 
 def _baseline(given: str | None, found: list[runs.Record]) -> dict[str, str] | str | None:
-    """A cell's name, or values by axis.
+    """Values by axis, or a cell's name.
 
     Raises:
         ValueError: If it is neither.
     """
-    if given is None or any(run.cell == given for run in found):
-        return given
+    if given is None:
+        return None
     parts = [part.partition("=") for part in given.split(",")]
-    if not all(sign for _, sign, _ in parts):
-        cells = ", ".join(dict.fromkeys(run.cell for run in found))
-        raise ValueError(f"--baseline: {given!r} is no cell; name axis=value, or one of {cells}.")
-    return {axis: value for axis, _, value in parts}
+    axes = {axis for run in found for axis in run.settings}
+    if all(sign and axis in axes for axis, sign, _ in parts):
+        return {axis: value for axis, _, value in parts}
+    if any(run.cell == given for run in found):
+        return given
+    cells = ", ".join(dict.fromkeys(run.cell for run in found))
+    raise ValueError(f"--baseline: {given!r} is no cell; name axis=value, or one of {cells}.")
 
 
 def markdown(made: Tables, left_out: dict[str, str], pictures: list[str]) -> str:
@@ -67,6 +70,9 @@ def markdown(made: Tables, left_out: dict[str, str], pictures: list[str]) -> str
     parts += ["## Cells", *_cells(made.cells)]
     if made.comparisons:
         parts += ["## Against the baseline", *_comparisons(made.comparisons)]
+        compared = {row[name] for row in made.comparisons for name in ("cell", "baseline")}
+        if left := [cell for cell in dict.fromkeys(row["cell"] for row in made.runs) if cell not in compared]:
+            parts.append(f"Not compared, for want of a baseline with a seed in common: {', '.join(left)}.")
     parts += ["## At equal cost", *_views(made)]
     parts += ["## Runs", _runs(made.runs)]
     parts += ["## Pictures", *(f"![{name.removesuffix('.png')}]({name})" for name in pictures)]
@@ -118,7 +124,7 @@ def _comparisons(rows: list[Row]) -> list[str]:
 
 
 def _views(made: Tables) -> list[str]:
-    compared = bool(made.comparisons)
+    compared = any(row["baseline"] for row in made.views)
     spent: dict[str, set[float]] = {"step": {row["steps"] for row in made.runs}}
     spent |= {view: {row[view] for row in made.runs} for view in ("tokens", "seconds")}
     note = (
@@ -127,23 +133,27 @@ def _views(made: Tables) -> list[str]:
         else "Each run is read where it had spent as much as the run that spent least in all"
     ) + (
         ", on the straight line between the evaluations before and after: evaluate often "
-        "(`trainer.val_check_interval`), or the line is long. Tokens are those of the student's completions. Seconds "
-        "are of training, with probes and without evaluations, as the clock of the machine showed them: on a shared "
-        "machine they say little. Intervals: over seeds, as above."
+        "(`trainer.val_check_interval`), or the line is long. Tokens are those of the completions that are learned "
+        "from: the student's own, or the references in their place. Seconds are of training, with probes and without "
+        "evaluations, as the clock of the machine showed them: on a shared machine they say little. Intervals: over "
+        "seeds, as above."
     )
     if compared:
-        note += " p: the t test over seeds, paired, raised for all comparisons of the view (Holm)."
+        note += (
+            " Where there is a baseline all is of the seeds that both have; p: the paired t test over these, raised "
+            "for all comparisons of the view (Holm)."
+        )
     parts = [note]
     for view, unit in VIEWS.items():
         rows = [row for row in made.views if row["view"] == view]
         if len(spent[view]) == 1:
             parts.append(f"All runs took {_amount(spent[view].pop())} {unit}: at equal ones, the tables above hold.")
             continue
-        heads = ["cell", "metric", unit, "mean", "over seeds"]
+        heads = ["cell", "metric", unit, "seeds", "mean", "over seeds"]
         heads += ["baseline", "difference", "over seeds", "p (Holm)"] if compared else []
         body = []
         for row in rows:
-            cells = [row["cell"], row["metric"], _amount(row["budget"]), _number(row["mean"])]
+            cells = [row["cell"], row["metric"], _amount(row["budget"]), str(row["seeds"]), _number(row["mean"])]
             cells.append(interval_text(_ends(row, "seeds")) if row["seeds"] else "")
             if compared and row["difference"] == row["difference"]:
                 interval = interval_text(_ends(row, "difference"), "+")
@@ -154,7 +164,7 @@ def _views(made: Tables) -> list[str]:
 
 
 def _amount(value: float) -> str:
-    return f"{value:,.0f}"
+    return "" if value != value else f"{value:,.0f}"
 
 
 def _runs(rows: list[Row]) -> str:
@@ -163,7 +173,8 @@ def _runs(rows: list[Row]) -> str:
              "stopped"]  # fmt: skip
     body = [
         [
-            *(row["cell"], str(row["seed"]), str(row["steps"]), f"{row['tokens']:,.0f}", f"{row['seconds'] / 60:.1f}"),
+            *(row["cell"], str(row["seed"]), str(row["steps"]), _amount(row["tokens"])),
+            "" if row["seconds"] != row["seconds"] else f"{row['seconds'] / 60:.1f}",
             *(_number(row[name]) for name in ("exposure", "first_mismatch", "mismatch", *metrics)),
             str(row["stopped"]),
         ]

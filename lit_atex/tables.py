@@ -25,7 +25,7 @@ from lit_atex.stats import bootstrap_interval
 TRACED = ("exposure", "competence", "correct", "mismatch", "loss", "length", "entropy", "reward")
 """What is kept of the trace, by its name in `inspection`."""
 POINTS = 200
-"""Rows of the trace that are kept of a run: each the mean of its share of the steps."""
+"""At most so many rows of the trace are kept of a run: each the mean of as many steps."""
 
 
 class Tables(NamedTuple):
@@ -81,7 +81,7 @@ def make(runs: list[Record], metrics: list[str], baseline: dict[str, str] | str 
         _comparisons(cells, metrics, baselines),
         views(curves, baselines),
         curves,
-        [row for run in runs for row in _trace(run)],
+        [row for of_cell in cells.values() for row in _traces(of_cell)],
         [row for cell, of_cell in cells.items() for row in _pass_at_k(cell, of_cell, metrics)],
     )
 
@@ -167,16 +167,18 @@ def _curve(run: Record, metric: str) -> list[Row]:
     return [head | run.spent(step) | {"value": run.value(metric, step)} for step in known]
 
 
-def _trace(run: Record) -> list[Row]:
-    count = min(POINTS, len(run.trace))
+def _traces(runs: list[Record]) -> list[Row]:
+    """The traces of a cell, in parts of as many steps, so that seeds that ended at different ones share theirs."""
+    size = max(1, -(-max(len(run.trace) for run in runs) // POINTS))
     rows = []
-    for i in range(count):
-        part = run.trace[i * len(run.trace) // count : (i + 1) * len(run.trace) // count]
-        row: Row = {"cell": run.cell, "seed": run.seed, "step": part[-1]["step"], "tokens": part[-1]["tokens"]}
-        for name in TRACED:
-            values = [one[TRACE[name]] for one in part if TRACE[name] in one]
-            row[name] = statistics.fmean(values) if values else float("nan")
-        rows.append(row)
+    for run in runs:
+        for start in range(0, len(run.trace), size):
+            part = run.trace[start : start + size]
+            row: Row = {"cell": run.cell, "seed": run.seed, "step": part[-1]["step"], "tokens": part[-1]["tokens"]}
+            for name in TRACED:
+                values = [one[TRACE[name]] for one in part if TRACE[name] in one]
+                row[name] = statistics.fmean(values) if values else float("nan")
+            rows.append(row)
     return rows
 
 

@@ -9,7 +9,7 @@ import yaml
 from fake_runs import write_run
 from scipy import stats as oracle
 
-from lit_atex import runs, tables
+from lit_atex import charts, runs, tables
 from lit_atex.cells import baselines_of, by_cell, family_of
 from lit_atex.equal_cost import at, views
 from lit_atex.paired import holm
@@ -94,11 +94,49 @@ def test_a_cell_that_was_not_measured_so_early_in_all_its_seeds_has_no_view(curv
     assert all(isnan(row[name]) for name in ("mean", "seeds_low", "difference", "p_seeds"))
 
 
-def test_seeds_that_only_one_side_has_are_not_compared(curves):
+def test_a_comparison_is_of_the_seeds_that_both_have(curves):
     part = [row for row in curves if not (row["cell"] == "base" and row["seed"] == 2)]
+    part += curve("base", 9, [0.2, 0.1], tokens=1)  # which has no twin, and must not set the budget
     row = of_tokens(views(part, {"short": "base"}))["short"]
-    assert row["seeds"] == 3
+    assert row["seeds"] == 2
+    assert row["budget"] == 300
+    assert row["mean"] == pytest.approx(np.mean([0.5, 0.54]))
     assert row["difference"] == pytest.approx(np.mean([0.5 - 0.3, 0.54 - 0.32]))
+
+
+def test_without_a_common_seed_nothing_is_compared(curves):
+    apart = [row | {"seed": row["seed"] + 10 * (row["cell"] == "short")} for row in curves]
+    row = of_tokens(views(apart, {"short": "base", "long": "base"}))["short"]
+    assert (row["baseline"], row["seeds"], row["budget"]) == (None, 3, 300)
+    assert isnan(row["difference"])
+
+
+def test_a_baseline_that_was_not_measured_so_early_leaves_its_row_empty(curves):
+    late = [row for row in curves if not (row["cell"] == "base" and row["seed"] == 1 and row["step"] < 6)]
+    row = of_tokens(views(late, {"short": "base"}))[
+        "short"
+    ]  # the base's seed 1 begins at 600 tokens, short ends at 300
+    assert row["seeds"] == 0
+    assert isnan(row["difference"])
+
+
+def test_what_a_run_cost_that_logged_nothing_is_not_known(curves):
+    unknown = [
+        row | ({"tokens": float("nan")} if row["cell"] == "long" and row["seed"] == 0 and row["step"] else {})
+        for row in curves
+    ]
+    found = of_tokens(views(unknown, {"long": "base", "short": "base"}))
+    assert isnan(found["long"]["mean"])
+    assert found["short"]["difference"] == of_tokens(views(curves, {"short": "base"}))["short"]["difference"]
+    assert {row["budget"] for row in of_tokens(views(unknown, {})).values()} == {300}
+
+
+def test_p_values_are_raised_for_all_comparisons_of_a_view(curves):
+    both = [*curves, *(row | {"metric": "s/pass@2", "value": row["value"] ** 2} for row in curves)]
+    rows = [row for row in views(both, {"short": "base", "long": "base"}) if row["view"] == "tokens"]
+    known = [row for row in rows if not isnan(row["p_seeds"])]
+    assert {row["metric"] for row in known} == {"s/avg@2", "s/pass@2"}
+    assert [row["p_holm"] for row in known] == holm([row["p_seeds"] for row in known])
 
 
 @pytest.fixture
@@ -124,10 +162,12 @@ def test_a_baseline_is_that_of_the_same_folder(two_folders):
     }  # and the run without axes has none
 
 
-def test_a_baseline_that_lies_in_another_folder_is_found_if_it_is_the_only_one(two_folders):
+def test_a_cell_without_a_baseline_in_its_folder_is_said_not_to_be_compared(two_folders):
     shutil.rmtree(two_folders / "two/exposure=full,seed=0")
     records, _ = runs.find([two_folders / "one", two_folders / "two"])
-    assert baselines_of(by_cell(records), {"exposure": "full"})["two/exposure=half"] == "one/exposure=full"
+    assert baselines_of(by_cell(records), {"exposure": "full"}) == {"one/exposure=half": "one/exposure=full"}
+    text = markdown(tables.make(records, [], {"exposure": "full"}), {}, [])
+    assert "Not compared, for want of a baseline with a seed in common: two/exposure=half." in text
 
 
 def test_families_of_one_name_are_told_apart_by_their_settings(two_folders):
@@ -137,25 +177,53 @@ def test_families_of_one_name_are_told_apart_by_their_settings(two_folders):
     assert families["two/exposure=half"] == families["two/exposure=full"] == "class_path=JSD"
 
 
+def test_a_long_setting_is_no_name_and_a_dollar_no_formula(two_folders):
+    """Prompts with LaTeX are settings too."""
+    for folder, prompt in (
+        ("one", r"Solve. $\boxed{}$"),
+        ("two", r"Give $\boxed{}$, and reason step by step, please."),
+    ):
+        for path in (two_folders / folder).glob("*/config.yaml"):
+            config = yaml.safe_load(path.read_text())
+            config["model"] = {"prompts": {"student": prompt}}
+            path.write_text(yaml.safe_dump(config))
+    records, _ = runs.find([two_folders / "one", two_folders / "two"])
+    families = family_of(records)
+    assert families["one/exposure=half"] == r"student=Solve. $\boxed{}$"
+    assert families["two/exposure=half"] == ""
+    assert charts.save({"exposure": charts.exposure(tables.make(records, [], None))}, two_folders)[0].is_file()
+
+
+def test_families_that_no_short_setting_tells_apart_have_numbers(two_folders):
+    for folder, prompt in (("one", "a" * 30), ("two", "b" * 30)):
+        for path in (two_folders / folder).glob("*/config.yaml"):
+            path.write_text(yaml.safe_dump({"model": {"prompts": {"student": prompt}}}))
+    records, _ = runs.find([two_folders / "one", two_folders / "two"])
+    families = family_of(records)
+    assert (families["one/exposure=full"], families["two/exposure=full"]) == ("", " (2)")
+
+
 def test_the_report_says_what_holds_at_equal_tokens(two_folders):
     shutil.rmtree(two_folders / "one/exposure=full,seed=0")
-    options = {"problems": 8, "samples": 2, "every": 3, "tokens": 500.0}
-    for seed in (0, 1):
-        write_run(two_folders / f"one/exposure=full,seed={seed}", "Fixed", [1.0] * STEPS, seed, **options)
+    shutil.rmtree(two_folders / "one/exposure=half,seed=0")
+    options = {"problems": 8, "samples": 2, "every": 3}
+    for seed in range(3):
+        write_run(two_folders / f"one/exposure=full,seed={seed}", "Fixed", [1.0] * STEPS, seed, tokens=500.0, **options)
+        write_run(
+            two_folders / f"one/exposure=half,seed={seed}", "Fixed", [0.6] * STEPS, seed, tokens=1000.0, **options
+        )
     records, _ = runs.find([two_folders / "one"])
-    text = markdown(tables.make(records, [], {"exposure": "full"}), {}, [])
+    made = tables.make(records, [], {"exposure": "full"})
+    text = markdown(made, {}, [])
     section = text.partition("## At equal cost")[2].partition("## Runs")[0]
     assert "All runs took 6 optimizer steps: at equal ones, the tables above hold." in section
-    heads = [
-        "cell",
-        "metric",
-        "completion tokens",
-        "mean",
-        "over seeds",
-        "baseline",
-        "difference",
-        "over seeds",
-        "p (Holm)",
-    ]
+    heads = ["cell", "metric", "completion tokens", "seeds", "mean", "over seeds", "baseline", "difference"]
+    heads += ["over seeds", "p (Holm)"]
     assert f"| {' | '.join(heads)} |" in section
-    assert "| exposure=half | level-8/avg@2 | 3,000 |" in section
+    row = of_tokens(made.views)["exposure=half"]
+    assert row["budget"] == 3000
+    shown = ["exposure=half", "level-8/avg@2", "3,000", "3", f"{row['mean']:.3f}"]
+    shown += [f"[{row['seeds_low']:.3f}, {row['seeds_high']:.3f}]", "exposure=full", f"{row['difference']:+.3f}"]
+    shown += [f"[{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]", f"{row['p_holm']:.4f}"]
+    assert f"| {' | '.join(shown)} |" in section
+    assert "Not compared" not in text

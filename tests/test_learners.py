@@ -238,6 +238,10 @@ def test_one_gross_outlier_does_not_silence_the_others(size: float) -> None:
     mean, spread, _ = learner.believe([0.0] * FEATURES)
     assert GRID[mean.argmax()] == pytest.approx(0.7, abs=0.1)
     assert mean.max() - mean.min() > 3 * spread.mean()
+    others = [m.reward for m in data if m.reward != size]
+    logged = learner.learn([], [0.0] * FEATURES)["baseline"]
+    assert min(others) < logged < max(others)
+    assert logged == pytest.approx(within_reach(np.array([m.reward for m in data])).mean())
 
 
 def test_rewards_are_within_reach_of_their_median() -> None:
@@ -248,6 +252,12 @@ def test_rewards_are_within_reach_of_their_median() -> None:
     assert far[:-1].tolist() == usual.tolist()
     robust = stats.median_abs_deviation([*usual, 50.0], scale="normal")
     assert far[-1] == pytest.approx(np.median([*usual, 50.0]) + 6 * robust, rel=1e-4)
+    # Nor does an outlier say what rounding is.
+    assert within_reach(np.array([*usual, 1e13])).max() == pytest.approx(6 * robust, rel=0.02)
+    # Of which more than half are equal, as a coarse accuracy's, an outlier is known by the others.
+    coarse = np.array([*np.zeros(40), *np.ones(20)])
+    assert np.array_equal(within_reach(coarse), coarse)
+    assert within_reach(np.array([*coarse, -100.0])).min() == pytest.approx(-6 * 1.4826)
     # More than half are equal, exactly or to rounding: the others are no outliers.
     for noise in (0.0, 1e-17):
         few = np.array([*(noise * usual[:30]), *np.full(10, 0.1)])

@@ -17,7 +17,8 @@ from lit_atex.cli import main
 from lit_atex.paired import holm
 from lit_atex.plots import BAND, LINE
 from lit_atex.spread import gap, over_seeds, t_interval, t_p
-from lit_atex.summary import markdown, parser
+from lit_atex.stats import without_spread
+from lit_atex.summary import _baseline, markdown, parser
 
 METRIC = "level-8/avg@2"
 STEPS = 6
@@ -47,6 +48,27 @@ def test_equal_seeds_are_not_certainty():
     for values in ([0.4, 0.4], [0.1 + 0.2, 0.3, 0.3]):  # the second: equal to rounding
         assert all(map(isnan, t_interval(values)))
     assert (t_p([0.0, 0.0]), t_p([0.1] * 2), t_p([-0.1] * 8)) == (1.0, 0.5, 2 / 2**8)
+
+
+def test_differences_of_twelfths_are_not_told_apart_by_rounding():
+    """Two seeds, in which every problem moves by 1/12 and back: nothing happened, and p must say so."""
+    names = [str(i) for i in range(30)]
+    base = {seed: dict.fromkeys(names, 4 / 12) for seed in (0, 1)}
+    cell = {0: dict.fromkeys(names, 5 / 12), 1: dict.fromkeys(names, 3 / 12)}
+    mean = [{seed: float(np.mean(list(of.values()))) for seed, of in side.items()} for side in (cell, base)]
+    assert gap(tuple(mean), (cell, base)).p_problems == 1.0
+    up = {seed: dict.fromkeys(names, 7 / 12) for seed in (0, 1)}
+    one = gap(({0: 7 / 12, 1: 7 / 12}, mean[1]), (up, base))
+    assert one.over_problems == without_spread(0.25, 30, least=-1.0)
+    assert isnan(one.over_seeds[0])
+
+
+def test_shares_of_problems_are_in_double_precision(tmp_path):
+    small(tmp_path / "a", "Fixed", [1.0] * STEPS, 0, samples=12)
+    run = runs.find([tmp_path])[0][0]
+    raw = json.loads((run.path / "results.json").read_text())["step-6"][0]["per_problem"]
+    assert {round(value * 12) % 12 for value in raw.values()} - {0, 3, 6, 9}  # some that halving does not reach
+    assert run.by_problem("level-8/avg@12") == {name: round(value * 12) / 12 for name, value in raw.items()}
 
 
 def test_a_p_value_survives_the_correction_for_many_comparisons():
@@ -166,6 +188,20 @@ def test_a_grid_of_seeds_alone_is_one_cell(grid, tmp_path):
     assert [run.cell for run in runs.find([tmp_path / "mine/seed=1"])[0]] == ["mine"]
 
 
+def test_a_seed_before_the_axes_leaves_the_folder_in_the_cells_name(grid, tmp_path):
+    for folder in ("one", "two"):
+        shutil.copytree(grid / "exposure=full,seed=0", tmp_path / folder / "seed=0,t=1")
+    found = [run.cell for run in runs.find([tmp_path / "one", tmp_path / "two"])[0]]
+    assert found == ["one/t=1", "two/t=1"]
+
+
+def test_a_baseline_is_read_as_axes_before_it_is_a_cells_name(found):
+    more = [replace(run, settings={"exposure": "full", "t": "1"}, cell="exposure=full,t=1") for run in found[0][:1]]
+    assert _baseline("exposure=full", [*found[0], *more]) == {"exposure": "full"}
+    named = [replace(run, cell=f"one/{run.cell}") for run in found[0]]
+    assert _baseline("one/exposure=full", named) == "one/exposure=full"
+
+
 def test_one_run_folder_is_a_report_of_its_own(grid):
     records, _ = runs.find([grid / "exposure=full,seed=1"])
     assert [(run.cell, run.seed) for run in records] == [("exposure=full", 1)]
@@ -277,7 +313,10 @@ def test_cost_goes_on_behind_the_last_row_that_was_logged(grid):
     run = runs.find([grid])[0][0]
     part = replace(run, trace=run.trace[:4])
     assert part.spent(STEPS) == pytest.approx(run.spent(STEPS))
-    assert replace(run, trace=[]).spent(STEPS) == {"step": 6.0, "tokens": 0.0, "seconds": 0.0}
+    unknown = replace(run, trace=[])
+    assert unknown.spent(0) == {"step": 0.0, "tokens": 0.0, "seconds": 0.0}
+    assert isnan(unknown.spent(STEPS)["tokens"])
+    assert isnan(unknown.spent(STEPS)["seconds"])
 
 
 # Tables
@@ -328,9 +367,16 @@ def test_the_interval_of_a_share_ends_where_shares_do(metric, ends):
 def test_the_trace_keeps_means_of_its_parts(tmp_path):
     small(tmp_path / "a", "Random", [i / 999 for i in range(0, 1000, 4)], 0, every=250)
     rows = tables.make(runs.find([tmp_path])[0], [], None).traces
-    assert len(rows) == tables.POINTS
+    assert [row["step"] for row in rows] == [2.0 * i for i in range(1, 126)]
     assert np.mean([row["exposure"] for row in rows]) == pytest.approx(0.5, abs=0.01)
-    assert [row["step"] for row in rows][-1] == 250
+
+
+def test_seeds_that_ended_early_share_their_parts_of_the_trace(found):
+    run = found[0][0]
+    long = [run.trace[0] | {"step": float(i + 1)} for i in range(431)]
+    both = [replace(run, trace=long), replace(run, seed=9, trace=long[:400])]
+    steps = [{row["step"] for row in tables._traces(both) if row["seed"] == seed} for seed in (run.seed, 9)]
+    assert len(steps[0] & steps[1]) == 400 // 3
 
 
 def test_what_is_not_there_is_named(found):
