@@ -130,31 +130,30 @@ def _stability_table(n: int, results: list[Result]) -> str:
 
 
 def before_after_table(before: list[Result], after: list[Result]) -> str:
-    """avg@n and pass@n before and after training, with the paired difference and its interval over problems.
+    """avg@n, pass@n and length before and after training, with paired differences and their intervals over problems.
 
-    Sets without a problem in common are left out; where the two differ in problems, the difference is over the common.
+    Sets without a problem in common are left out; where the two differ in problems, a difference is over the common;
+    where they differ in samples, pass@n is left out.
     """
-    n = after[0].samples
     table = Table(title="before and after; difference paired by problem, 95 % interval", title_justify="left")
-    table.add_column("set")
-    averages = (f"avg@{n} before", "after", "difference", "interval")
-    for heading in (*averages, f"pass@{n} before", "after ", "length"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("set", "", "before", "after", "difference", "interval"):
+        table.add_column(heading, justify="left" if heading in ("set", "") else "right", no_wrap=True)
     by_name = {r.name: r for r in before}
     for b, a in [(by_name[r.name], r) for r in after if r.name in by_name]:
-        difference = np.array([a.per_problem[i] - b.per_problem[i] for i in a.per_problem if i in b.per_problem])
-        if not len(difference):
+        n, common = a.samples, [i for i in a.per_problem if i in b.per_problem]
+        if not common:
             continue
-        table.add_row(
-            a.name,
-            f"{b.average.value:.3f}",
-            f"{a.average.value:.3f}",
-            f"{difference.mean():+.3f}",
-            interval_text(paired_interval(difference)),
-            f"{b.metrics[f'pass@{n}'].value:.3f}" if f"pass@{n}" in b.metrics else "",
-            f"{a.metrics[f'pass@{n}'].value:.3f}",
-            f"{b.metrics['length'].value:.1f} → {a.metrics['length'].value:.1f}",
-        )
+        shares = np.array([[r.per_problem[i] for i in common] for r in (b, a)])
+        average = f"avg@{n}" if b.samples == n else f"avg@{b.samples}/{n}"
+        rows = [(average, b.average.value, a.average.value, shares)]
+        if b.samples == n > 1:
+            best = f"pass@{n}"
+            rows.append((best, b.metrics[best].value, a.metrics[best].value, (shares > 0).astype(float)))
+        for i, (metric, old, new, values) in enumerate(rows):
+            gaps = values[1] - values[0]
+            shown = (f"{old:.3f}", f"{new:.3f}", f"{gaps.mean():+.3f}", interval_text(paired_interval(gaps)))
+            table.add_row("" if i else a.name, metric, *shown)
+        table.add_row("", "length", *(f"{r.metrics['length'].value:.1f}" for r in (b, a)), "", "")
     return _render(table)
 
 

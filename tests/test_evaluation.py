@@ -4,13 +4,14 @@ import json
 import math
 from itertools import combinations
 
+import numpy as np
 import pytest
 import scipy.stats
 from test_votes import vote
 
 from lit_atex.evaluation import Evaluation, Result, shown_ks
-from lit_atex.report import before_after_table, results_table
-from lit_atex.stats import bootstrap_interval, fixed_problems_interval
+from lit_atex.report import before_after_table, interval_text, results_table
+from lit_atex.stats import bootstrap_interval, fixed_problems_interval, paired_interval
 from lit_atex.types import Verdict
 
 
@@ -188,12 +189,20 @@ def test_tables_show_stability_and_variety():
     assert "G-Pass" not in results_table("test", [evaluated(one, 1)])
 
 
-def test_before_and_after_show_lengths_in_one_column():
-    before, after = evaluated(ROWS), evaluated(ROWS[:2])
+def test_before_and_after_have_each_metric_with_its_paired_difference():
+    before = evaluated(ROWS)
+    after = evaluated([ROWS[0] | {"verdicts": [W.value] * 5}, *ROWS[1:]])
     text = before_after_table([before], [after])
-    assert f"{before.metrics['length'].value:.1f} → {after.metrics['length'].value:.1f}" in text
-    heads = next(line for line in text.splitlines() if "length" in line)
-    assert all(head.strip() for head in heads.strip("┃│").replace("┃", "│").split("│"))
+    assert max(map(len, text.splitlines())) <= 80
+    rows = {cells[1].strip(): [c.strip() for c in cells[2:]] for line in text.splitlines()
+            if len(cells := line.strip("│").split("│")) == 6}  # fmt: skip
+    assert list(rows) == [f"avg@{after.samples}", f"pass@{after.samples}", "length"]
+    assert rows["length"][:2] == [f"{r.metrics['length'].value:.1f}" for r in (before, after)]
+    solved = np.array([[share > 0 for share in r.per_problem.values()] for r in (before, after)], dtype=float)
+    gaps = solved[1] - solved[0]
+    assert gaps.any()
+    shown = [f"{r.metrics[f'pass@{after.samples}'].value:.3f}" for r in (before, after)]
+    assert rows[f"pass@{after.samples}"] == [*shown, f"{gaps.mean():+.3f}", interval_text(paired_interval(gaps))]
 
 
 def test_the_ks_that_are_shown():

@@ -416,7 +416,9 @@ def test_before_and_after_compares_problem_by_problem():
     before = [result("a", {"x": 0.5, "y": 0.0}), result("other", {"x": 0.5})]
     after = [result("a", {"x": 1.0, "y": 0.5, "new": 0.0}, n=4), result("apart", {"z": 1.0})]
     text = before_after_table(read_results([r.to_json() for r in before]), after)
+    assert re.search(r"│ a +│ avg@2/4 +│", text)
     assert f"+0.500 │ {interval_text(paired_interval([0.5, 0.5]))}" in text
+    assert "pass@" not in text  # of 2 and of 4 samples
     assert "other" not in text
     assert "apart" not in text
 
