@@ -23,7 +23,7 @@ from lit_atex.callbacks import ExposureControl, SampleLog
 from lit_atex.checkpoint import Checkpoint, purge_step
 from lit_atex.collapse import CollapseMonitor
 from lit_atex.commands import main as main
-from lit_atex.console import with_known_classes
+from lit_atex.console import with_known_classes, with_near_key
 from lit_atex.contamination import ContaminationCheck
 from lit_atex.custom_scalars import CustomScalars
 from lit_atex.data import ProblemDataModule
@@ -43,7 +43,14 @@ log = logging.getLogger("lit_atex")
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's, with an error of one line: the usage of a hundred lines would push it off the screen."""
+    """Lightning's, with an error of one line: the usage of a hundred lines would push it off the screen.
+
+    A key is written out: `--trainer.max_step` is a slip of the hand, and would not be found in a YAML either.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's, without abbreviations."""
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong and leave with code 2."""
@@ -52,7 +59,9 @@ class Parser(LightningArgumentParser):
         line = with_known_classes(" ".join(part.strip() for part in message.splitlines() if part.strip()))
         if "arguments are required" in line:
             line += ". Begin with a complete configuration: --config configs/base.yaml"
-        prog = getattr(ex, "subcommand_parser", self).prog.replace(" [options]", "")
+        parser = getattr(ex, "subcommand_parser", self)
+        line = with_near_key(line, [name[2:] for name in parser._option_string_actions if name.startswith("--")])
+        prog = parser.prog.replace(" [options]", "")
         self.exit(2, f"lit-atex: error: {line} (see `{prog} --help`)\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import inspect
 import logging
@@ -72,6 +73,13 @@ def with_known_classes(message: str) -> str:
     if wrong[2]:  # a path: what could not be imported may be another module than the one that is named
         return f"{message}. {known}"
     return f'Parser key "{keys[-1]}": there is no {base.__name__} of the name {wrong[1]}. {known}'
+
+
+def with_near_key(message: str, keys: list[str]) -> str:
+    """The message of argparse or jsonargparse; if it is about a key that is not there, with the key that is nearest."""
+    wrong = re.search(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", message)
+    near = difflib.get_close_matches(wrong[1] or wrong[2], keys, 1) if wrong else []
+    return f"{message}. Is it {near[0]}?" if near else message
 
 
 def _concrete(base: type) -> set[str]:

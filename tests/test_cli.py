@@ -117,6 +117,17 @@ def test_an_unknown_key_in_a_file_is_named(capsys, tmp_path, text):
     assert "nosuch" in refused(capsys, "fit", *TINY, "--config", str(tmp_path / "wrong.yaml"))
 
 
+def test_a_key_is_not_cut_short_but_the_nearest_is_named(capsys, tmp_path):
+    """argparse would take `--exposure.hol` for `--exposure.hold`, and a typing error for a setting."""
+    assert "--trainer.max_step 3. Is it trainer.max_steps?" in refused(capsys, "fit", *TINY, "--trainer.max_step", "3")
+    assert "--exposure.hol=3. Is it exposure.hold?" in refused(capsys, "fit", *TINY, "--exposure.hol=3")
+    assert "Is it resume?" in refused(capsys, "fit", *TINY, "--resum")
+    (tmp_path / "wrong.yaml").write_text("model: {sampling: {temperatur: 1}}")
+    message = refused(capsys, "fit", *TINY, "--config", str(tmp_path / "wrong.yaml"))
+    assert "'model.sampling.temperatur'. Is it model.sampling.temperature?" in message
+    assert "Is it" not in refused(capsys, "fit", *TINY, "--nothing.like.this", "1")
+
+
 def test_without_a_configuration_the_way_on_is_shown(capsys):
     assert "--config configs/base.yaml" in refused(capsys, "fit")
 
