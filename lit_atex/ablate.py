@@ -158,10 +158,32 @@ def _stop(running: list[tuple[Job, Handle]]) -> None:
         time.sleep(0.1)
 
 
+def find_models(runs: list[Run]) -> None:
+    """Look whether the models that runs begin with are there, before the first of them starts.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    from lit_atex.models import LanguageModel  # here, as it brings torch with it
+
+    students = {json.dumps(run.config["model"]["student"], sort_keys=True): run for run in reversed(runs)}
+    for run in students.values():
+        student = run.config["model"]["student"]
+        if student["class_path"] == f"{LanguageModel.__module__}.{LanguageModel.__name__}":
+            try:
+                LanguageModel(**student["init_args"] | {"lora": None}).check()
+            except ValueError as error:
+                raise ValueError(f"{run.name}: {error}") from error
+
+
+def counted(jobs: list[Job]) -> str:
+    """How many runs there are, by state."""
+    counts = Counter(job.state for job in jobs)
+    return f"{len(jobs)} runs: {', '.join(f'{n} {state}' for state, n in counts.items())}"
+
+
 def table(jobs: list[Job]) -> Group:
     """The runs and how far they are; of many those alone that run or do not, so that a screen holds them."""
-    counts = Counter(job.state for job in jobs)
-    title = f"{len(jobs)} runs: {', '.join(f'{n} {state}' for state, n in counts.items())}"
     shown = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("run", "", "step", "minutes", "note"):
         shown.add_column(heading, justify="right" if heading in ("step", "minutes") else "left")
@@ -171,7 +193,7 @@ def table(jobs: list[Job]) -> Group:
         done = f"{min(job.steps(), most)}/{most}" if job.state in shown_states else ""
         took = f"{job.took / 60:.1f}" if job.took else ""
         shown.add_row(job.run.name, job.state, done, took, Text(job.note))
-    return Group(Text(title), shown)
+    return Group(Text(counted(jobs)), shown)
 
 
 @contextlib.contextmanager
@@ -213,15 +235,17 @@ def ablate(
     """
     if jobs < 1 or (threads is not None and threads < 1):
         raise ValueError(f"--jobs and --threads must be at least 1, got {jobs} and {threads}.")
-    read: Grid = read_grid(Path(grid))
+    read: Grid = read_grid(grid)
     folder = Path(out) if out else Path("runs") / read.path.stem
     todo = jobs_of(read.runs(), folder)
+    find_models([job.run for job in todo if job.state != "finished"])
     console = Console(highlight=False)
     if dry_run:
         for job in todo:
             console.print(Text(f"# {job.run.name}: {job.state}{f', {job.note}' if job.note else ''}"), soft_wrap=True)
             if job.state != "finished":
                 console.print(Text(shlex.join(["lit-atex", *job.command()])), soft_wrap=True)
+        console.print(f"# {counted(todo)}")
         return
     share = threads or max(1, _cores() // jobs)
     try:
@@ -276,7 +300,9 @@ def parser() -> argparse.ArgumentParser:
     one = argparse.ArgumentParser(
         "lit-atex ablate", description="Run a grid of training runs, and report on them.", allow_abbrev=False
     )
-    one.add_argument("grid", metavar="GRID.yaml", help="configs, axes, seeds, metrics: see configs/ablations/")
+    one.add_argument(
+        "grid", metavar="GRID.yaml", help="a file, or one that ships, such as `exposure`: see configs/ablations/"
+    )
     one.add_argument("--out", metavar="DIR", help="folder of the runs (default: runs/<name of the grid>)")
     one.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
     one.add_argument("--threads", type=int, metavar="N", help="threads of each run (default: the cores, shared out)")

@@ -138,8 +138,15 @@ def evaluation_of(a: Path, b: Path) -> str:
     for name in ("test", "validate"):
         if all((run / "outcomes" / f"{name}.protocol.json").is_file() for run in (a, b)):
             return name
-    known = {str(run): [n for n in KINDS if (run / "outcomes" / f"{n}.protocol.json").is_file()] for run in (a, b)}
-    raise ValueError(f"nothing to compare: both folders need an evaluation by `lit-atex evaluate`; they have {known}.")
+    told = []
+    for run in (a, b):
+        known = [n for n in KINDS if (run / "outcomes" / f"{n}.protocol.json").is_file()]
+        told.append(
+            f"{run} {'has ' + ' and '.join(known) if known else 'has none' if run.is_dir() else 'is no folder'}"
+        )
+    raise ValueError(
+        f"nothing to compare: both need an evaluation of the same kind by `lit-atex evaluate`; {', '.join(told)}."
+    )
 
 
 def protocols_differ(a: Path, b: Path, name: str) -> list[str]:

@@ -127,14 +127,13 @@ class Grid:
                 )
 
 
-def read_grid(path: Path) -> Grid:
-    """Read a grid file.
+def read_grid(path: str | Path) -> Grid:
+    """Read a grid by its path, or by its name among those that ship: "exposure".
 
     Raises:
         ValueError: If it is not there, is no YAML, or says something that a grid has no use for; it names the key.
     """
-    if not path.is_file():
-        raise ValueError(f"there is no grid {path}: give a YAML file, e.g. configs/ablations/exposure.yaml.")
+    path = find_config(str(path), "ablations")
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

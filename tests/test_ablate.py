@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_what_is_no_grid(tmp_path, text, told):
     (tmp_path / "grid.yaml").write_text(text)
     with pytest.raises(ValueError, match=told):
         read_grid(tmp_path / "grid.yaml")
-    with pytest.raises(ValueError, match=r"no grid .*nosuch"):
+    with pytest.raises(ValueError, match=r"no config .*nosuch.*controller, controls"):
         read_grid(tmp_path / "nosuch.yaml")
 
 
@@ -132,13 +133,12 @@ def test_a_grid_that_ships_is_read_wherever_one_stands(path, monkeypatch, tmp_pa
 def test_every_cell_of_a_grid_that_ships_parses(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     grid = read_grid(path)
-    runs = grid.runs()
-    cells = 1
-    for values in grid.axes.values():
-        cells *= len(values)
-    assert len({run.name for run in runs}) == len(runs) == len(grid.seeds) * cells
-    resolved = [json.dumps(run.config, sort_keys=True) for run in runs]
-    assert len(set(resolved)) == len(runs)  # no two cells are the same run under two names
+    firsts = {axis: dict([next(iter(values.items()))]) for axis, values in grid.axes.items()}
+    for axis, values in grid.axes.items():  # one at a time: a second for each command line
+        runs = replace(grid, axes={**firsts, axis: values}).runs()
+        assert len({run.name for run in runs}) == len(runs) == len(grid.seeds) * len(values)
+        resolved = [json.dumps(run.config, sort_keys=True) for run in runs]
+        assert len(set(resolved)) == len(runs)  # no two cells are the same run under two names
 
 
 def test_the_grids_cover_what_the_method_leaves_open():
@@ -391,11 +391,27 @@ def test_a_dry_run_says_what_would_be_run_and_starts_nothing(tmp_path, capsys):
     out = tmp_path / "out"
     main(["ablate", str(path), "--out", str(out), "--dry-run"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if line.startswith("#")] == ["# hold=1,seed=0: waiting, anew",
-                                                                "# hold=2,seed=0: waiting, anew"]  # fmt: skip
+    told = [line for line in lines if line.startswith("#")]
+    assert told == ["# hold=1,seed=0: waiting, anew", "# hold=2,seed=0: waiting, anew", "# 2 runs: 2 waiting"]
     assert lines[1].startswith("lit-atex fit --config ")
     assert lines[1].endswith(f"--exposure.hold=1 --seed_everything=0 --run {out}/hold=1,seed=0 --resume")
     assert not out.exists()
+
+
+def test_a_grid_that_ships_goes_by_name(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("exposure", "ablations/exposure", "configs/ablations/exposure.yaml"):
+        assert read_grid(name).path.samefile(ROOT / "configs/ablations/exposure.yaml")
+
+
+def test_a_model_that_is_not_there_is_found_before_the_first_run_starts(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    keys = {"model.student": {"class_path": "lit_atex.models.LanguageModel", "init_args": {"name": "./no/model"}}}
+    path = grid_file(tmp_path, axes={"student": {"embedded": {"trainer.max_steps": 1}, "mine": keys}})
+    for words in ([], ["--dry-run"]):
+        with pytest.raises(SystemExit, match="student=mine,seed=0: model.student.init_args.name='./no/model'"):
+            main(["ablate", str(path), *words])
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
