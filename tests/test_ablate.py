@@ -409,7 +409,7 @@ def test_a_model_that_is_not_there_is_found_before_the_first_run_starts(monkeypa
     keys = {"model.student": {"class_path": "lit_atex.models.LanguageModel", "init_args": {"name": "./no/model"}}}
     path = grid_file(tmp_path, axes={"student": {"embedded": {"trainer.max_steps": 1}, "mine": keys}})
     for words in ([], ["--dry-run"]):
-        with pytest.raises(SystemExit, match="student=mine,seed=0: model.student.init_args.name='./no/model'"):
+        with pytest.raises(SystemExit, match=r"student=mine,seed=0: model\.student\.init_args\.name='\./no/model'"):
             main(["ablate", str(path), *words])
     assert not (tmp_path / "runs").exists()
 
