@@ -11,6 +11,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_atex.panels import by_cell, in_rows
 from lit_atex.plots import BAND, LINE
 from lit_atex.spread import t_interval
 from lit_atex.tables import Row, Tables
@@ -20,28 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DARK, GREY = "#333333", "#888888"
-COLUMNS = 4
-
-
-def _figure(panels: int, columns: int, width: float = 2.9, height: float = 2.3, sharey: bool = True) -> tuple[
-    "Figure", "list[Axes]"
-]:  # fmt: skip
-    from matplotlib.figure import Figure
-
-    columns = min(panels, columns)
-    rows = -(-panels // columns)
-    figure = Figure(figsize=(max(width * columns + 0.6, 5.6), height * rows + 0.7), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey, sharex=sharey).ravel())
-    for axis in axes:
-        axis.grid(alpha=0.25, linewidth=0.5)
-        axis.tick_params(labelsize=8)
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
-    for axis in axes[panels:]:
-        axis.set_visible(False)
-    for axis in axes[max(panels - columns, 0) : panels]:
-        axis.tick_params(labelbottom=True)  # shared axes hide them where the grid has a row below that is empty
-    return figure, axes[:panels]
 
 
 def _groups(rows: Iterable[Row], *keys: str) -> dict[Any, list[Row]]:
@@ -100,7 +79,7 @@ def _against_exposure(
     if all(len(_groups(rows, "cell")) < 2 for rows in families.values()):  # one exposure has no curve
         return None
     others = max(len({r["cell"] for r in rows if r["strategy"] != "Fixed"}) for rows in families.values())
-    figure, axes = _figure(len(names) * len(families), min(len(families), 3), 3.2 + 0.3 * others, 3.0, sharey=False)
+    figure, axes = in_rows(len(names) * len(families), min(len(families), 3), 3.2 + 0.3 * others, 3.0, shared=False)
     known = set()  # panels that show any number; an empty one has matplotlib's scale
     for axis, (name, (family, runs)) in zip(axes, ((n, f) for n in names for f in families.items())):
         place = {cell: _mean([run["exposure"] for run in of_cell]) for cell, of_cell in _groups(runs, "cell").items()}
@@ -145,8 +124,19 @@ def _short(cell: str, family: str) -> str:
 
 
 def traces(tables: Tables) -> Figure | None:
-    """Exposure over training, a panel a cell: thin lines are seeds, the thick one their mean."""
-    return _over_training(tables.traces, "exposure", "exposure", None, (-0.03, 1.03))
+    """Exposure over training, a panel for each cell in which it moves: seeds thin, their mean thick."""
+    moving = [
+        row
+        for rows in _groups(_known(tables.traces, "exposure"), "cell").values()
+        if len({row["exposure"] for row in rows}) > 1
+        for row in rows
+    ]
+    return _over_training(moving, "exposure", "exposure", None, (-0.03, 1.03))
+
+
+def mismatch_over_training(tables: Tables) -> Figure | None:
+    """KL(teacher || student) on the completions that are learned from, over training, and the baseline's beside it."""
+    return _over_training(tables.traces, "mismatch", "mismatch, nats", baseline_of(tables), None)
 
 
 def length(tables: Tables) -> Figure | None:
@@ -179,17 +169,17 @@ def _over_training(
 ) -> Figure | None:
     """A panel a cell, the steps along; a cell's baseline is the grey dashed line."""
     cells = _groups(_known(rows, name), "cell")
-    if not cells:
+    if all(len(_groups(of_cell, "step")) < 2 for of_cell in cells.values()):  # nothing, or single points: no course
         return None
-    figure, axes = _figure(len(cells), COLUMNS)
-    for axis, (cell, of_cell) in zip(axes, cells.items()):
+    figure, panels = by_cell(cells)
+    for (cell, of_cell), axis in zip(cells.items(), panels):
         for of_seed in _groups(of_cell, "seed").values():
-            axis.plot([r["step"] for r in of_seed], [r[name] for r in of_seed], color=BAND, linewidth=0.8)
+            steps, values = [r["step"] for r in of_seed], [r[name] for r in of_seed]
+            axis.plot(steps, values, color=BAND, linewidth=0.8, marker=mark, markersize=3)
         axis.plot(*_mean_line(of_cell, name), color=LINE, linewidth=1.6, marker=mark, markersize=3, label="mean")
         other = (baselines or {}).get(cell)
         if other in cells:
             axis.plot(*_mean_line(cells[other], name), "--", color=GREY, linewidth=1.2, label="baseline")
-        axis.set_title(cell, fontsize=8, parse_math=False)
         if limits:
             axis.set_ylim(*limits)
     figure.supxlabel("optimizer steps", fontsize=9)
@@ -216,8 +206,8 @@ def pass_at_k(tables: Tables) -> dict[str, Figure]:
     found = {}
     for name, of_set in _groups(tables.pass_at_k, "set").items():
         cells = _groups(of_set, "cell")
-        figure, axes = _figure(len(cells), COLUMNS)
-        for axis, (cell, rows) in zip(axes, cells.items()):
+        figure, axes = by_cell(cells)
+        for rows, axis in zip(cells.values(), axes):
             for when, of_time in _groups(rows, "when").items():
                 ks = [row["k"] for row in of_time]
                 style: dict[str, Any] = {"color": GREY, "linestyle": "--", "marker": "s"}
@@ -225,7 +215,6 @@ def pass_at_k(tables: Tables) -> dict[str, Figure]:
                     _band(axis, ks, of_time)
                     style = {"color": LINE, "linestyle": "-", "marker": "o"}
                 axis.plot(ks, [row["mean"] for row in of_time], markersize=3, label=when, **style)
-            axis.set_title(cell, fontsize=8, parse_math=False)
             axis.set_xscale("log", base=2)
             shown = shown_ks(int(max(row["k"] for row in rows)))
             axis.set_xticks(shown, [str(k) for k in shown])
@@ -233,7 +222,8 @@ def pass_at_k(tables: Tables) -> dict[str, Figure]:
         axes[0].set_ylim(0, 1.02)
         figure.supxlabel("k, samples that one may try", fontsize=9)
         figure.supylabel(f"pass@k on {name}", fontsize=9)
-        caption = "grey dashes: before training; line: after, with 95 % over seeds (Student's t)"
+        caption = "line: after training, with 95 % over seeds (Student's t)"
+        caption = f"grey dashes: before training; {caption}" if any(r["when"] == "before" for r in of_set) else caption
         figure.suptitle(caption, fontsize=8, color=DARK)
         found[name] = figure
     return found
@@ -242,7 +232,7 @@ def pass_at_k(tables: Tables) -> dict[str, Figure]:
 def draw(tables: Tables) -> dict[str, Figure]:
     """All figures that the tables have numbers for, by file name without ending."""
     found: dict[str, Figure | None] = {"exposure": exposure(tables), "mismatch": mismatch(tables)}
-    found |= {"traces": traces(tables)}
+    found |= {"traces": traces(tables), "mismatch-over-training": mismatch_over_training(tables)}
     found |= {f"curves-{_file(metric)}": figure for metric, figure in curves(tables).items()}
     found |= {f"pass_at_k-{_file(name)}": figure for name, figure in pass_at_k(tables).items()}
     found |= {"length": length(tables), "entropy": entropy(tables)}

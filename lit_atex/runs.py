@@ -148,7 +148,7 @@ def _in_order(runs: list[Record]) -> list[Record]:
     for run in runs:
         for axis, value in run.settings.items():
             values.setdefault(axis, []).append(value)
-    ranks = {axis: list(dict.fromkeys(_by_size(found))) for axis, found in values.items()}
+    ranks = {axis: list(dict.fromkeys(by_size(found))) for axis, found in values.items()}
     grids = list(dict.fromkeys((run.cell.rpartition("/")[0], *run.settings) for run in runs))
 
     def place(run: Record) -> list[int]:
@@ -158,7 +158,7 @@ def _in_order(runs: list[Record]) -> list[Record]:
     return sorted(runs, key=place)
 
 
-def _by_size(values: list[str]) -> list[str]:
+def by_size(values: list[str]) -> list[str]:
     """`fixed-1`, `up`, `fixed-0.5` to `fixed-0.5`, `fixed-1`, `up`: the text has the place of its first value."""
     words = [NUMBER.sub("#", value) for value in values]
     numbers = [[float(found) for found in NUMBER.findall(value)] for value in values]

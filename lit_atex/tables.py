@@ -240,6 +240,6 @@ def _read(path: Path) -> list[Row]:
 
 def _number(text: str) -> Any:
     try:
-        return float(text) if text else float("nan")
+        return int(text) if text.removeprefix("-").isdigit() else float(text or "nan")
     except ValueError:
         return text

@@ -15,6 +15,7 @@ from scipy import stats as oracle
 from lit_atex import cells, charts, runs, tables
 from lit_atex.cli import main
 from lit_atex.paired import holm
+from lit_atex.panels import by_cell
 from lit_atex.plots import BAND, LINE
 from lit_atex.spread import gap, over_seeds, t_interval, t_p
 from lit_atex.stats import without_spread
@@ -174,7 +175,7 @@ def test_a_grid_that_was_begun_in_parts_is_in_order_axis_by_axis(grid, tmp_path)
     ],
 )
 def test_values_of_an_axis_go_by_their_numbers(begun, ordered):
-    assert runs._by_size(begun) == ordered
+    assert runs.by_size(begun) == ordered
 
 
 def test_a_grid_of_seeds_alone_is_one_cell(grid, tmp_path):
@@ -424,7 +425,7 @@ def test_pictures_are_drawn_from_committed_tables(made, tmp_path):
     tables.write(made, tmp_path)
     figures = charts.draw(tables.read(tmp_path))
     assert set(figures) == {"exposure", "mismatch", "traces", "curves-level-8-avg-at-2", "pass_at_k-level-8",
-                            "length", "entropy"}  # fmt: skip
+                            "length", "entropy", "mismatch-over-training"}  # fmt: skip
     (path,) = charts.save({"exposure": figures["exposure"]}, tmp_path)
     assert path.read_bytes().startswith(b"\x89PNG")
     axis = figures["exposure"].axes[0]
@@ -436,8 +437,9 @@ def test_pictures_are_drawn_from_committed_tables(made, tmp_path):
     assert labels[2].startswith("random (")
     before = [row["value"] for row in made.curves if row["step"] == 0]
     assert list(axis.lines[-1].get_ydata()) == pytest.approx([np.mean(before)] * 2, rel=1e-5)
-    panels = [axis.get_title() for axis in figures["traces"].axes if axis.get_visible()]
-    assert panels == ["exposure=best", "exposure=full", "exposure=random"]
+    panels = {name: [axis.get_title() for axis in figures[name].axes if axis.get_visible()] for name in figures}
+    assert panels["length"] == panels["mismatch-over-training"] == ["exposure=best", "exposure=full", "exposure=random"]
+    assert panels["traces"] == ["exposure=random"]  # those of the others are flat
 
 
 def test_the_panels_of_one_quantity_have_one_scale(made):
@@ -497,7 +499,33 @@ def test_nothing_is_drawn_of_one_exposure_or_of_nothing(tmp_path):
     small(tmp_path / "a", "Fixed", [1.0] * STEPS, 0)
     figures = charts.draw(tables.make(runs.find([tmp_path])[0], [], None))
     assert "exposure" not in figures
-    assert "traces" in figures
+    assert "traces" not in figures  # a flat line
+    assert "length" in figures
+
+
+def test_single_points_are_no_learning_curve(made):
+    last = [row for row in made.curves if row["step"] == STEPS]
+    assert charts.curves(made._replace(curves=last)) == {}
+
+
+def test_the_caption_speaks_of_a_start_only_where_one_was_measured(made):
+    after = [row for row in made.pass_at_k if row["when"] == "after"]
+    for rows, there in ((made.pass_at_k, True), (after, False)):
+        (figure,) = charts.pass_at_k(made._replace(pass_at_k=rows)).values()
+        assert ("before training" in figure.get_suptitle()) == there
+
+
+def test_the_values_of_the_last_axis_are_columns():
+    cells = ["e=0,t=0", "e=1,t=0", "e=1,t=2", "e=0.5,t=2"]
+    figure, panels = by_cell(cells)
+    spots = {axis.get_title(): axis.get_subplotspec() for axis in panels}
+    places = [(spots[cell].rowspan.start, spots[cell].colspan.start) for cell in cells]
+    assert places == [(0, 0), (1, 0), (1, 1), (2, 1)]
+    assert sum(axis.get_visible() for axis in figure.axes) == 4
+    for many in ([f"t={i}" for i in range(6)], [f"e=0,t={i}" for i in range(6)], ["e=0,t=1", *"abcde"]):
+        _, panels = by_cell(many)  # nothing that few columns would show: row by row
+        spots = [axis.get_subplotspec() for axis in panels]
+        assert [(s.rowspan.start, s.colspan.start) for s in spots] == [divmod(i, 4) for i in range(6)]
 
 
 # The report
@@ -521,7 +549,7 @@ def test_a_report_is_written_from_folders_alone(grid, tmp_path, capsys):
     for name in ("runs", "cells", "comparisons", "views", "curves", "traces", "pass_at_k"):
         assert (tmp_path / f"{name}.csv").is_file()
     pictures = [line[line.index("(") + 1 : -1] for line in text.splitlines() if line.startswith("![")]
-    assert len(pictures) == 7
+    assert len(pictures) == 8
     assert all((tmp_path / name).is_file() for name in pictures)
     printed = capsys.readouterr().out
     assert "| exposure=best | exposure=full |" in printed
