@@ -11,7 +11,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_atex.panels import by_cell, in_rows
+from lit_atex.panels import DARK, by_cell, in_rows
 from lit_atex.plots import BAND, LINE
 from lit_atex.spread import t_interval
 from lit_atex.tables import Row, Tables
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DARK, GREY = "#333333", "#888888"
+GREY = "#888888"
 
 
 def _groups(rows: Iterable[Row], *keys: str) -> dict[Any, list[Row]]:
@@ -79,7 +79,7 @@ def _against_exposure(
     if all(len(_groups(rows, "cell")) < 2 for rows in families.values()):  # one exposure has no curve
         return None
     others = max(len({r["cell"] for r in rows if r["strategy"] != "Fixed"}) for rows in families.values())
-    figure, axes = in_rows(len(names) * len(families), min(len(families), 3), 3.2 + 0.3 * others, 3.0, shared=False)
+    figure, axes = in_rows(len(names) * len(families), min(len(families), 3), 3.2 + 0.3 * others, 3.0)
     known = set()  # panels that show any number; an empty one has matplotlib's scale
     for axis, (name, (family, runs)) in zip(axes, ((n, f) for n in names for f in families.items())):
         place = {cell: _mean([run["exposure"] for run in of_cell]) for cell, of_cell in _groups(runs, "cell").items()}
@@ -171,7 +171,10 @@ def _over_training(
     cells = _groups(_known(rows, name), "cell")
     if all(len(_groups(of_cell, "step")) < 2 for of_cell in cells.values()):  # nothing, or single points: no course
         return None
-    figure, panels = by_cell(cells)
+    others = set((baselines or {}).values())
+    told = f"; grey dashes: the baseline{f', {others.pop()}' if len(others) == 1 else ''}" if others else ""
+    caption = f"thin: one seed; thick: mean over seeds{told}"
+    figure, panels = by_cell(cells, "optimizer steps", label, caption)
     for (cell, of_cell), axis in zip(cells.items(), panels):
         for of_seed in _groups(of_cell, "seed").values():
             steps, values = [r["step"] for r in of_seed], [r[name] for r in of_seed]
@@ -182,11 +185,6 @@ def _over_training(
             axis.plot(*_mean_line(cells[other], name), "--", color=GREY, linewidth=1.2, label="baseline")
         if limits:
             axis.set_ylim(*limits)
-    figure.supxlabel("optimizer steps", fontsize=9)
-    figure.supylabel(label, fontsize=9)
-    others = set((baselines or {}).values())
-    told = f"; grey dashes: the baseline{f', {others.pop()}' if len(others) == 1 else ''}" if others else ""
-    figure.suptitle(f"thin: one seed; thick: mean over seeds{told}", fontsize=8, color=DARK, parse_math=False)
     return figure
 
 
@@ -206,7 +204,9 @@ def pass_at_k(tables: Tables) -> dict[str, Figure]:
     found = {}
     for name, of_set in _groups(tables.pass_at_k, "set").items():
         cells = _groups(of_set, "cell")
-        figure, axes = by_cell(cells)
+        caption = "line: after training, with 95 % over seeds (Student's t)"
+        caption = f"grey dashes: before training; {caption}" if any(r["when"] == "before" for r in of_set) else caption
+        figure, axes = by_cell(cells, "k, samples that one may try", f"pass@k on {name}", caption)
         for rows, axis in zip(cells.values(), axes):
             for when, of_time in _groups(rows, "when").items():
                 ks = [row["k"] for row in of_time]
@@ -220,11 +220,6 @@ def pass_at_k(tables: Tables) -> dict[str, Figure]:
             axis.set_xticks(shown, [str(k) for k in shown])
             axis.xaxis.set_minor_locator(NullLocator())
         axes[0].set_ylim(0, 1.02)
-        figure.supxlabel("k, samples that one may try", fontsize=9)
-        figure.supylabel(f"pass@k on {name}", fontsize=9)
-        caption = "line: after training, with 95 % over seeds (Student's t)"
-        caption = f"grey dashes: before training; {caption}" if any(r["when"] == "before" for r in of_set) else caption
-        figure.suptitle(caption, fontsize=8, color=DARK)
         found[name] = figure
     return found
 

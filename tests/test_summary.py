@@ -517,13 +517,13 @@ def test_the_caption_speaks_of_a_start_only_where_one_was_measured(made):
 
 def test_the_values_of_the_last_axis_are_columns():
     cells = ["e=0,t=0", "e=1,t=0", "e=1,t=2", "e=0.5,t=2"]
-    figure, panels = by_cell(cells)
+    figure, panels = by_cell(cells, "x", "y", "caption")
     spots = {axis.get_title(): axis.get_subplotspec() for axis in panels}
     places = [(spots[cell].rowspan.start, spots[cell].colspan.start) for cell in cells]
     assert places == [(0, 0), (1, 0), (1, 1), (2, 1)]
     assert sum(axis.get_visible() for axis in figure.axes) == 4
     for many in ([f"t={i}" for i in range(6)], [f"e=0,t={i}" for i in range(6)], ["e=0,t=1", *"abcde"]):
-        _, panels = by_cell(many)  # nothing that few columns would show: row by row
+        _, panels = by_cell(many, "x", "y", "caption")  # nothing that few columns would show: row by row
         spots = [axis.get_subplotspec() for axis in panels]
         assert [(s.rowspan.start, s.colspan.start) for s in spots] == [divmod(i, 4) for i in range(6)]
 
