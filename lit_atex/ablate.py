@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_atex.executor import LOG, Executor, Handle, Local
-from lit_atex.grid import Grid, Run, changed, read_grid
+from lit_atex.grid import Grid, Run, changed, find_models, read_grid
 from lit_atex.resume import find_checkpoint, read_manifest
 from lit_atex.summary import report
 
@@ -156,24 +156,6 @@ def _stop(running: list[tuple[Job, Handle]]) -> None:
     last = time.monotonic() + GRACE
     while time.monotonic() < last and any(handle.poll() is None for _, handle in running):
         time.sleep(0.1)
-
-
-def find_models(runs: list[Run]) -> None:
-    """Look whether the models that runs begin with are there, before the first of them starts.
-
-    Raises:
-        ValueError: If one is not.
-    """
-    from lit_atex.models import LanguageModel  # here, as it brings torch with it
-
-    students = {json.dumps(run.config["model"]["student"], sort_keys=True): run for run in reversed(runs)}
-    for run in students.values():
-        student = run.config["model"]["student"]
-        if student["class_path"] == f"{LanguageModel.__module__}.{LanguageModel.__name__}":
-            try:
-                LanguageModel(**student["init_args"] | {"lora": None}).check()
-            except ValueError as error:
-                raise ValueError(f"{run.name}: {error}") from error
 
 
 def counted(jobs: list[Job]) -> str:

@@ -226,6 +226,24 @@ def _overlay(where: str, given: Any) -> Words:
     return words
 
 
+def find_models(runs: list[Run]) -> None:
+    """Look whether the models that runs begin with are there, before the first of them starts.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    from lit_atex.models import LanguageModel  # here, as it brings torch with it
+
+    students = {json.dumps(run.config["model"]["student"], sort_keys=True): run for run in reversed(runs)}
+    for run in students.values():
+        student = run.config["model"]["student"]
+        if student["class_path"] == f"{LanguageModel.__module__}.{LanguageModel.__name__}":
+            try:
+                LanguageModel(**student["init_args"] | {"lora": None}).check()
+            except ValueError as error:
+                raise ValueError(f"{run.name}: {error}") from error
+
+
 def resolve(words: Words) -> dict[str, Any]:
     """What a command line comes to: every key with its value, parsed by the parser that the run itself has.
 
