@@ -19,6 +19,9 @@ from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.run_folder import RunFolder
 from lit_atex.selection import MEAN, best, check, of_test_set, summary
 
+FORMAT = 1
+"""Of what a checkpoint holds of ours: one more with every key that changes (tests/golden/checkpoint.txt has most)."""
+
 
 class WholeCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint aside, has it on disk, and renames it: until then the one before stays."""
@@ -171,16 +174,16 @@ class Checkpoint(ModelCheckpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Note whether Lightning validates next: a run that it resumes leaves that out."""
+        """Note the format, and whether Lightning validates next: a run that it resumes leaves that out."""
         loop = trainer.fit_loop
         due = trainer.training and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
-        checkpoint["validation_due"] = bool(due)
+        checkpoint |= {"lit_atex_format": FORMAT, "validation_due": bool(due)}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Read the note."""
-        self.validation_due = checkpoint.get("validation_due", False)
+        self.validation_due = checkpoint["validation_due"]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore; a run folder may have moved, and what is not in this one is not ours to delete later."""
@@ -194,10 +197,21 @@ class Checkpoint(ModelCheckpoint):
 
 
 def purge_step(checkpoint: str | None, run: Path) -> int | None:
-    """First step whose TensorBoard events were written after the checkpoint; None for a new run."""
+    """First step whose TensorBoard events were written after the checkpoint; None for a new run.
+
+    Raises:
+        ValueError: If this version of the code cannot go on from it.
+    """
     if checkpoint is None or not Path(checkpoint).is_file():
         return None
-    step = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
+    read = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+    if (found := read.get("lit_atex_format")) != FORMAT:
+        raise ValueError(
+            f"{checkpoint} is of another version of lit_atex (its format is {found}, this one's {FORMAT}) or holds "
+            "weights alone: go on with the version that wrote it (git_commit in manifest.json), or begin another run "
+            "from its student/ (--model.student.init_args.name)."
+        )
+    step: int = read["global_step"]
     evaluated = (run / "outcomes").glob(f"step-{step}.*")  # under the same number as the step that comes next
     return step + any(evaluated)
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
+from lit_atex.checkpoint import FORMAT
 from lit_atex.cli import main
 from lit_atex.evaluation import Estimate, Result
 from lit_atex.metrics_csv import MetricsCsv
@@ -241,6 +243,41 @@ def test_nothing_left_to_train_is_said(short, tmp_path, caplog):
     fit(run, 3, "--ckpt_path", "last")
     assert "nothing left to train: the run is at step 3, and trainer.max_steps is 3." in caplog.text
     assert metrics(run) == metrics(short)
+
+
+def keys_of(state, depth=4):
+    """Dotted keys of what we keep in a checkpoint; what goes by problem or level is one key."""
+    found = set()
+    for key, value in state.items() if isinstance(state, dict) and depth else ():
+        name = "*" if key.startswith("train-") or key.isdigit() else key
+        found |= {f"{name}.{below}" for below in keys_of(value, depth - 1)} or {name}
+    return found
+
+
+def test_a_checkpoint_has_the_keys_of_its_format(tmp_path):
+    """A key that changes makes earlier checkpoints unreadable: raise checkpoint.FORMAT, and renew the golden file."""
+    fit(tmp_path, 3, "--config", str(ROOT / "configs/exposure/beta_policy.yaml"), "--exposure.hold", "1")
+    checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    ours = {name: state for name, state in checkpoint["callbacks"].items() if not name.startswith("Checkpoint")}
+    ours |= {name: checkpoint[name] for name in ("ProblemDataModule", "teacher", "skipped_steps", "validation_due")}
+    lines = [f"format {checkpoint['lit_atex_format']}", *sorted(keys_of(ours))]
+    path = ROOT / "tests/golden/checkpoint.txt"
+    if os.environ.get("LIT_ATEX_RENEW_GOLDEN"):
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert lines == path.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("found", [None, FORMAT + 1])
+def test_a_checkpoint_of_another_version_is_refused(short, tmp_path, found):
+    run = tmp_path / "run"
+    shutil.copytree(short, run)
+    path = run / "checkpoints/last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint.pop("lit_atex_format")
+    torch.save(checkpoint | ({} if found is None else {"lit_atex_format": found}), path)
+    message = refused("fit", *STACK, "--run", str(run), "--resume", "--trainer.max_steps", "4")
+    assert f"its format is {found}, this one's {FORMAT}" in message
+    assert "begin another run from its student/" in message
 
 
 def as_if_killed(short, run):
