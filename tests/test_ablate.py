@@ -17,6 +17,7 @@ from rich.console import Console
 from lit_atex.ablate import Job, ablate, carry_out, is_finished, jobs_of, parser, table
 from lit_atex.cli import main
 from lit_atex.commands import MODULES
+from lit_atex.evaluate import find_config
 from lit_atex.executor import Local
 from lit_atex.grid import Run, changed, read_grid, resolve
 
@@ -402,6 +403,8 @@ def test_a_grid_that_ships_goes_by_name(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in ("exposure", "ablations/exposure", "configs/ablations/exposure.yaml"):
         assert read_grid(name).path.samefile(ROOT / "configs/ablations/exposure.yaml")
+    with pytest.raises(ValueError, match="no config '/base'"):
+        find_config("/base")
 
 
 def test_a_model_that_is_not_there_is_found_before_the_first_run_starts(monkeypatch, tmp_path):
