@@ -26,8 +26,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_atex.executor import LOG, Executor, Handle, Local
-from lit_atex.grid import Grid, Run, changed, find_models, read_grid
+from lit_atex.grid import Grid, Run, find_models, read_grid
 from lit_atex.resume import find_checkpoint, read_manifest
+from lit_atex.settings import changed
 from lit_atex.summary import report
 
 ROWS = 20
@@ -220,7 +221,6 @@ def ablate(
     read: Grid = read_grid(grid)
     folder = Path(out) if out else Path("runs") / read.path.stem
     todo = jobs_of(read.runs(), folder)
-    find_models([job.run for job in todo if job.state != "finished"])
     console = Console(highlight=False)
     if dry_run:
         for job in todo:
@@ -228,6 +228,13 @@ def ablate(
             if job.state != "finished":
                 console.print(Text(shlex.join(["lit-atex", *job.command()])), soft_wrap=True)
         console.print(f"# {counted(todo)}")
+    try:
+        find_models([job.run for job in todo if job.state != "finished"])
+    except ValueError as error:
+        if not dry_run:
+            raise
+        console.print(Text(f"# would not start: {error}"), soft_wrap=True)
+    if dry_run:
         return
     share = threads or max(1, _cores() // jobs)
     try:

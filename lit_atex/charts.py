@@ -34,6 +34,10 @@ def _known(rows: list[Row], *names: str) -> list[Row]:
     return [row for row in rows if all(row[name] == row[name] for name in names)]
 
 
+def _spread(rows: list[Row], name: str) -> float:
+    return max(row[name] for row in rows) - min(row[name] for row in rows)
+
+
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
@@ -128,7 +132,7 @@ def traces(tables: Tables) -> Figure | None:
     moving = [
         row
         for rows in _groups(_known(tables.traces, "exposure"), "cell").values()
-        if len({row["exposure"] for row in rows}) > 1
+        if any(_spread(of_seed, "exposure") > 1e-6 for of_seed in _groups(rows, "seed").values())
         for row in rows
     ]
     return _over_training(moving, "exposure", "exposure", None, (-0.03, 1.03))

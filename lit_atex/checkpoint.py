@@ -196,22 +196,30 @@ class Checkpoint(ModelCheckpoint):
         super().load_state_dict(state)
 
 
-def purge_step(checkpoint: str | None, run: Path) -> int | None:
-    """First step whose TensorBoard events were written after the checkpoint; None for a new run.
+def check_format(checkpoint: str | None, fits: bool) -> None:
+    """Whether this version of the code can read a checkpoint; of weights alone, it can evaluate them.
 
     Raises:
-        ValueError: If this version of the code cannot go on from it.
+        ValueError: If it cannot.
     """
     if checkpoint is None or not Path(checkpoint).is_file():
-        return None
+        return
     read = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
-    if (found := read.get("lit_atex_format")) != FORMAT:
+    if "callbacks" not in read and fits:
+        raise ValueError(f"{checkpoint} holds weights alone: a run goes on from last.ckpt (--resume).")
+    if "callbacks" in read and (found := read.get("lit_atex_format")) != FORMAT:
         raise ValueError(
-            f"{checkpoint} is of another version of lit_atex (its format is {found}, this one's {FORMAT}) or holds "
-            "weights alone: go on with the version that wrote it (git_commit in manifest.json), or begin another run "
-            "from its student/ (--model.student.init_args.name)."
+            f"{checkpoint} is of another version of lit_atex (its format is {found}, this one's {FORMAT}): use the "
+            "version that wrote it (git_commit in manifest.json), go on from the run's student/, if it has one "
+            "(--model.student.init_args.name), or begin anew (--overwrite true)."
         )
-    step: int = read["global_step"]
+
+
+def purge_step(checkpoint: str | None, run: Path) -> int | None:
+    """First step whose TensorBoard events were written after the checkpoint; None for a new run."""
+    if checkpoint is None or not Path(checkpoint).is_file():
+        return None
+    step: int = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
     evaluated = (run / "outcomes").glob(f"step-{step}.*")  # under the same number as the step that comes next
     return step + any(evaluated)
 

@@ -20,7 +20,7 @@ from lit_atex import bandit as bandit
 from lit_atex import beta_policy as beta_policy
 from lit_atex import vllm_engine as vllm_engine
 from lit_atex.callbacks import ExposureControl, SampleLog
-from lit_atex.checkpoint import Checkpoint, purge_step
+from lit_atex.checkpoint import Checkpoint, check_format, purge_step
 from lit_atex.collapse import CollapseMonitor
 from lit_atex.commands import main as main
 from lit_atex.console import with_known_classes, with_near_key
@@ -60,7 +60,8 @@ class Parser(LightningArgumentParser):
         if "arguments are required" in line:
             line += ". Begin with a complete configuration: --config configs/base.yaml"
         parser = getattr(ex, "subcommand_parser", self)
-        line = with_near_key(line, [name[2:] for name in parser._option_string_actions if name.startswith("--")])
+        names = [name[2:] for name in parser._option_string_actions if name.startswith("--")]
+        line = with_near_key(line, [name for name in names if not name.endswith((".help", "data.seed", "model.seed"))])
         prog = parser.prog.replace(" [options]", "")
         self.exit(2, f"lit-atex: error: {line} (see `{prog} --help`)\n")
 
@@ -173,6 +174,7 @@ class Cli(LightningCLI):
             config.ckpt_path = "last"
         self.run_folder = Path(config.run) if config.run else default_run(config)
         checkpoint = find_checkpoint(self.run_folder, config.ckpt_path)
+        check_format(checkpoint, self.subcommand == "fit")
         if self.subcommand == "fit":
             prepare(self.run_folder, checkpoint, config.ckpt_path == "last", config.overwrite)
         elif config.ckpt_path and checkpoint is None:

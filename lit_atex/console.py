@@ -77,8 +77,15 @@ def with_known_classes(message: str) -> str:
 
 def with_near_key(message: str, keys: list[str]) -> str:
     """The message of argparse or jsonargparse; if it is about a key that is not there, with the key that is nearest."""
-    wrong = re.search(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", message)
-    near = difflib.get_close_matches(wrong[1] or wrong[2], keys, 1) if wrong else []
+    wrong = re.search(r"unrecognized arguments: --([\w.-]+)|does not accept option '([\w.-]+)'", message)
+    inside = re.search(r"class_path '([\w.]+)\.(\w+)': Option '([\w.-]+)' is not accepted", message)
+    if inside and (found := getattr(sys.modules.get(inside[1]), inside[2], None)):
+        keys, name = list(inspect.signature(found).parameters), inside[3]
+    elif wrong:
+        name = wrong[1] or wrong[2]
+    else:
+        return message
+    near = [key for key in keys if key.startswith(name)] or difflib.get_close_matches(name, keys, 1)
     return f"{message}. Is it {near[0]}?" if near else message
 
 

@@ -49,8 +49,7 @@ def find_config(name: str, folder: str = "") -> Path:
     """
     if (path := Path(name).expanduser()).is_file():
         return path
-    short = name.removeprefix("configs/").removeprefix(f"{folder}/" if folder else "").removesuffix(".yaml")
-    shipped = configs() / folder / f"{short}.yaml"
+    shipped = configs() / folder / f"{name.removeprefix('configs/').removesuffix('.yaml')}.yaml"
     if not shipped.is_file():
         known = sorted(str(p.relative_to(configs() / folder))[:-5] for p in (configs() / folder).rglob("*.yaml"))
         known = [name for name in known if not name.startswith("ablations/")]  # grids of configs

@@ -17,11 +17,9 @@ the run (`seed_everything`) and of its exposure strategy, if that draws.
 from __future__ import annotations
 
 import copy
-import io
 import itertools
 import json
 import re
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ import yaml
 
 from lit_atex.evaluate import find_config
 from lit_atex.evaluation import metric_names
+from lit_atex.settings import resolve
 
 KEYS = ("configs", "axes", "seeds", "metrics", "baseline")
 NAME = re.compile(r"[\w.+@-]+")
@@ -133,7 +132,11 @@ def read_grid(path: str | Path) -> Grid:
     Raises:
         ValueError: If it is not there, is no YAML, or says something that a grid has no use for; it names the key.
     """
-    path = find_config(str(path), "ablations")
+    shipped = re.fullmatch(r"(?:ablations/)?([\w-]+)|configs/ablations/([\w-]+)\.yaml", str(path))
+    if not (path := Path(path)).is_file():
+        if shipped is None:
+            raise ValueError(f"there is no grid {path}: give a YAML file, or the name of one in configs/ablations/.")
+        path = find_config(shipped[1] or shipped[2], "ablations")
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -227,10 +230,10 @@ def _overlay(where: str, given: Any) -> Words:
 
 
 def find_models(runs: list[Run]) -> None:
-    """Look whether the models that runs begin with are there, before the first of them starts.
+    """Look whether the models that runs begin with are there, before the first of them starts; Hub names are not tried.
 
     Raises:
-        ValueError: If one is not.
+        ValueError: If a folder or a package is not.
     """
     from lit_atex.models import LanguageModel  # here, as it brings torch with it
 
@@ -242,59 +245,3 @@ def find_models(runs: list[Run]) -> None:
                 LanguageModel(**student["init_args"] | {"lora": None}).check()
             except ValueError as error:
                 raise ValueError(f"{run.name}: {error}") from error
-
-
-def resolve(words: Words) -> dict[str, Any]:
-    """What a command line comes to: every key with its value, parsed by the parser that the run itself has.
-
-    Raises:
-        ValueError: If it does not parse, with the parser's message.
-    """
-    from lit_atex.cli import Cli  # here, as the command line's own imports come first
-
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        try:
-            Cli([*words, "--print_config"])
-        except SystemExit as end:
-            if end.code:
-                text = " ".join(err.getvalue().split()) or str(end.code)
-                raise ValueError(text.removeprefix("lit-atex: error: ")) from end
-    config: dict[str, Any] = yaml.safe_load(out.getvalue())
-    return config
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The same settings by dotted key; an empty mapping is a value."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
-OF_THE_START = ("run", "resume", "overwrite", "ckpt_path", "weights_only", "config", "checkpoint.dirpath")
-"""Keys that say how a run was started, not what it is."""
-
-
-def changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """In what two configurations differ, a line a key.
-
-    A key that only one of them has does not count, as another version of the code has other keys; but the held-out
-    sets, which bear names of the user's.
-    """
-    a, b = ({k: v for k, v in flat(c).items() if k not in OF_THE_START} for c in (then, now))
-    keys = [k for k in {**a, **b} if (k in a and k in b) or k.startswith(("data.validation.", "data.test."))]
-    told = [f"{k} was {a.get(k, 'absent')}, is {b.get(k, 'absent')}" for k in keys if a.get(k) != b.get(k)]
-    return [
-        *told,
-        *(f"{k} was {'null' if k in a else 'set'}, is {'null' if k in b else 'set'}" for k in switched(a, b)),
-    ]
-
-
-def switched(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """The keys that are null in one of two flat configurations and a mapping in the other, such as `lora`."""
-    pairs = ((a, b), (b, a))
-    return [k for x, y in pairs for k, v in x.items() if v is None and any(other.startswith(f"{k}.") for other in y)]

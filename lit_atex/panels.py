@@ -62,8 +62,10 @@ def by_cell(cells: Iterable[str], along: str, upward: str, caption: str) -> tupl
     used = [row * columns + column for row, column in places]
     for place, axis in enumerate(axes):
         axis.set_visible(place in used)
-        if place + columns not in used:  # shared axes hide them where there is a place below, even an empty one
+        if place + columns not in used:  # shared axes hide numbers where there is a place beside, even an empty one
             axis.tick_params(labelbottom=True)
+        if place - 1 not in used:
+            axis.tick_params(labelleft=True)
     for name, place in zip(names, used):
         axes[place].set_title(name, fontsize=8, parse_math=False)
     figure.supxlabel(along, fontsize=9, y=0.1 / high)

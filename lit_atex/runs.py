@@ -16,10 +16,10 @@ import yaml
 
 from lit_atex import whole
 from lit_atex.evaluation import Result
-from lit_atex.grid import flat, switched
 from lit_atex.metrics import g_pass_at_k, mean_g_pass_at_k, pass_at_k
 from lit_atex.report import read_results
 from lit_atex.resume import read_manifest
+from lit_atex.settings import flat, switched
 
 SEED = re.compile(r"(^|,)seed=-?\d+")
 NUMBER = re.compile(r"(?:(?<!\w)-)?\d+(?:\.\d+)?(?:e[+-]?\d+)?")

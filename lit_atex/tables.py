@@ -24,6 +24,8 @@ from lit_atex.stats import bootstrap_interval
 
 TRACED = ("exposure", "competence", "correct", "mismatch", "loss", "length", "entropy", "reward")
 """What is kept of the trace, by its name in `inspection`."""
+EXACT = ("runs", "curves")
+"""Tables whose numbers are written in full."""
 POINTS = 200
 """At most so many rows of the trace are kept of a run: each the mean of as many steps."""
 
@@ -198,21 +200,24 @@ def _pass_at_k(cell: str, runs: list[Record], metrics: list[str]) -> list[Row]:
 
 
 def write(tables: Tables, folder: Path) -> None:
-    """Each table as a CSV file; what is not known is empty."""
+    """Each table as a CSV file; what is not known is empty.
+
+    What other tables are made of stays exact, so that differences of the same size are that when they are read back.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in tables._asdict().items():
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            writer.writerow({key: _cell_text(value) for key, value in row.items()})
+            writer.writerow({key: _cell_text(value, name in EXACT) for key, value in row.items()})
         whole.write(folder / f"{name}.csv", text.getvalue())
 
 
-def _cell_text(value: Any) -> str:
+def _cell_text(value: Any, exact: bool) -> str:
     if value is None or (isinstance(value, float) and value != value):
         return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) and not exact else str(value)
 
 
 def read(folder: Path) -> Tables:

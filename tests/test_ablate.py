@@ -17,9 +17,9 @@ from rich.console import Console
 from lit_atex.ablate import Job, ablate, carry_out, is_finished, jobs_of, parser, table
 from lit_atex.cli import main
 from lit_atex.commands import MODULES
-from lit_atex.evaluate import find_config
 from lit_atex.executor import Local
-from lit_atex.grid import Run, changed, read_grid, resolve
+from lit_atex.grid import Run, read_grid
+from lit_atex.settings import changed, flat, resolve
 
 ROOT = Path(__file__).parents[1]
 GRIDS = sorted((ROOT / "configs/ablations").glob("*.yaml"))
@@ -65,7 +65,7 @@ def test_what_is_no_grid(tmp_path, text, told):
     (tmp_path / "grid.yaml").write_text(text)
     with pytest.raises(ValueError, match=told):
         read_grid(tmp_path / "grid.yaml")
-    with pytest.raises(ValueError, match=r"no config .*nosuch.*controller, controls"):
+    with pytest.raises(ValueError, match=r"there is no grid .*nosuch\.yaml"):
         read_grid(tmp_path / "nosuch.yaml")
 
 
@@ -135,11 +135,16 @@ def test_every_cell_of_a_grid_that_ships_parses(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     grid = read_grid(path)
     firsts = {axis: dict([next(iter(values.items()))]) for axis, values in grid.axes.items()}
+    set_by: list[set[str]] = []
     for axis, values in grid.axes.items():  # one at a time: a second for each command line
         runs = replace(grid, axes={**firsts, axis: values}).runs()
         assert len({run.name for run in runs}) == len(runs) == len(grid.seeds) * len(values)
         resolved = [json.dumps(run.config, sort_keys=True) for run in runs]
         assert len(set(resolved)) == len(runs)  # no two cells are the same run under two names
+        of_seed = [flat(run.config) for run in runs if run.seed == grid.seeds[0]]
+        keys = {key for config in of_seed for key in config}
+        set_by.append({key for key in keys if len({json.dumps(config.get(key)) for config in of_seed}) > 1})
+    assert len(set().union(*set_by)) == sum(map(len, set_by))  # nor where axes meet: none sets what another does
 
 
 def test_the_grids_cover_what_the_method_leaves_open():
@@ -403,17 +408,22 @@ def test_a_grid_that_ships_goes_by_name(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in ("exposure", "ablations/exposure", "configs/ablations/exposure.yaml"):
         assert read_grid(name).path.samefile(ROOT / "configs/ablations/exposure.yaml")
-    with pytest.raises(ValueError, match="no config '/base'"):
-        find_config("/base")
+    with pytest.raises(ValueError, match=r"no config 'nosuch': .* controller, controls"):
+        read_grid("nosuch")
+    for missing in ("exposure.yaml", "configs/exposure.yaml", "my/exposure", "/exposure"):
+        with pytest.raises(ValueError, match=f"there is no grid {missing}"):
+            read_grid(missing)
 
 
-def test_a_model_that_is_not_there_is_found_before_the_first_run_starts(monkeypatch, tmp_path):
+def test_a_model_that_is_not_there_is_found_before_the_first_run_starts(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     keys = {"model.student": {"class_path": "lit_atex.models.LanguageModel", "init_args": {"name": "./no/model"}}}
     path = grid_file(tmp_path, axes={"student": {"embedded": {"trainer.max_steps": 1}, "mine": keys}})
-    for words in ([], ["--dry-run"]):
-        with pytest.raises(SystemExit, match=r"student=mine,seed=0: model\.student\.init_args\.name='\./no/model'"):
-            main(["ablate", str(path), *words])
+    with pytest.raises(SystemExit, match=r"student=mine,seed=0: model\.student\.init_args\.name='\./no/model'"):
+        main(["ablate", str(path)])
+    main(["ablate", str(path), "--dry-run"])
+    told = capsys.readouterr().out
+    assert "# 2 runs: 2 waiting\n# would not start: student=mine,seed=0: model.student" in told
     assert not (tmp_path / "runs").exists()
 
 

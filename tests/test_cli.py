@@ -122,6 +122,9 @@ def test_a_key_is_not_cut_short_but_the_nearest_is_named(capsys, tmp_path):
     assert "--trainer.max_step 3. Is it trainer.max_steps?" in refused(capsys, "fit", *TINY, "--trainer.max_step", "3")
     assert "--exposure.hol=3. Is it exposure.hold?" in refused(capsys, "fit", *TINY, "--exposure.hol=3")
     assert "Is it resume?" in refused(capsys, "fit", *TINY, "--resum")
+    assert "Is it trainer.max_steps?" in refused(capsys, "fit", *TINY, "--trainer.max-steps", "3")
+    assert "Is it seed_everything?" in refused(capsys, "fit", *TINY, "--seed", "3")  # not data.seed, which follows it
+    assert "Is it terseness?" in refused(capsys, "fit", *TINY, "--data.train.init_args.tersness", "1")
     (tmp_path / "wrong.yaml").write_text("model: {sampling: {temperatur: 1}}")
     message = refused(capsys, "fit", *TINY, "--config", str(tmp_path / "wrong.yaml"))
     assert "'model.sampling.temperatur'. Is it model.sampling.temperature?" in message

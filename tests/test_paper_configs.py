@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from lit_atex.cli import main
-from lit_atex.grid import changed, resolve
+from lit_atex.settings import changed, resolve
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"

@@ -268,16 +268,30 @@ def test_a_checkpoint_has_the_keys_of_its_format(tmp_path):
 
 
 @pytest.mark.parametrize("found", [None, FORMAT + 1])
-def test_a_checkpoint_of_another_version_is_refused(short, tmp_path, found):
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_a_checkpoint_of_another_version_is_refused(short, tmp_path, found, command):
     run = tmp_path / "run"
     shutil.copytree(short, run)
     path = run / "checkpoints/last.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     checkpoint.pop("lit_atex_format")
     torch.save(checkpoint | ({} if found is None else {"lit_atex_format": found}), path)
-    message = refused("fit", *STACK, "--run", str(run), "--resume", "--trainer.max_steps", "4")
+    before = sorted(run.rglob("*"))
+    words = ["--resume", "--trainer.max_steps", "4"] if command == "fit" else ["--ckpt_path", str(path)]
+    message = refused(command, *STACK, "--run", str(run), *words)
     assert f"its format is {found}, this one's {FORMAT}" in message
-    assert "begin another run from its student/" in message
+    assert sorted(run.rglob("*")) == before
+
+
+def test_weights_alone_are_evaluated_but_not_gone_on_from(short, tmp_path):
+    run, path = tmp_path / "run", tmp_path / "weights.ckpt"
+    checkpoint = torch.load(short / "checkpoints/last.ckpt", weights_only=True)
+    kept = checkpoint.keys() - {"callbacks", "optimizer_states", "lr_schedulers", "ProblemDataModule"}  # as best.ckpt
+    torch.save({name: checkpoint[name] for name in kept}, path)
+    message = refused("fit", *STACK, "--run", str(run), "--ckpt_path", str(path))
+    assert "holds weights alone" in message
+    main(["validate", *STACK, "--run", str(run), "--ckpt_path", str(path)])
+    assert (run / "results.json").is_file()
 
 
 def as_if_killed(short, run):

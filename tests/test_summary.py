@@ -503,6 +503,13 @@ def test_nothing_is_drawn_of_one_exposure_or_of_nothing(tmp_path):
     assert "length" in figures
 
 
+def test_a_trace_that_is_flat_but_for_rounding_is_not_drawn(made):
+    flat = [row | {"exposure": 0.11 + 1e-17 * row["step"] + 0.1 * row["seed"]} for row in made.traces]
+    assert charts.traces(made._replace(traces=flat)) is None
+    moving = [row | {"exposure": 0.11 + 1e-3 * row["step"]} for row in made.traces]
+    assert charts.traces(made._replace(traces=moving)) is not None
+
+
 def test_single_points_are_no_learning_curve(made):
     last = [row for row in made.curves if row["step"] == STEPS]
     assert charts.curves(made._replace(curves=last)) == {}
@@ -521,6 +528,9 @@ def test_the_values_of_the_last_axis_are_columns():
     spots = {axis.get_title(): axis.get_subplotspec() for axis in panels}
     places = [(spots[cell].rowspan.start, spots[cell].colspan.start) for cell in cells]
     assert places == [(0, 0), (1, 0), (1, 1), (2, 1)]
+    labelled = [axis.xaxis.get_tick_params()["labelbottom"] for axis in panels]
+    assert labelled == [False, True, False, True]
+    assert [axis.yaxis.get_tick_params()["labelleft"] for axis in panels] == [True, True, False, True]
     assert sum(axis.get_visible() for axis in figure.axes) == 4
     for many in ([f"t={i}" for i in range(6)], [f"e=0,t={i}" for i in range(6)], ["e=0,t=1", *"abcde"]):
         _, panels = by_cell(many, "x", "y", "caption")  # nothing that few columns would show: row by row
