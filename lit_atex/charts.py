@@ -144,8 +144,8 @@ def mismatch_over_training(tables: Tables) -> Figure | None:
 
 
 def length(tables: Tables) -> Figure | None:
-    """Mean completion length over training, and the baseline's beside it."""
-    return _over_training(tables.traces, "length", "completion tokens", baseline_of(tables), None)
+    """Mean length of the completions that are learned from over training, and the baseline's beside it."""
+    return _over_training(tables.traces, "length", "tokens of what is learned from", baseline_of(tables), None)
 
 
 def entropy(tables: Tables) -> Figure | None:

@@ -19,6 +19,8 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import logging
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,8 @@ import yaml
 from lit_atex.evaluate import find_config
 from lit_atex.evaluation import metric_names
 from lit_atex.settings import resolve
+
+log = logging.getLogger("lit_atex")
 
 KEYS = ("configs", "axes", "seeds", "metrics", "baseline")
 NAME = re.compile(r"[\w.+@-]+")
@@ -83,6 +87,7 @@ class Grid:
             ValueError: If a cell does not parse, or does not measure what is to be reported; it names the cell.
         """
         found = []
+        log.info("checking %d command lines, a second each", math.prod(map(len, self.axes.values())))
         for choice in itertools.product(*(values.items() for values in self.axes.values())):
             settings = {axis: value for axis, (value, _) in zip(self.axes, choice)}
             words = [*self.stack, *(word for _, given in choice for word in given)]
