@@ -174,17 +174,15 @@ def corrected(rows: list[Row]) -> list[Row]:
 
 
 def note(parts: list[Tables], folders: list[Path]) -> str:
-    """What a reader of report.md must know of tables that were joined; of a folder alone, what its report.md says."""
-    if len(parts) == 1:
-        path = folders[0] / "report.md"
-        paragraphs = path.read_text(encoding="utf-8").split("\n\n") if path.is_file() else []
-        return next((text for text in paragraphs[:2] if text[:1] == "*" != text[1:2]), "")
+    """What a reader of report.md must know of tables that were joined, and what the report.md of each said of that."""
+    said = []
+    for path in [folder / "report.md" for folder in folders if (folder / "report.md").is_file()]:
+        paragraphs = path.read_text(encoding="utf-8").split("\n\n")
+        said += [text for text in paragraphs[:3] if text[:1] == "*" != text[1:2]]
     count = Counter(cell for part in parts for cell in {row["cell"] for row in part.runs})
-    several = [cell for cell, n in count.items() if n > 1]
-    told = f"*Joined of {len(parts)} reports.*"
-    if several:
-        told = f"{told[:-1]} What is over problems, and pass@k, is of some seeds alone in {', '.join(several)}.*"
-    return told
+    if several := [cell for cell, n in count.items() if n > 1]:
+        said.append(f"*What is over problems, and pass@k, is of some seeds alone in {', '.join(several)}.*")
+    return "\n\n".join(said)
 
 
 def main() -> None:
