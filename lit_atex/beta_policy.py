@@ -44,7 +44,8 @@ Where progress stands explains most of a reward: a student that fell rises again
 class BetaPolicy(Rewarded):
     """Exposure learned while training: use it when you do not know how much the teacher should see.
 
-    How far it gets in how many decisions, and where it does not: results/controllers.md.
+    How far it gets in how many decisions, and where it does not: results/controllers.md. A run of no more than
+    `horizon` + 3 decisions ends before the first that the reward model moves.
     """
 
     def __init__(

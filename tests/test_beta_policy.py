@@ -150,6 +150,22 @@ def test_what_was_not_measured_is_not_known() -> None:
     assert z[1:].max() - z[1:].min() > 2
 
 
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_the_first_decision_that_the_reward_model_moves_is_number_horizon_and_four(horizon: int) -> None:
+    """Two students: one progresses where much is shown, the other where little is. Until then both see the same."""
+    chosen = []
+    for sign in (1, -1):
+        policy = BetaPolicy(horizon=horizon, statistics=[], seed=0)
+        progress, ratios = 0.5, []
+        for step in range(12):
+            policy.begin_window(state(step), progress)
+            ratios.append(policy.ratios(state(step))[0])
+            policy.update(feedback(step))
+            progress += 0.1 * sign * (ratios[-1] - 0.5)
+        chosen.append(ratios)
+    assert next(i for i, (a, b) in enumerate(zip(*chosen), 1) if a != b) == horizon + 4
+
+
 def test_unknown_progress_is_never_a_reward() -> None:
     learner = Still()
     policy = BetaPolicy(learner, horizon=1)
