@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_atex.executor import LOG, Executor, Handle, Local
-from lit_atex.grid import Grid, Run, find_models, read_grid
+from lit_atex.grid import Grid, Run, read_grid, try_out
 from lit_atex.resume import find_checkpoint, read_manifest
 from lit_atex.settings import changed
 from lit_atex.summary import report
@@ -229,7 +229,7 @@ def ablate(
                 console.print(Text(shlex.join(["lit-atex", *job.command()])), soft_wrap=True)
         console.print(f"# {counted(todo)}")
     try:
-        find_models([job.run for job in todo if job.state != "finished"])
+        try_out([job.run for job in todo if job.state != "finished"])
     except ValueError as error:
         if not dry_run:
             raise

@@ -234,19 +234,33 @@ def _overlay(where: str, given: Any) -> Words:
     return words
 
 
-def find_models(runs: list[Run]) -> None:
-    """Look whether the models that runs begin with are there, before the first of them starts; Hub names are not tried.
+def try_out(runs: list[Run]) -> None:
+    """Make each strategy, and look for each model, before the first run starts; Hub names are not looked up.
 
     Raises:
-        ValueError: If a folder or a package is not.
+        ValueError: If a strategy refuses its settings, or a folder or a package is not there; it names the run.
     """
-    from lit_atex.models import LanguageModel  # here, as it brings torch with it
+    from jsonargparse import ArgumentParser  # here, as these bring torch with them
 
-    students = {json.dumps(run.config["model"]["student"], sort_keys=True): run for run in reversed(runs)}
-    for run in students.values():
-        student = run.config["model"]["student"]
-        if student["class_path"] == f"{LanguageModel.__module__}.{LanguageModel.__name__}":
-            try:
-                LanguageModel(**student["init_args"] | {"lora": None}).check()
-            except ValueError as error:
-                raise ValueError(f"{run.name}: {error}") from error
+    from lit_atex.exposure import Exposure
+    from lit_atex.models import LanguageModel
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--strategy", type=Exposure)
+    own = f"{LanguageModel.__module__}.{LanguageModel.__name__}"
+    by_settings = {json.dumps([_strategy(run), _student(run)], sort_keys=True): run for run in reversed(runs)}
+    for run in reversed(by_settings.values()):
+        try:
+            parser.instantiate(parser.parse_object({"strategy": _strategy(run)}))
+            if _student(run)["class_path"] == own:
+                LanguageModel(**_student(run)["init_args"] | {"lora": None}).check()
+        except ValueError as error:
+            raise ValueError(f"{run.name}: {error}") from error
+
+
+def _strategy(run: Run) -> dict[str, Any]:
+    return dict(run.config["exposure"]["strategy"])
+
+
+def _student(run: Run) -> dict[str, Any]:
+    return dict(run.config["model"]["student"])

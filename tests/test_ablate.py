@@ -427,6 +427,14 @@ def test_a_model_that_is_not_there_is_found_before_the_first_run_starts(monkeypa
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_strategy_that_refuses_its_settings_is_found_before_the_first_run_starts(tmp_path):
+    wrong = {"exposure.strategy": {"class_path": "Fixed", "init_args": {"ratio": 2.0}}}
+    path = grid_file(tmp_path, axes={"exposure": {"random": "exposure/random", "wrong": wrong}})
+    with pytest.raises(SystemExit, match=r"exposure=wrong,seed=0: exposure\.strategy\.init_args\.ratio .* got 2\.0"):
+        main(["ablate", str(path), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_a_grid_of_two_runs_one_of_which_was_killed_and_one_that_fails(tmp_path, capfd):
     changes = {"trainer.max_steps": 4, "trainer.val_check_interval": 2, "checkpoint.every_n_train_steps": 1}
@@ -437,7 +445,7 @@ def test_a_grid_of_two_runs_one_of_which_was_killed_and_one_that_fails(tmp_path,
             "exposure": {
                 "full": {"exposure.strategy": {"class_path": "Fixed", "init_args": {"ratio": 1.0}}},
                 "random": "exposure/random",
-                "broken": {"exposure.strategy": {"class_path": "Fixed", "init_args": {"ratio": 2.0}}},
+                "broken": {"data.max_bad_share": 2.0},
             }
         },
         metrics=["level-4/avg@2"],
@@ -465,7 +473,7 @@ def test_a_grid_of_two_runs_one_of_which_was_killed_and_one_that_fails(tmp_path,
     assert len(json.loads((killed.folder / "manifest.json").read_text())["commands"]) == 2
     # The one that failed: at the end, with the end of its log, and in the report.
     last = text[text.index("exposure=broken,seed=0 failed: exit code 1") :]
-    assert "exposure.strategy.init_args.ratio must lie in [0, 1], got 2.0" in last
+    assert "data.max_bad_share=2.0 must be in [0, 1]" in last
     assert "1 of 3 runs failed" in last
     written = (out / "report/report.md").read_text(encoding="utf-8")
     assert "| exposure=random | exposure=full | level-4/avg@2 | 1 |" in written
