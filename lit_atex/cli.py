@@ -61,7 +61,8 @@ class Parser(LightningArgumentParser):
             line += ". Begin with a complete configuration: --config configs/base.yaml"
         parser = getattr(ex, "subcommand_parser", self)
         names = [name[2:] for name in parser._option_string_actions if name.startswith("--")]
-        line = with_near_key(line, [name for name in names if not name.endswith((".help", "data.seed", "model.seed"))])
+        unwanted = (".help", "data.seed", "model.seed")  # the two follow seed_everything
+        line = with_near_key(line, [name for name in names if not name.endswith(unwanted)])
         prog = parser.prog.replace(" [options]", "")
         self.exit(2, f"lit-atex: error: {line} (see `{prog} --help`)\n")
 
