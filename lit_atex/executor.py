@@ -1,6 +1,7 @@
 """What starts a run of a grid: processes of this machine, or anything else with the same one method.
 
-It knows nothing of grids. A cluster's executor is a class with `start`, handed to `ablate(..., executor=...)`.
+It knows nothing of grids. Another executor (`ray_executor.py` is one) is a class with `start`, handed to
+`ablate(..., executor=...)`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ class Handle(Protocol):
     """A run that was started. `subprocess.Popen` is one."""
 
     def poll(self) -> int | None:
-        """Its exit code, or None while it runs."""
+        """Its exit code, or None while it runs.
+
+        Raises:
+            OSError: If it turned out that it could not be started.
+        """
 
     def terminate(self) -> None:
         """Ask it to end; it goes on the next time."""

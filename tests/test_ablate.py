@@ -14,11 +14,12 @@ import yaml
 from fake_runs import write_run
 from rich.console import Console
 
-from lit_atex.ablate import Job, ablate, carry_out, is_finished, jobs_of, parser, table
+from lit_atex.ablate import ablate, carry_out, parser
 from lit_atex.cli import main
 from lit_atex.commands import MODULES
 from lit_atex.executor import Local
 from lit_atex.grid import Run, read_grid
+from lit_atex.jobs import Job, is_finished, jobs_of, table
 from lit_atex.settings import changed, flat, resolve
 
 ROOT = Path(__file__).parents[1]
@@ -357,9 +358,12 @@ def test_a_run_that_still_goes_on_is_not_started_again(tmp_path):
 
 def test_options():
     given = vars(parser().parse_args(["g.yaml", "--jobs", "2", "--dry-run"]))
-    assert given == {"grid": "g.yaml", "out": None, "jobs": 2, "threads": None, "dry_run": True}
+    none = dict.fromkeys(("out", "threads", "ray", "gpus"))
+    assert given == {"grid": "g.yaml", "jobs": 2, "dry_run": True, **none}
     with pytest.raises(ValueError, match="--jobs"):
         ablate("g.yaml", jobs=0)
+    with pytest.raises(ValueError, match="--gpus is for --ray"):
+        ablate("g.yaml", gpus=1.0)
 
 
 # The whole of it
