@@ -80,8 +80,10 @@ class CompetenceBased(Exposure):
         return {"ratio": self._ratio, "held": dict(self._held)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put it back."""
-        self._ratio, self._held = state["ratio"], dict(state["held"])
+        """Put it back, within floor and ceiling as they are now."""
+        ratio, within = state["ratio"], lambda x: min(max(x, self.floor), self.ceiling)
+        self._ratio = None if ratio is None else within(ratio)
+        self._held = {problem: within(x) for problem, x in state["held"].items()}
 
 
 class MismatchTarget(Exposure):
@@ -148,5 +150,6 @@ class MismatchTarget(Exposure):
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there, within floor and ceiling as they are now."""
         self.__dict__.update(state)
+        self._ratio = min(max(self._ratio, self.floor), self.ceiling)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lit_atex.exposure import TrainingState
-from lit_atex.reward import Decision, Rewarded, refuse_other
+from lit_atex.reward import Decision, Rewarded
 from lit_atex.types import seeded
 
 PRIOR = 1.0
@@ -96,14 +96,17 @@ class Bandit(Rewarded):
 
     def state_dict(self) -> dict[str, Any]:
         """The rewards besides."""
-        return super().state_dict() | {"earned": [list(e) for e in self.earned], "arms": len(self.grid)}
+        return super().state_dict() | {"earned": [list(e) for e in self.earned]}
+
+    def form(self) -> dict[str, Any]:
+        """The grid besides."""
+        return super().form() | {"arms": len(self.grid)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: If it is of another number of arms.
+            ValueError: If it is of another grid, or was rewarded otherwise.
         """
-        refuse_other({"arms": state["arms"]}, {"arms": len(self.grid)})
         super().load_state_dict(state)
         self.earned = [(arm, reward) for arm, reward in state["earned"]]

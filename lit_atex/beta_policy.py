@@ -16,7 +16,7 @@ from torch.distributions import Beta
 from lit_atex.beta_net import EXCESS, BetaNet
 from lit_atex.exposure import TrainingState
 from lit_atex.learners import Learner, Matured, Surrogate
-from lit_atex.reward import Decision, Rewarded, refuse_other
+from lit_atex.reward import Decision, Rewarded
 from lit_atex.types import StepFeedback, seeded
 
 STATISTICS = (
@@ -94,7 +94,7 @@ class BetaPolicy(Rewarded):
         self.statistics = list(STATISTICS) if statistics is None else statistics
         if unknown := [name for name in self.statistics if self.statistics.count(name) > 1 or name not in STATISTICS]:
             raise ValueError(f"{where}.statistics: {unknown[0]} is not one of {', '.join(STATISTICS)}, named once.")
-        self.seed = seed or 0
+        self.seed, self.hidden = seed or 0, hidden
         self.policy = BetaNet(max(len(self.statistics), 1), hidden, mean, concentration, self.seed)
         self.learner = Surrogate() if learner is None else learner
         self.learner.bind(self.policy)
@@ -164,22 +164,21 @@ class BetaPolicy(Rewarded):
             "steps": self._steps,
             "progress": self._progress,
             "read": self._read,
-            "form": self._form(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: If it is of a policy that learns otherwise, or sees other statistics.
+            ValueError: If it is of a policy that learns otherwise, sees other statistics, or was rewarded otherwise.
         """
-        refuse_other(state["form"], self._form())
         super().load_state_dict(state)
         self.policy.load_state_dict(state["policy"])
         self.learner.load_state_dict(state["learner"])
         self._window, self._steps = dict(state["window"]), state["steps"]
         self._progress, self._read = state["progress"], state["read"]
 
-    def _form(self) -> dict[str, Any]:
-        """What a checkpoint's numbers mean nothing without."""
-        return {"learner": type(self.learner).__name__, "statistics": self.statistics}
+    def form(self) -> dict[str, Any]:
+        """Learner, statistics and width of the network besides."""
+        own = {"learner": type(self.learner).__name__, "statistics": self.statistics, "hidden": self.hidden}
+        return super().form() | own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -48,6 +49,7 @@ class ExposureControl(pl.Callback):
             raise ValueError(f"exposure.hold must be at least 1 or 'epoch', got {hold}.")
         self.strategy, self.hold = strategy, hold
         self.progress = RolloutAccuracy() if progress is None else progress
+        self._probed: str | None = None  # which problems progress is measured on
         self._epoch_began = (0, 0)  # (epoch, its first optimizer step)
         self._window = -1  # first optimizer step of the open window
         self._step_seconds = self._probe_seconds = self._last_probe = 0.0
@@ -82,6 +84,13 @@ class ExposureControl(pl.Callback):
                 f"exposure.progress ({type(self.progress).__name__}) reads a probe: set data.probe to a small held-out "
                 "source, or choose lit_atex.measures.RolloutAccuracy."
             )
+        if self.strategy.needs_progress and self.progress.needs_probe:
+            then, self._probed = self._probed, digest_of(_probe(trainer))
+            if then not in (None, self._probed):
+                raise ValueError(
+                    "--resume: data.probe holds other problems than as this run began, and progress is not to be "
+                    "measured on one and then on another: set it back, or begin another run from its student/."
+                )
 
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: pl.Trainer, pl_module: SelfDistillation, batch: list[Problem], batch_idx: int
@@ -175,6 +184,7 @@ class ExposureControl(pl.Callback):
             "kinds": self._kinds(),
             "strategy": self.strategy.state_dict(),
             "progress": self.progress.state_dict(),
+            "probe": self._probed,
             "epoch_began": self._epoch_began,
             "window": self._window,
         }
@@ -193,11 +203,18 @@ class ExposureControl(pl.Callback):
             )
         self.strategy.load_state_dict(state_dict["strategy"])
         self.progress.load_state_dict(state_dict["progress"])
+        self._probed = state_dict["probe"]
         self._epoch_began = tuple(state_dict["epoch_began"])
         self._window = state_dict["window"]
 
     def _kinds(self) -> list[str]:
         return [f"{type(x).__module__}.{type(x).__qualname__}" for x in (self.strategy, self.progress)]
+
+
+def digest_of(problems: list[Problem]) -> str:
+    """Tells one list of problems from another."""
+    told = json.dumps([[p.source, p.id, p.question, p.solution] for p in problems])
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _probe(trainer: pl.Trainer) -> list[Problem]:

@@ -1,6 +1,6 @@
 """Running success of the student, per problem, per level and overall, with forgetting; knows no model, no strategy.
 
-Three Beta-Bernoulli estimates, each the prior of the next:
+Three Beta-Bernoulli estimates: over all, of each level, and of each problem, whose prior is its level's:
 
 - A *level* forgets with time: each optimizer step multiplies its counts by `decay`, so it says how the student is now.
 - A *problem* forgets with visits: between two of them lies a whole pass over the data, so counted in steps nothing

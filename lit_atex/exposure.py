@@ -155,7 +155,11 @@ class Fixed(Exposure):
 
 
 class Scheduled(Exposure):
-    """Exposure as a function of time: use it when you know which way it should go, and as the learned rules' rival."""
+    """Exposure as a function of time: use it when you know which way it should go, and as the learned rules' rival.
+
+    A window (`exposure.hold`) has the curve's value where it opens: with many steps to a window the last is short of
+    `end`, and if one window lasts for the whole run nothing moves.
+    """
 
     def __init__(
         self,

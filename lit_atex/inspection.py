@@ -79,7 +79,7 @@ def inspect(run: str, samples: int = 3, step: int | None = None, every: int | No
         run: The run folder.
         samples: How many samples to show, the latest; 0: none.
         step: Show the samples of this optimizer step.
-        every: Show the numbers of each so many steps as a table too.
+        every: Show the numbers of each so many steps as a table too; of those that were logged, the next.
     """
     show(Path(run), Console(highlight=False), samples, step, every)
 
@@ -106,7 +106,8 @@ def show(run: Path, console: Console, samples: int = 3, step: int | None = None,
     _header(console, run, manifest, rows)
     _trace(console, run, rows)
     if every is not None:
-        _numbers(console, rows[::every])
+        buckets = [int(row["step"]) // every for row in rows]
+        _numbers(console, [row for i, row in enumerate(rows) if i == 0 or buckets[i] != buckets[i - 1]])
     _results(console, _json(run / "results.json") or {})
     chosen = [row for row in rollouts if step in (None, row["step"])]
     shown = chosen[len(chosen) - min(samples, len(chosen)) :]

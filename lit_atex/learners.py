@@ -88,8 +88,11 @@ class Learner(ABC):
         return {"optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned; the step size is that of now."""
+        steps = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, lr in zip(self.optimizer.param_groups, steps):
+            group["lr"] = lr
 
 
 class Reinforce(Learner):

@@ -147,6 +147,11 @@ class ProbeMatch(ProgressMeasure):
         room = min(module.prompts.max_prompt_tokens, module.train_room)
         encoded = [(p, module.prompts.student(p, module.tokenizer)) for p in probe]
         probe, prompts = [p for p, ids in encoded if len(ids) <= room], [x for _, x in encoded if len(x) <= room]
+        if self._ids is not None and (new := [p.id for p in probe if _key(p) not in self._ids]):
+            raise ValueError(
+                f"data.probe: {len(new)} problems, {new[0]} first, were not in it as this run began, or too long, and "
+                "have no rollout of the first student: set data.probe and model.prompts back."
+            )
         if self._ids is None:
             generators = row_generators(module.seed, "probe", [(p.source, p.id) for p in probe], 1)
             rows: list[list[int]] = []

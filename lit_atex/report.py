@@ -27,7 +27,8 @@ def read_results(rows: list[dict[str, Any]]) -> list[Result]:
 
 def _render(table: Table) -> str:
     buffer = io.StringIO()
-    Console(file=buffer, width=200, force_terminal=False).print(table)
+    # Names of sets and levels are the user's: in brackets they are no markup, between colons no emoji.
+    Console(file=buffer, width=200, force_terminal=False, markup=False, emoji=False).print(table)
     return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())
 
 
@@ -196,7 +197,7 @@ def competence_table(title: str, competence: Competence) -> str:
 
 def _by_number(label: str) -> list[tuple[int, str]]:
     """Sorts "Level 10" after "Level 9"."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", label)]
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", label)]
 
 
 def with_bars(tokens: Sequence[str], values: Sequence[float]) -> list[tuple[str, str]]:

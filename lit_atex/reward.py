@@ -145,7 +145,7 @@ class Rewarded(Exposure):
 
     def begin_window(self, state: TrainingState, progress: float | None) -> list[Credit]:
         """Pass on what was earned, and take the next decision."""
-        progress = progress if progress is not None and math.isfinite(progress) else None
+        progress = _known(progress)
         done = self.queue.read(progress)
         earned = [(decision, reward) for decision, reward in done if reward is not None and abs(reward) < FINITE]
         self._ratio, details = self.decide(state, progress, earned)
@@ -161,7 +161,7 @@ class Rewarded(Exposure):
 
     def finish(self, progress: float | None) -> list[Credit]:
         """What the last decisions earned in the windows that the run had left."""
-        return [_credit(decision, reward, complete=False) for decision, reward in self.queue.so_far(progress)]
+        return [_credit(decision, reward, complete=False) for decision, reward in self.queue.so_far(_known(progress))]
 
     def scalars(self) -> dict[str, float]:
         """What the last decision was taken by, and the latest reward."""
@@ -174,10 +174,20 @@ class Rewarded(Exposure):
             "number": self._number,
             "ratio": self._ratio,
             "scalars": dict(self._scalars),
+            "form": self.form(),
         }
 
+    def form(self) -> dict[str, Any]:
+        """The arguments that a checkpoint's numbers mean nothing without."""
+        return {"low": self.low, "high": self.high, "horizon": self.queue.horizon, "discount": self.queue.discount}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ValueError: If it is of a strategy with another `form`.
+        """
+        refuse_other(state["form"], self.form())
         self.queue.load_state_dict(state["queue"])
         self._number, self._ratio, self._scalars = state["number"], state["ratio"], dict(state["scalars"])
 
@@ -198,6 +208,10 @@ def refuse_other(then: dict[str, Any], now: dict[str, Any]) -> None:
                 f"--resume: exposure.strategy.init_args.{name} was {then[name]} as this run began, and is {value}: set "
                 "it back, or begin another run from its student/."
             )
+
+
+def _known(progress: float | None) -> float | None:
+    return progress if progress is not None and math.isfinite(progress) else None
 
 
 def _credit(decision: Decision, reward: float | None, complete: bool) -> Credit:

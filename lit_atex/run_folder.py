@@ -88,8 +88,8 @@ class RunFolder(pl.Callback):
             manifest |= {"versions": versions(), **code}
             manifest |= {"seed": getattr(pl_module, "seed", None), "world_size": trainer.world_size}
         if stage == "fit":
-            manifest.pop("error", None)
-            manifest.pop("stopped", None)
+            for of_last_time in ("error", "stopped", "ended", "optimizer_steps", "skipped_steps", "selection", "data"):
+                manifest.pop(of_last_time, None)
             manifest["finished"] = False
         write_json(self.run / "manifest.json", manifest)
 

@@ -17,6 +17,7 @@ from lit_atex.bandit import Bandit
 from lit_atex.beta_policy import BetaPolicy
 from lit_atex.callbacks import ExposureControl
 from lit_atex.checkpoint import Checkpoint
+from lit_atex.competence import Competence
 from lit_atex.data import ProblemDataModule
 from lit_atex.estimator import CompetenceEstimator
 from lit_atex.exposure import Credit, Exposure, Fixed, TrainingState
@@ -58,13 +59,13 @@ def name(tmp_path_factory) -> str:
 
 def train(folder: Path, name: str, strategy: Exposure, steps: int, hold=2, resume=None, lora=None, **options):
     """Three batches of two problems a pass; checkpoints at every step."""
-    progress = options.pop("progress", None)
+    progress, probe = options.pop("progress", None), options.pop("probe", PROBE)
     control = ExposureControl(strategy, hold, progress)
     save = Checkpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=1)
     callbacks = [control, CompetenceEstimator(), save]
     one = trainer(steps, callbacks=callbacks, enable_checkpointing=True, default_root_dir=folder, **options)
     module = distillation(name, lora, engine=Answers(), samples=2, seed=1)
-    one.fit(module, problems_of(2, SIX, probe=Listed(PROBE)), ckpt_path=resume, weights_only=True)
+    one.fit(module, problems_of(2, SIX, probe=Listed(probe)), ckpt_path=resume, weights_only=True)
     return module, control, one.logger
 
 
@@ -195,12 +196,30 @@ def test_a_policy_that_has_learned_resumes_bit_for_bit(tmp_path, name, learner):
             lambda: BetaPolicy(statistics=[]),
             r"statistics was \['time'\].*is \[\]",
         ),
+        (lambda: BetaPolicy(hidden=16), lambda: BetaPolicy(hidden=8), "hidden was 16.*is 8"),
+        (lambda: BetaPolicy(horizon=3), lambda: BetaPolicy(horizon=1), "horizon was 3.*is 1"),
+        (lambda: BetaPolicy(), lambda: BetaPolicy(high=0.2), r"high was 1\.0.*is 0\.2"),
         (lambda: Bandit(arms=6), lambda: Bandit(arms=3), "arms was 6.*is 3"),
+        (lambda: Bandit(), lambda: Bandit(high=0.4), r"high was 1\.0.*is 0\.4"),
+        (lambda: Bandit(), lambda: Bandit(discount=0.5), r"discount was 0\.9.*is 0\.5"),
     ],
 )
 def test_a_run_goes_on_with_what_its_numbers_mean(before, after, message):
     with pytest.raises(ValueError, match=message):
         after().load_state_dict(before().state_dict())
+
+
+def test_what_may_change_in_a_run_is_that_of_now():
+    steep = BetaPolicy(Surrogate(lr=0.1))
+    steep.load_state_dict(BetaPolicy(Surrogate(lr=0.01)).state_dict())
+    assert [group["lr"] for group in steep.learner.optimizer.param_groups] == [0.1]
+    for kind, start in ((MismatchTarget, {"start": 0.9}), (CompetenceBased, {})):
+        then, now = kind(**start), kind(**({"start": 0.2} if start else {}), ceiling=0.3)
+        state = TrainingState(0, 10, 0, ["a"], ["1"], Competence())
+        then.begin_window(state, None)
+        now.load_state_dict(then.state_dict())
+        assert then.ratios(state)[0] >= 0.5
+        assert now.ratios(state) == [0.3]
 
 
 def test_a_run_goes_on_with_its_own_strategy_alone(tmp_path, name):
@@ -259,6 +278,16 @@ def test_a_pass_that_never_ends_is_no_window(tmp_path, name):
 def test_two_ends_of_a_run_are_warned_of(tmp_path, name, caplog):
     train(tmp_path, name, Fixed(), 2, max_epochs=1)
     assert "trainer.max_epochs (1) may end the run before" in caplog.text
+
+
+@pytest.mark.parametrize("progress", [ProbeNLL, ProbeMatch])
+def test_progress_on_another_probe_is_none(tmp_path, name, progress):
+    train(tmp_path, name, Bandit(), 2, hold=1, progress=progress())
+    train(tmp_path, name, Bandit(), 3, hold=1, progress=progress(), resume=tmp_path / "step=2.ckpt")
+    with pytest.raises(ValueError, match=r"--resume: data\.probe holds other problems than as this run began"):
+        train(
+            tmp_path, name, Bandit(), 4, hold=1, progress=progress(), resume=tmp_path / "step=2.ckpt", probe=PROBE[1:]
+        )
 
 
 def test_the_probe_share_is_of_the_steps(tmp_path, name):

@@ -142,6 +142,12 @@ def test_tensorboard_has_a_histogram_of_the_problems(name, tmp_path) -> None:
     assert histograms[-1].histogram_value.sum == pytest.approx(sum(means), rel=1e-5)
 
 
+@pytest.mark.parametrize("level", ["①", "algebra [/B]", "[hard]", ":smile:", "²"])
+def test_a_level_is_named_as_the_data_name_it(level):
+    table = competence_table("x", told({level: [Verdict.CORRECT], "4": [Verdict.WRONG]}))
+    assert f" {level} " in table
+
+
 def told(levels: dict[str, list[Verdict]]) -> Competence:
     competence = Competence()
     for i, (level, verdicts) in enumerate(levels.items()):

@@ -153,6 +153,16 @@ def test_a_sparkline_has_its_extremes_where_they_are(values):
 # Runs that are not whole
 
 
+def test_numbers_of_each_so_many_steps_whichever_were_logged(copy):
+    lines = (copy / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    (copy / "metrics.csv").write_text(
+        "\n".join([lines[0], *(lines[1 + i] for i in (1, 3, 5))]) + "\n", encoding="utf-8"
+    )
+    text = shown(copy, samples=0, every=4, width=200)
+    table = text[text.index(" step ") : text.index("step-0 and")]
+    assert [words[0] for line in table.splitlines() if (words := line.split()) and words[0].isdigit()] == ["1", "5"]
+
+
 def test_a_run_that_is_still_going_or_was_killed(copy):
     (copy / "results.json").unlink()
     (copy / "manifest.json").write_text('{"commands": [{"command": ["lit-atex"], "began": "now"}], "finished": false}')

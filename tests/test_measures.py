@@ -131,6 +131,13 @@ def test_a_probe_of_no_fitting_problem_is_not_known(tmp_path):
     assert ProbeMatch().read(module, []) is None
 
 
+def test_a_probe_that_has_grown_has_no_rollouts_of_the_first_student(tmp_path):
+    module, measure = ready(tmp_path), ProbeMatch()
+    measure.read(module, PROBE[:1])
+    with pytest.raises(ValueError, match=rf"data\.probe: {len(PROBE) - 1} problems, {PROBE[1].id} first"):
+        measure.read(module, PROBE)
+
+
 class Asks(Exposure):
     """Keeps what it is told as windows open."""
 

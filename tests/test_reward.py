@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lit_atex.bandit import Bandit
+from lit_atex.exposure import TrainingState
 from lit_atex.reward import Decision, LearningProgress
 
 READING = st.none() | st.floats(-10, 10)
@@ -112,6 +115,14 @@ def test_any_sequence_of_calls_leaves_the_queue_consistent(calls: list[str], hor
             queue.load_state_dict(state)
     assert out == sorted(set(out))
     assert sorted([*out, *ages]) == list(range(made))
+
+
+@pytest.mark.parametrize("last", [None, math.nan, math.inf, -math.inf])
+def test_a_last_reading_that_is_no_number_takes_nothing_away(last: float | None) -> None:
+    strategy = Bandit(horizon=3, discount=0.9)
+    for k, progress in enumerate((0.1, 0.3, 0.5)):
+        strategy.begin_window(TrainingState(k, 10, 0, ["a"], ["1"], None), progress)
+    assert [credit.reward for credit in strategy.finish(last)] == [pytest.approx(0.38), pytest.approx(0.2), None]
 
 
 @pytest.mark.parametrize(

@@ -341,6 +341,18 @@ def test_an_exception_is_noted(tmp_path):
     assert manifest["error"].startswith("ValueError: model.student.init_args.name='no/such'")
 
 
+def test_a_run_that_goes_on_does_not_say_that_it_has_ended(short, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(short, run)
+    assert load(run / "manifest.json").keys() >= {"ended", "optimizer_steps", "data"}
+    refused(
+        "fit", *STACK, "--run", str(run), "--resume", "--trainer.max_steps", "6", "--model.student.init_args.name", "no"
+    )
+    manifest = load(run / "manifest.json")
+    assert (manifest["finished"], len(manifest["commands"])) == (False, 2)
+    assert not manifest.keys() & {"ended", "optimizer_steps", "skipped_steps", "selection", "data"}
+
+
 # Evaluating
 
 
