@@ -46,8 +46,8 @@ def distil(
         rollouts: The student's completions, `len(prompts) * samples` of them.
         samples: Rollouts per problem.
         chunk_tokens: Most completion tokens whose logits are alive at a time.
-        part_tokens: Most tokens, padding included, that go through the student at a time; at least one problem does.
-            If there are several parts, each is differentiated as soon as it is scored.
+        part_tokens: Most tokens, padding included, that go through the student, or through the teacher, at a time; at
+            least one problem does. If there are several parts, each is differentiated as soon as it is scored.
         timed: Called with "teacher" and "student" around their parts of the work.
 
     Returns:
@@ -74,6 +74,7 @@ def distil(
             )
 
     lengths = rollouts.lengths.view(-1, samples).amax(1).tolist()
-    parts = split([len(p) + n for p, n in zip(prompts, lengths)], samples, part_tokens)
+    longest = [max(map(len, both)) for both in zip(prompts, teacher_prompts)]
+    parts = split(list(zip(longest, lengths)), samples, part_tokens)
     loss, found = sum_of_parts([partial(score, part) for part in parts], list(student.parameters()))
     return loss, found[0] if len(found) == 1 else TokenDivergence(*(torch.cat(field) for field in zip(*found)))

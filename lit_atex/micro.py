@@ -14,20 +14,21 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-def split(widths: Sequence[int], samples: int, budget: int) -> list[slice]:
+def split(widths: Sequence[tuple[int, int]], samples: int, budget: int) -> list[slice]:
     """Which problems go together: as many in a row as fit into a budget of tokens, padding included; at least one.
 
     Args:
-        widths: Tokens of the longest row of each problem.
+        widths: Tokens of each problem's longest prompt, and of its longest completion. They are padded apart: a part is
+            as wide as the longest prompt and the longest completion in it together.
         samples: Rows per problem.
         budget: Most tokens of a part.
     """
     parts: list[slice] = []
-    for i, width in enumerate(widths):
+    for i in range(len(widths)):
         first = parts[-1].start if parts else 0
-        fits = parts and max(widths[first : i + 1]) * (i + 1 - first) * samples <= budget
+        prompts, completions = zip(*widths[first : i + 1])
+        fits = parts and (max(prompts) + max(completions)) * len(prompts) * samples <= budget
         parts[-1:] = [slice(first, i + 1)] if fits else [*parts[-1:], slice(i, i + 1)]
-        assert width > 0
     return parts
 
 

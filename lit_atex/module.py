@@ -88,7 +88,7 @@ class SelfDistillation(Solver):
             eval_samples: Completions per problem in validation and test (n), >= 1.
             eval_exposure: Of the reference, shown in them, in [0, 1]: above 0 they measure the teacher's prompt.
             chunk_tokens: Completion tokens whose logits are alive at a time; less memory and slower if small.
-            part_tokens: Tokens that go through the student at a time, padding included; a larger micro-batch is
+            part_tokens: Tokens that go through student or teacher at a time, padding included; a larger micro-batch is
                 differentiated in parts, so that memory does not grow with it.
             completions: What is trained on: the student's rollouts, or the reference solutions (`supervised.py`).
             seed: Seed of all sampling; the command line sets it from `seed_everything`.

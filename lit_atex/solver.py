@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 
+from lit_atex.checks import check_head, check_rows
 from lit_atex.evaluation import Evaluation
 from lit_atex.models import LanguageModel, end_ids, unwrap
 from lit_atex.prompts import PromptStyle
-from lit_atex.rollout import RolloutEngine, Sampling
-from lit_atex.scoring import check_head
+from lit_atex.rollout import RolloutEngine, Sampling, TransformersEngine
 from lit_atex.types import Problem, Rollouts, Verdict, row_generators
 from lit_atex.verify import Verifier, canonical
 
@@ -65,6 +65,8 @@ class Solver(pl.LightningModule):
             self.student, self.tokenizer = self.source.load()
         self.end_ids = end_ids(self.student, self.tokenizer)
         check_head(self.student)
+        if isinstance(self.engine, TransformersEngine):
+            check_rows(self.student)
         self.eval_room = self.room(self.eval_sampling, "model.eval_sampling")
 
     def room(self, sampling: Sampling, key: str) -> int:

@@ -121,6 +121,10 @@ class VllmEngine(RolloutEngine):
         return self._llm.generate(requests, sampling_params=params, use_tqdm=False)
 
 
+LORA = "peft.tuners.lora.layer"
+"""Where PEFT keeps its layers of LoRA."""
+
+
 def start(model: Any, options: dict[str, Any]) -> Any:
     """VLLM's engine in this process, with the model's architecture and no weights yet.
 
@@ -163,7 +167,19 @@ def weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Each weight by the name that it has in the base model, adapters added in.
 
     The sum is formed aside, one matrix at a time: merging into the model and taking out again would round its weights.
+
+    Raises:
+        ValueError: If an adapter does more than add to a weight: DoRA, IA3, tuned norms, and others.
     """
+    for name, module in model.named_modules():
+        kind = type(module).__module__
+        more = any([*getattr(module, "use_dora", {}).values(), *getattr(module, "lora_bias", {}).values()])
+        if kind.startswith("peft.tuners.") and hasattr(module, "base_layer") and (more or kind != LORA):
+            raise ValueError(
+                "model.engine: VllmEngine takes over adapters that add to a weight, as plain LoRA does; that of "
+                f"{name} ({kind.split('.')[2]}{', with DoRA or a bias' if more else ''}) does not: merge it, or leave "
+                "out model.engine."
+            )
     adapted = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
     inside = tuple(f"{name}." for name in adapted)
     with torch.no_grad():

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from peft import LNTuningConfig, get_peft_model
 from test_rollout import RAGGED, SHAPE, VOCAB, generate, generators, gpt2, lfm2, llama, qwen3, rows, sliding
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
@@ -61,6 +62,46 @@ def test_logits_are_those_of_the_model(build, samples, same_length):
                     d.keep(kept)
             token = torch.from_numpy(numbers.integers(0, VOCAB, len(logits[0]) - 2 * (step in (3, 7))))
             logits = [d.step(token) for d in (ours, theirs)]
+
+
+@pytest.mark.parametrize("how", ["bfloat16", "float16", "autocast"])
+@pytest.mark.parametrize("build", [qwen3, llama, qwen2])
+def test_in_half_precision_logits_are_those_of_the_model_but_for_rounding(build, how):
+    """Against the model in float32: our step is about as far from it as the model's own, step after step."""
+    exact, model = build(), build()
+    if how != "autocast":
+        model = model.to(getattr(torch, how))
+    decoders = [decoder_for(model), ModelDecoder(model), ModelDecoder(exact)]
+    assert isinstance(decoders[0], LlamaDecoder)
+    numbers, token, gaps = seeded(0, "test"), None, []
+    for step in range(12):
+        logits = []
+        for i, decoder in enumerate(decoders):
+            with evaluating(decoder.model), torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast" and i < 2):
+                found = decoder.step(token) if step else decoder.read(RAGGED, 2, 12)
+            logits.append(found.float())
+        token = torch.from_numpy(numbers.integers(0, VOCAB, len(logits[0])))
+        gaps.append([(x - logits[2]).norm() / logits[2].norm() for x in logits[:2]])
+    ours, theirs = torch.tensor(gaps).mean(0).tolist()
+    assert 0 < theirs < 0.1
+    assert ours < 1.5 * theirs
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT's, of tied weights
+def test_a_norm_that_an_adapter_has_taken_over_runs_by_the_adapter():
+    """PEFT's layer for tuned norms passes attributes on to what it wraps."""
+    torch.manual_seed(3)
+    model = get_peft_model(llama(), LNTuningConfig(target_modules=["input_layernorm"])).eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, 1.0, 0.5)
+    ours, theirs = decoder_for(model), ModelDecoder(model)
+    assert isinstance(ours, LlamaDecoder)
+    with evaluating(model):
+        for decoder in (ours, theirs):
+            decoder.read(RAGGED, 1, 4)
+        token = torch.arange(len(RAGGED))
+        torch.testing.assert_close(ours.step(token), theirs.step(token), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("build", [gpt2, lfm2, sliding, growing_rope])

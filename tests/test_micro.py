@@ -10,10 +10,11 @@ from lit_atex.micro import split, sum_of_parts
 
 
 def test_parts_fill_the_budget_and_hold_every_problem_once():
-    assert split([10, 10, 10, 10], 1, 20) == [slice(0, 2), slice(2, 4)]
-    assert split([10, 10, 10, 10], 2, 20) == [slice(i, i + 1) for i in range(4)]
-    assert split([5, 50, 5, 5], 1, 20) == [slice(0, 1), slice(1, 2), slice(2, 4)]  # a part has its longest row's width
-    assert split([3, 4], 2, 1000) == [slice(0, 2)]
+    assert split([(4, 6)] * 4, 1, 20) == [slice(0, 2), slice(2, 4)]
+    assert split([(4, 6)] * 4, 2, 20) == [slice(i, i + 1) for i in range(4)]
+    assert split([(2, 3), (20, 30), (2, 3), (1, 4)], 1, 20) == [slice(0, 1), slice(1, 2), slice(2, 4)]
+    assert split([(9, 1), (1, 9)], 1, 20) == [slice(0, 1), slice(1, 2)]  # 18 wide, not 10
+    assert split([(1, 2), (2, 2)], 2, 1000) == [slice(0, 2)]
     assert split([], 1, 10) == []
 
 

@@ -21,9 +21,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from lit_atex.checks import check_head
 from lit_atex.fused import Head
 from lit_atex.models import LanguageModel, Lora, end_ids
-from lit_atex.scoring import check_head, completion_hidden, head_of, join
+from lit_atex.scoring import completion_hidden, head_of, join
 from lit_atex.types import Rollouts
 
 END = 0  # the byte tokenizer's end token, which is its pad token too

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LNTuningConfig, LoraConfig, get_peft_model
 from test_rollout import END, RAGGED, generators, llama, qwen3
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -135,6 +135,41 @@ def test_reading_the_weights_changes_none_and_adds_what_adapters_add():
     assert set(found) == set(merged)
     for name, value in merged.items():
         torch.testing.assert_close(found[name], value)
+
+
+def tuned(**words):
+    return lambda: LoraConfig(r=2, target_modules=["q_proj", "down_proj"], **words)
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT's, of tied weights
+@pytest.mark.parametrize("make", [tuned(use_rslora=True), tuned(modules_to_save=["lm_head"])], ids=["rslora", "saved"])
+def test_adapters_that_add_to_a_weight_are_those_that_peft_merges(make):
+    torch.manual_seed(3)
+    model = get_peft_model(llama(), make())
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+    found = {name: value.clone() for name, value in weights(model)}
+    merged = dict(model.merge_and_unload().named_parameters())
+    assert set(found) == set(merged)
+    for name, value in merged.items():
+        torch.testing.assert_close(found[name], value)
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT's, of what it may not be able to merge
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (tuned(use_dora=True), "lora, with DoRA"),
+        (tuned(lora_bias=True), "lora, with DoRA or a bias"),
+        (tuned(trainable_token_indices=[1, 2]), "trainable_tokens"),
+        (lambda: IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]), "ia3"),
+        (lambda: LNTuningConfig(target_modules=["input_layernorm"]), "ln_tuning"),
+    ],
+)
+def test_other_adapters_are_refused(make, kind):
+    with pytest.raises(ValueError, match=rf"VllmEngine takes over adapters that add to a weight.*\({kind}"):
+        list(weights(get_peft_model(llama(), make())))
 
 
 def test_each_sample_has_a_seed_of_its_own_and_the_same_again():

@@ -1,0 +1,74 @@
+"""Whether a model, as it is loaded, does what lit_atex relies on; tried on a few tokens, not looked up by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_atex.decode import decoder_for
+from lit_atex.models import unwrap
+from lit_atex.rollout import evaluating
+from lit_atex.scoring import head_of
+
+
+@torch.no_grad()
+def check_head(model: nn.Module) -> None:
+    """Compare `head_of` with the model's own logits on three tokens.
+
+    Raises:
+        ValueError: If they differ: the family does something to its logits that lit_atex does not know.
+    """
+    base = unwrap(model)
+    ids = torch.tensor([[0, 1, 2]], device=base.device)
+    with evaluating(model):
+        own = base(input_ids=ids, use_cache=False).logits[0].float()
+        states = _states(base, ids)
+    if states is None:
+        raise ValueError(f"{type(base).__name__} has no decoder with hidden states, from which lit_atex makes logits.")
+    if not close(own, head_of(model)(states[0]).float(), 1e-3):
+        raise ValueError(f"{type(base).__name__} changes its logits in a way that lit_atex does not know.")
+
+
+@torch.no_grad()
+def check_rows(model: nn.Module) -> None:
+    """Compare rollouts' way through the model, padded prompts, shared, then rows that leave, with plain forward passes.
+
+    Raises:
+        ValueError: If they differ: the model has no cache, or one whose rows cannot be chosen.
+    """
+    base = unwrap(model)
+
+    def ids(*tokens: int) -> Tensor:
+        return torch.tensor(tokens, device=base.device)
+
+    with evaluating(model):
+        rows = [ids(0, 1, 2, 1), ids(1, 2), ids(1, 3)]
+        plain = [base(input_ids=row[None], use_cache=False).logits[0, -1].float() for row in rows]
+        try:
+            decoder = decoder_for(model)
+            decoder.read([[0, 1, 2], [1]], 2, 2)
+            decoder.keep(ids(0, 2, 3))
+            found = decoder.step(ids(1, 2, 3)).float()
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:  # whatever a family raises
+            why = f"{type(error).__name__}: {error}"
+        else:
+            half = next(base.parameters()).dtype in (torch.bfloat16, torch.float16)
+            why = "" if close(torch.stack(plain), found, 0.1 if half else 1e-2) else "its logits are others"
+    if why:
+        raise ValueError(
+            f"model.engine: {type(base).__name__} cannot be sampled from in this process, where rows of a batch share "
+            f"prompts and end at different times ({why}). VllmEngine may know it."
+        )
+
+
+def _states(base: Any, ids: Tensor) -> Tensor | None:
+    """Final hidden states by the decoder alone; None if there is none that gives them."""
+    decoder = base.get_decoder()
+    return None if decoder is None else getattr(decoder(input_ids=ids, use_cache=False), "last_hidden_state", None)
+
+
+def close(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    """Whether two sets of logits are equal but for rounding, against the largest."""
+    return bool(torch.allclose(one, other, rtol=tolerance, atol=tolerance * float(one.abs().max())))
