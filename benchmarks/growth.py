@@ -1,9 +1,10 @@
 """How time and memory of a step grow: completion length, hint length, batch, vocabulary, samples a problem.
 
 A randomly initialised Qwen3 samples, is compared with its teacher and differentiated, as in training; every size in a
-process of its own. One size is doubled at a time, the others stay. Printed are seconds (the least of three) of sampling
-and of learning (teacher, student, divergence, backward), what learning adds to the resident set at its peak, and the
-exponent of each: the slope of the logarithms, fitted over all sizes, and that of the last doubling.
+process of its own. One size is doubled at a time, the others stay. Printed are seconds of processor time, of one thread
+unless told otherwise (the least of three), of sampling and of learning (teacher, student, divergence, backward), what
+learning adds to the resident set at its peak, and the exponent of each: the slope of the logarithms, fitted over all
+sizes, and that of the last doubling.
 
     python benchmarks/growth.py --plot docs/growth.png    # all of them, about four minutes
     python benchmarks/growth.py --only batch parts  # parts: the batch again, with part_tokens at 1,024
@@ -64,13 +65,13 @@ def measure(size: dict[str, int], threads: int) -> dict[str, float]:
 
     def step(tokens: int) -> dict[str, float]:
         generators = row_generators(0, "rollout", [(0, str(i)) for i in range(len(prompts))], samples)
-        began = time.perf_counter()
+        began = time.process_time()
         rollouts = engine.generate(student, prompts, samples, Sampling(max_new_tokens=tokens), [], generators)
-        sampled = time.perf_counter()
+        sampled = time.process_time()
         loss, _ = distil(ForwardKL(), student, teacher, prompts, hinted, rollouts, samples, 512, size["part_tokens"])
         loss.backward()
         student.zero_grad()
-        return {"rollout": sampled - began, "learn": time.perf_counter() - sampled}
+        return {"rollout": sampled - began, "learn": time.process_time() - sampled}
 
     step(2)
     before = resident()
@@ -119,7 +120,7 @@ def plot(results: dict[str, tuple[list[int], list[dict[str, float]]]], path: Pat
             axis.legend(fontsize=6, frameon=False)
         below.tick_params(axis="x", rotation=45)
         below.set_xlabel(TITLES[name], fontsize=8)
-    axes[0, 0].set_ylabel("seconds", fontsize=8)
+    axes[0, 0].set_ylabel("seconds of a core", fontsize=8)
     axes[1, 0].set_ylabel("MiB", fontsize=8)
     figure.savefig(path, dpi=110)
 
@@ -127,7 +128,7 @@ def plot(results: dict[str, tuple[list[int], list[dict[str, float]]]], path: Pat
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=GROWN, default=list(GROWN))
-    parser.add_argument("--threads", type=int, default=0, help="0: torch's choice")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw it too")
     parser.add_argument("--size", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -136,17 +137,16 @@ def main() -> None:
         return
     import torch
 
-    threads = args.threads or torch.get_num_threads()
     git = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    print(f"torch {torch.__version__}, {threads} threads, commit {commit}; question {QUESTION} tokens, from {FIRST}")
+    print(f"torch {torch.__version__}, {args.threads} threads, commit {commit}; question {QUESTION}, from {FIRST}")
     results: dict[str, tuple[list[int], list[dict[str, float]]]] = {}
     for name in args.only:
         sizes, found = [FIRST | more for more in GROWN[name]], []
         print(f"\n{name:<12}{'rollout s':>11}{'learn s':>11}{'peak MiB':>11}")
         varied = next(iter(GROWN[name][0]))
         for size in sizes:
-            command = [sys.executable, __file__, "--size", json.dumps(size), "--threads", str(threads)]
+            command = [sys.executable, __file__, "--size", json.dumps(size), "--threads", str(args.threads)]
             said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
             found.append(json.loads(said.rsplit("@", 1)[1]))
             row = "".join(f"{found[-1][key]:>11.2f}" for key in ("rollout", "learn"))

@@ -30,13 +30,15 @@ TIMES = re.compile("time/|throughput/")
 
 SMALL = [
     *("--model.sampling.max_new_tokens", "8", "--model.eval_sampling.max_new_tokens", "8", "--model.eval_samples", "1"),
-    # Windows of one step: the learners have learned before most kills.
-    *("--sample_log.every_n_steps", "1", "--trainer.max_steps", "8", "--exposure.hold", "1"),
+    *("--sample_log.every_n_steps", "1", "--trainer.max_steps", "12", "--exposure.hold", "1"),
     *("--trainer.val_check_interval", "2", "--trainer.enable_progress_bar", "false"),
 ]
+LEARNED = ("bandit", "beta_policy")
+SOON = ["--exposure.strategy.init_args.horizon", "1"]
+"""Of those: rewards that come at once, so that the Beta policy has moved by the sixth of twelve decisions."""
 OPTIONS = {
     "accumulate": ["--trainer.accumulate_grad_batches", "2"],
-    "hold": ["--exposure.hold", "3"],
+    "hold": ["--exposure.hold", "2"],
     "epochs": ["--data.train.init_args.size", "12", "--trainer.max_epochs", "-1"],
     "lora": ["--config", str(ROOT / "configs/model/lora.yaml")],
     "rarely": ["--checkpoint.every_n_train_steps", "2"],
@@ -55,7 +57,8 @@ class Case(NamedTuple):
         files = ("base.yaml", f"exposure/{self.strategy}.yaml", "tiny.yaml")
         stack = [word for file in files for word in ("--config", str(ROOT / "configs" / file))]
         often = ["--checkpoint.every_n_train_steps", "1"]
-        return ["fit", *stack, *SMALL, *often, *(word for name in self.options for word in OPTIONS[name])]
+        soon = SOON if self.strategy in LEARNED else []
+        return ["fit", *stack, *SMALL, *often, *soon, *(word for name in self.options for word in OPTIONS[name])]
 
 
 class Kill(NamedTuple):
@@ -121,6 +124,8 @@ class Runner:
         if case not in self._references:
             run, began = folder / "-".join(["straight", case.strategy, *case.options]), time.perf_counter()
             assert self.run(case.words(), run)
+            if case.strategy == "beta_policy" and len(set(means(run))) == 1:
+                raise RuntimeError(f"the Beta policy never moved, so {run} shows nothing of one that has learned")
             operations = int(run.with_name(f"{run.name}.log.operations").read_text(encoding="utf-8"))
             self._references[case] = run, time.perf_counter() - began, operations
         return self._references[case]
@@ -220,6 +225,12 @@ def differences(a: Path, b: Path) -> list[str]:
         if name.startswith(("outcomes/", "student/", "samples", "decisions", "prompts")):
             found += [f"{name}: other bytes"] * ((a / name).read_bytes() != (b / name).read_bytes())
     return found
+
+
+def means(run: Path) -> list[float]:
+    """The mean of the Beta policy at each decision."""
+    lines = (run / "decisions.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["details"]["mean"] for line in lines]
 
 
 def _names(run: Path) -> set[str]:

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
-from kill import Case, Kill, Runner, differences, kill_and_resume, random_case, random_kills  # noqa: E402
+from kill import Case, Kill, Runner, differences, kill_and_resume, means, random_case, random_kills  # noqa: E402
 
 pytestmark = pytest.mark.slow
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -47,6 +47,15 @@ def test_accumulation_held_decisions_adapters_and_passes_that_end(runner, folder
     operations = runner.reference(case, folder)[2]
     kills = [Kill(operation=int(share * operations)) for share in (0.75, 0.3)]  # the second: again, after resuming
     assert kill_and_resume(runner, case, kills, folder, "all") == (2, [])
+
+
+def test_a_policy_that_has_learned(runner, folder):
+    case = Case("beta_policy")
+    straight, _, operations = runner.reference(case, folder)
+    course = means(straight)
+    assert len(set(course[:5])) == 1 < len(set(course[:6]))  # of twelve: long before the first kill
+    kills = [Kill(operation=int(share * operations)) for share in (0.8, 0.2)]
+    assert kill_and_resume(runner, case, kills, folder, "learned") == (2, [])
 
 
 def scalars(run, tag):
