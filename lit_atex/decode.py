@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_atex.models import unwrap
+from lit_atex.products import head, linear, norm
 
 LLAMA_LIKE = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
 """Architectures of transformers whose layer is the one written out in `LlamaDecoder`."""
@@ -163,7 +164,7 @@ class LlamaDecoder(Decoder):
         """Store the model, without a PEFT wrapper; its layers may hold adapters."""
         self.model = model
         self._layers = [Layer.of(layer) for layer in model.model.layers]
-        self._norm, self._head = norm(model.model.norm), linear(model.lm_head)
+        self._norm, self._head = norm(model.model.norm), head(model.lm_head)
 
     def read(self, prompts: Sequence[Sequence[int]], samples: int, room: int) -> Logits:
         """See `Decoder.read`."""
@@ -257,40 +258,6 @@ def attention(
         return F.scaled_dot_product_attention(query, key, value, bias, scale=scale)
     scores = (query * scale) @ key.transpose(2, 3)
     return (scores if bias is None else scores.add_(bias)).softmax(3) @ value
-
-
-def norm(module: Any) -> Callable[[Tensor], Tensor]:
-    """A Llama RMSNorm as a function."""
-    if not type(module).__name__.endswith("RMSNorm"):
-        return module  # an adapter
-    weight, eps = module.weight, module.variance_epsilon
-
-    def run(x: Tensor) -> Tensor:
-        return torch.rms_norm(x, weight.shape, weight, eps) if x.dtype == weight.dtype else module(x)  # autocast
-
-    return run
-
-
-def linear(module: Any) -> Callable[[Tensor], Tensor]:
-    """The module as a function. On a CPU a product with few rows is turned round: W xᵀ reads W as fast as it can.
-
-    Float32 BLAS reads a matrix two to three times more slowly for x Wᵀ with 2 to 8 rows (4, with more inputs than
-    outputs), unless it is below a quarter megabyte, and so in the processor's cache.
-    """
-    if type(module) is not nn.Linear:  # an adapter, a quantised layer
-        return module
-    weight, bias = module.weight, module.bias
-    most = 8 if weight.shape[0] >= 2 * weight.shape[1] else 4
-    if weight.numel() < 2**16 or weight.device.type != "cpu" or weight.dtype != torch.float32:
-        most = 0
-
-    def run(x: Tensor) -> Tensor:
-        if not 2 <= x.shape[0] <= most:
-            return F.linear(x, weight, bias)
-        out = (weight @ x.T).T.contiguous()
-        return out if bias is None else out + bias
-
-    return run
 
 
 def compaction(running: Bool[Tensor, " rows"], left: int) -> Int64[Tensor, " left"]:

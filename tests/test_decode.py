@@ -11,7 +11,7 @@ from test_rollout import RAGGED, SHAPE, VOCAB, generate, generators, gpt2, lfm2,
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from lit_atex.decode import LlamaDecoder, ModelDecoder, attention, compaction, decoder_for, linear
+from lit_atex.decode import LlamaDecoder, ModelDecoder, attention, compaction, decoder_for
 from lit_atex.rollout import Sampling, evaluating, sample
 from lit_atex.types import seeded
 
@@ -118,19 +118,6 @@ def test_a_model_that_somebody_hooks_into_runs_by_its_own_forward_pass():
     assert len(calls) == 3
     handle.remove()
     assert isinstance(decoder_for(model), LlamaDecoder)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("inputs", "outputs"), [(64, 4096), (4096, 64), (8, 8)])
-@pytest.mark.parametrize("count", [1, 2, 4, 5, 8, 9, 70])
-def test_a_product_turned_round_is_the_same_product(inputs, outputs, bias, count):
-    torch.manual_seed(0)
-    module, x = nn.Linear(inputs, outputs, bias=bias), torch.randn(count, inputs)
-    with torch.no_grad():
-        got = linear(module)(x)
-        exact = nn.functional.linear(x.double(), module.weight.double(), module.bias.double() if bias else None)
-    assert got.is_contiguous()
-    torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("by_products", [True, False])
