@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import shlex
 import signal
 import threading
@@ -20,7 +19,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.text import Text
 
-from lit_atex.executor import LOG, Executor, Handle, Local
+from lit_atex.executor import LOG, Executor, Handle, Local, cores
 from lit_atex.grid import Grid, read_grid, try_out
 from lit_atex.jobs import Job, counted, display, is_finished, jobs_of
 from lit_atex.summary import report
@@ -133,11 +132,12 @@ def ablate(
     if executor is None and ray is not None:
         from lit_atex.ray_executor import Ray
 
-        executor, jobs, threads = Ray(ray, gpus), jobs or len(todo), threads or 1
+        cluster, threads = Ray(ray, gpus), threads or 1
+        executor, jobs = cluster, jobs or cluster.room(threads)
     at_once = jobs or 1
     try:
         with _terminated_is_interrupted():
-            carry_out(todo, executor or Local(), at_once, threads or max(1, _cores() // at_once), console)
+            carry_out(todo, executor or Local(), at_once, threads or max(1, cores() // at_once), console)
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on")
         raise SystemExit(130) from None
@@ -158,11 +158,6 @@ def ablate(
     if failed:
         console.print(f"\n{len(failed)} of {len(todo)} runs failed; the same command tries them again")
         raise SystemExit(1)
-
-
-def _cores() -> int:
-    """Those that this process may use, where the system tells (macOS does not), else all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

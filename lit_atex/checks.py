@@ -51,7 +51,9 @@ def check_rows(model: nn.Module) -> None:
             decoder.read([[0, 1, 2], [1]], 2, 2)
             decoder.keep(ids(0, 2, 3))
             found = decoder.step(ids(1, 2, 3)).float()
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:  # whatever a family raises
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a family raises
             why = f"{type(error).__name__}: {error}"
         else:
             half = next(base.parameters()).dtype in (torch.bfloat16, torch.float16)

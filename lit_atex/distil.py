@@ -61,12 +61,17 @@ def distil(
         return loss + sum(0.0 * p.sum() for p in student.parameters() if p.requires_grad), tokens
 
     def score(problems: slice) -> tuple[Tensor, TokenDivergence]:
-        rows = slice(problems.start * samples, problems.stop * samples)
-        part = Rollouts(*(x[rows] for x in rollouts))
+        part = _rows(rollouts, problems, samples)
         ids = part.ids[part.mask]
-        mine, theirs = ([p for p in side[problems] for _ in range(samples)] for side in (prompts, teacher_prompts))
+        mine = [p for p in prompts[problems] for _ in range(samples)]
         with timed("teacher"), teacher.scorer(student) as scorer:
-            teacher_hidden, teacher_head = completion_hidden(scorer, theirs, part), head_of(scorer)
+            # Hints are long, and nothing is kept of this pass: it is cut finer than the student's where it must be.
+            widths = [(len(p), n) for p, n in zip(teacher_prompts[problems], lengths[problems])]
+            found = []
+            for some in split(widths, samples, part_tokens):
+                theirs = [p for p in teacher_prompts[problems][some] for _ in range(samples)]
+                found.append(completion_hidden(scorer, theirs, _rows(part, some, samples)))
+            teacher_hidden, teacher_head = torch.cat(found) if len(found) > 1 else found[0], head_of(scorer)
         with timed("student"):
             hidden = completion_hidden(student, mine, part)
             return fused_divergence(
@@ -74,7 +79,11 @@ def distil(
             )
 
     lengths = rollouts.lengths.view(-1, samples).amax(1).tolist()
-    longest = [max(map(len, both)) for both in zip(prompts, teacher_prompts)]
-    parts = split(list(zip(longest, lengths)), samples, part_tokens)
+    parts = split([(len(p), n) for p, n in zip(prompts, lengths)], samples, part_tokens)
     loss, found = sum_of_parts([partial(score, part) for part in parts], list(student.parameters()))
     return loss, found[0] if len(found) == 1 else TokenDivergence(*(torch.cat(field) for field in zip(*found)))
+
+
+def _rows(rollouts: Rollouts, problems: slice, samples: int) -> Rollouts:
+    """Those of some problems."""
+    return Rollouts(*(x[problems.start * samples : problems.stop * samples] for x in rollouts))

@@ -18,6 +18,11 @@ LOG = "log.txt"
 """In the run folder: what the run printed, over all attempts."""
 
 
+def cores() -> int:
+    """Those that this process may use, where the system tells (macOS does not), else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Handle(Protocol):
     """A run that was started. `subprocess.Popen` is one."""
 

@@ -101,6 +101,7 @@ class VllmEngine(RolloutEngine):
     ) -> Any:
         """VLLM's outputs, one per rollout."""
         if self._llm is None:
+            check_adapters(model)
             self._llm = start(unwrap(model), self.options)
         # Each time: a fused optimizer changes weights without a trace in their version, and copying them is quick.
         copy = self._llm.llm_engine.model_executor.driver_worker.model_runner.model
@@ -163,23 +164,28 @@ def _announce(device: torch.device) -> None:
             os.environ["MASTER_PORT"] = str(free.getsockname()[1])
 
 
+def check_adapters(model: nn.Module) -> None:
+    """See that `weights` can add in what a model is adapted by.
+
+    Raises:
+        ValueError: If it is not plain LoRA: DoRA, IA3, tuned norms, layers that are quantised, and others.
+    """
+    for name, module in model.named_modules():
+        kind = type(module).__module__
+        more = bool(getattr(module, "lora_variant", None)) or any(getattr(module, "lora_bias", {}).values())
+        if kind.startswith("peft.tuners.") and hasattr(module, "base_layer") and (more or kind != LORA):
+            raise ValueError(
+                f"model.engine: VllmEngine takes over plain LoRA alone, not that of {name} "
+                f"({kind.removeprefix('peft.tuners.')}{', a variant of it' if more else ''}): merge it, or leave out "
+                "model.engine."
+            )
+
+
 def weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Each weight by the name that it has in the base model, adapters added in.
 
     The sum is formed aside, one matrix at a time: merging into the model and taking out again would round its weights.
-
-    Raises:
-        ValueError: If an adapter does more than add to a weight: DoRA, IA3, tuned norms, and others.
     """
-    for name, module in model.named_modules():
-        kind = type(module).__module__
-        more = any([*getattr(module, "use_dora", {}).values(), *getattr(module, "lora_bias", {}).values()])
-        if kind.startswith("peft.tuners.") and hasattr(module, "base_layer") and (more or kind != LORA):
-            raise ValueError(
-                "model.engine: VllmEngine takes over adapters that add to a weight, as plain LoRA does; that of "
-                f"{name} ({kind.split('.')[2]}{', with DoRA or a bias' if more else ''}) does not: merge it, or leave "
-                "out model.engine."
-            )
     adapted = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
     inside = tuple(f"{name}." for name in adapted)
     with torch.no_grad():

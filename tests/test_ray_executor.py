@@ -1,5 +1,6 @@
 """Runs started by Ray: a real cluster of this machine, which is told that it has two cores and one GPU."""
 
+import json
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ from lit_atex.ray_executor import Ray
 pytestmark = pytest.mark.slow
 SAYS = (
     "import os, sys, time; print(os.getcwd(), sys.argv[1:], os.environ['OMP_NUM_THREADS'], "
-    "'GPU', os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True); "
+    "'GPU', os.environ.get('CUDA_VISIBLE_DEVICES'), time.time(), flush=True); "
     "time.sleep(float(sys.argv[1])); sys.exit(int(sys.argv[2]))"
 )
 
@@ -66,16 +67,13 @@ def test_a_run_has_its_place_its_threads_its_log_and_its_exit_code(cluster, wher
 def test_each_run_has_a_gpu_to_itself_where_there_are_any(cluster, where):
     executor = Ray(cluster, program=[sys.executable, "-c", SAYS])
     assert executor.gpus == 1
-    first, second = (started(executor, where / name, seconds) for name, seconds in (("a", 60), ("b", 0)))
-    until((where / "a/log.txt").is_file)
-    time.sleep(1)
-    assert first.poll() is second.poll() is None
-    assert not (where / "b").exists()  # there is a core for it, but no GPU
-    first.terminate()
-    assert ended(first) == -signal.SIGTERM
-    assert ended(second) == 0
-    assert "GPU 0" in (where / "a/log.txt").read_text()
-    assert "GPU 0" in (where / "b/log.txt").read_text()
+    assert executor.room(1) == 1 < Ray(cluster, gpus=0).room(1) == 2 == Ray(cluster, gpus=0.5).room(1)
+    handles = [started(executor, where / name, 2) for name in "ab"]  # there are cores for both, but one GPU
+    assert [ended(handle) for handle in handles] == [0, 0]
+    said = [(where / name / "log.txt").read_text() for name in "ab"]
+    assert all("GPU 0" in text for text in said)
+    began = sorted(float(text.split()[-1]) for text in said)
+    assert began[1] - began[0] >= 2
 
 
 def test_a_run_that_is_ended_ends_its_process(cluster, where):
@@ -117,7 +115,7 @@ def test_a_run_for_which_no_machine_is_large_enough(cluster, where, threads, gpu
 
 @pytest.mark.parametrize("address", ["localhost:1", "nosuch"])
 def test_where_there_is_no_cluster(address):
-    with pytest.raises(ValueError, match=f"--ray {address}: no cluster of Ray there"):
+    with pytest.raises(ValueError, match=f"--ray {address}: no cluster of Ray to join there"):
         Ray(address)
 
 
@@ -133,9 +131,10 @@ def test_a_grid_by_ray(cluster, tmp_path, capsys):
     path, out = tmp_path / "grid.yaml", tmp_path / "out"
     path.write_text(yaml.safe_dump(grid))
     main(["ablate", str(path), "--out", str(out), "--ray", cluster, "--gpus", "0"])
-    text = capsys.readouterr().out
+    assert "[2/2]" in capsys.readouterr().out
     runs = [folder for folder in out.iterdir() if folder.name != "report"]
     assert len(runs) == 2
     assert all(is_finished(folder) for folder in runs)
-    assert text.index("[2/2]") < text.index("done")  # both at once
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in runs]
+    assert max(m["commands"][0]["began"] for m in manifests) <= min(m["ended"] for m in manifests)  # both at once
     assert (out / "report/report.md").is_file()

@@ -160,16 +160,20 @@ def test_adapters_that_add_to_a_weight_are_those_that_peft_merges(make):
 @pytest.mark.parametrize(
     ("make", "kind"),
     [
-        (tuned(use_dora=True), "lora, with DoRA"),
-        (tuned(lora_bias=True), "lora, with DoRA or a bias"),
+        (tuned(use_dora=True), r"lora\.layer, a variant"),
+        (tuned(lora_bias=True), r"lora\.layer, a variant"),
+        (lambda: LoraConfig(target_modules=["q_proj"], alora_invocation_tokens=[3, 4]), r"lora\.layer, a variant"),
         (tuned(trainable_token_indices=[1, 2]), "trainable_tokens"),
         (lambda: IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]), "ia3"),
         (lambda: LNTuningConfig(target_modules=["input_layernorm"]), "ln_tuning"),
     ],
 )
-def test_other_adapters_are_refused(make, kind):
-    with pytest.raises(ValueError, match=rf"VllmEngine takes over adapters that add to a weight.*\({kind}"):
-        list(weights(get_peft_model(llama(), make())))
+def test_other_adapters_are_refused_before_vllm_starts(make, kind):
+    model = get_peft_model(llama(), make())
+    LLM.made.clear()
+    with pytest.raises(ValueError, match=rf"VllmEngine takes over plain LoRA alone.*\({kind}"):
+        greedy(VllmEngine(dtype="float32"), model)
+    assert not LLM.made
 
 
 def test_each_sample_has_a_seed_of_its_own_and_the_same_again():
