@@ -29,6 +29,8 @@ STORE = 100 * 2**20
 def _carry_out(program: Sequence[str] | None, command: list[str], folder: str, threads: int, where: str) -> int:
     """On the machine that Ray chose: the run as a process, which ends with the task."""
     os.chdir(where)
+    # Ray cancels by SIGINT, which is ignored in all that a shell has started in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = (Local(program) if program else Local()).start(command, Path(folder), threads)
     try:
         while process.poll() is None:

@@ -26,7 +26,9 @@ SAYS = (
 def cluster():
     import ray
 
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background, where runs must end too
     ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, object_store_memory=100 * 2**20)
+    signal.signal(signal.SIGINT, before)
     yield "auto"
     ray.shutdown()
 
