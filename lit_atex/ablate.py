@@ -105,7 +105,7 @@ def ablate(
 
     Raises:
         ValueError: If the grid, a number or a run folder is not as it must be. Nothing has been started then.
-        SystemExit: If a run failed (1) or `ablate` was interrupted (130).
+        SystemExit: If a run failed, or would not start (1), or `ablate` was interrupted (130).
     """
     if any(number is not None and number < 1 for number in (jobs, threads)):
         raise ValueError(f"--jobs and --threads must be at least 1, got {jobs} and {threads}.")
@@ -127,6 +127,7 @@ def ablate(
         if not dry_run:
             raise
         console.print(Text(f"# would not start: {error}"), soft_wrap=True)
+        raise SystemExit(1) from None
     if dry_run:
         return
     if executor is None and ray is not None:

@@ -152,14 +152,20 @@ def _views(made: Tables) -> list[str]:
         heads = ["cell", "metric", unit, "seeds", "mean", "over seeds"]
         heads += ["baseline", "difference", "over seeds", "p (Holm)"] if compared else []
         body = []
-        for row in rows:
+        read = [row for row in rows if row["seeds"]]
+        for row in read:
             cells = [row["cell"], row["metric"], _amount(row["budget"]), str(row["seeds"]), _number(row["mean"])]
             cells.append(interval_text(_ends(row, "seeds")) if row["seeds"] else "")
             if compared and row["difference"] == row["difference"]:
                 interval = interval_text(_ends(row, "difference"), "+")
                 cells += [row["baseline"], f"{row['difference']:+.3f}", interval, _p(row["p_holm"])]
             body.append([*cells, *[""] * (len(heads) - len(cells))])
-        parts.append(markdown_table(heads, body))
+        parts += [markdown_table(heads, body)] if read else []
+        if len(read) < len(rows):
+            parts.append(
+                f"Equal {unit}: {_count(len(rows) - len(read), 'row')} left out, of runs without an evaluation on either "
+                "side of the point at which they would be read."
+            )
     return parts
 
 

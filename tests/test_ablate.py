@@ -425,7 +425,9 @@ def test_a_model_that_is_not_there_is_found_before_the_first_run_starts(monkeypa
     path = grid_file(tmp_path, axes={"student": {"embedded": {"trainer.max_steps": 1}, "mine": keys}})
     with pytest.raises(SystemExit, match=r"student=mine,seed=0: model\.student\.init_args\.name='\./no/model'"):
         main(["ablate", str(path)])
-    main(["ablate", str(path), "--dry-run"])
+    with pytest.raises(SystemExit) as end:
+        main(["ablate", str(path), "--dry-run"])
+    assert end.value.code == 1
     told = capsys.readouterr().out
     assert "# 2 runs: 2 waiting\n# would not start: student=mine,seed=0: model.student" in told
     assert not (tmp_path / "runs").exists()
