@@ -163,8 +163,8 @@ def _views(made: Tables) -> list[str]:
         parts += [markdown_table(heads, body)] if read else []
         if len(read) < len(rows):
             parts.append(
-                f"Equal {unit}: {_count(len(rows) - len(read), 'row')} left out, of runs without an evaluation on either "
-                "side of the point at which they would be read."
+                f"Equal {unit}: {_count(len(rows) - len(read), 'row')} left out, of runs that were not evaluated on both "
+                "sides of the point at which they would be read."
             )
     return parts
 
