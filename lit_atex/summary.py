@@ -162,10 +162,8 @@ def _views(made: Tables) -> list[str]:
             body.append([*cells, *[""] * (len(heads) - len(cells))])
         parts += [markdown_table(heads, body)] if read else []
         if len(read) < len(rows):
-            parts.append(
-                f"Equal {unit}: {_count(len(rows) - len(read), 'row')} left out, of runs that were not evaluated on both "
-                "sides of the point at which they would be read."
-            )
+            count = _count(len(rows) - len(read), "row")
+            parts.append(f"Equal {unit}: {count} left out, of runs without evaluations on both sides of that point.")
     return parts
 
 
