@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_atex.models import unwrap
-from lit_atex.products import head, linear, norm
+from lit_atex.products import linear, norm
 
 LLAMA_LIKE = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
 """Architectures of transformers whose layer is the one written out in `LlamaDecoder`."""
@@ -164,7 +164,7 @@ class LlamaDecoder(Decoder):
         """Store the model, without a PEFT wrapper; its layers may hold adapters."""
         self.model = model
         self._layers = [Layer.of(layer) for layer in model.model.layers]
-        self._norm, self._head = norm(model.model.norm), head(model.lm_head)
+        self._norm, self._head = norm(model.model.norm), linear(model.lm_head)
 
     def read(self, prompts: Sequence[Sequence[int]], samples: int, room: int) -> Logits:
         """See `Decoder.read`."""

@@ -11,6 +11,7 @@ from test_rollout import RAGGED, SHAPE, VOCAB, generate, generators, gpt2, lfm2,
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from lit_atex import products
 from lit_atex.decode import LlamaDecoder, ModelDecoder, attention, compaction, decoder_for
 from lit_atex.rollout import Sampling, evaluating, sample
 from lit_atex.types import seeded
@@ -44,8 +45,10 @@ def growing_rope():
 
 @pytest.mark.parametrize("same_length", [True, False])
 @pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("build", [qwen3, llama, qwen2, mistral, scaled_rope])
-def test_logits_are_those_of_the_model(build, samples, same_length):
+def test_logits_are_those_of_the_model(build, packed, samples, same_length, monkeypatch):
+    monkeypatch.setattr(products, "PACKED", 1 if packed else 10**9)
     model = build()
     prompts = [p[:2] for p in RAGGED if len(p) > 1] if same_length else RAGGED
     ours, theirs = decoder_for(model), ModelDecoder(model)
