@@ -203,6 +203,7 @@ class Random(Exposure):
         low: float = 0.0,
         high: float = 1.0,
         per: Literal["step", "problem"] = "step",
+        nothing: float = 0.0,
         seed: int | None = None,
     ) -> None:
         """Set the range.
@@ -211,18 +212,23 @@ class Random(Exposure):
             low: Least exposure, in [0, 1].
             high: Greatest exposure, in [low, 1].
             per: One draw for all problems of an optimizer step, or one for each problem.
+            nothing: Share of the draws, in [0, 1], that are 0 whatever the range is.
             seed: Of the draws. None: that of the run (`seed_everything`), 0 in Python.
 
         Raises:
-            ValueError: If the range is out of order.
+            ValueError: If the range is out of order, or the share no share.
         """
         self.low, self.high = in_order("low", low, "high", high)
-        self.per, self.seed = per, seed or 0
+        self.per, self.nothing, self.seed = per, in_unit("nothing", nothing), seed or 0
 
     def ratios(self, state: TrainingState) -> list[float]:
         """Fresh draws, set by (seed, step) and, for `per: problem`, the problem's id."""
         if self.per == "step":
-            draws = [seeded(self.seed, "exposure", state.step).random()] * len(state.problem_ids)
-        else:
-            draws = [seeded(self.seed, "exposure", state.step, name).random() for name in state.problem_ids]
-        return [self.low + (self.high - self.low) * float(u) for u in draws]
+            return [self.draw(state.step)] * len(state.problem_ids)
+        return [self.draw(state.step, name) for name in state.problem_ids]
+
+    def draw(self, *counters: int | str) -> float:
+        """One exposure."""
+        random = seeded(self.seed, "exposure", *counters)
+        ratio = self.low + (self.high - self.low) * float(random.random())
+        return 0.0 if random.random() < self.nothing else ratio

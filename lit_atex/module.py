@@ -68,7 +68,7 @@ class SelfDistillation(Solver):
         eval_exposure: float = 0.0,
         chunk_tokens: int = 512,
         part_tokens: int = 16384,
-        completions: Literal["student", "reference"] = "student",
+        completions: Literal["student", "reference", "hinted_reference"] = "student",
         seed: int = 0,
     ) -> None:
         """Store the parts; weights are read when the trainer starts.
@@ -90,7 +90,7 @@ class SelfDistillation(Solver):
             chunk_tokens: Completion tokens whose logits are alive at a time; less memory and slower if small.
             part_tokens: Tokens that go through student or teacher at a time, padding included; a larger micro-batch is
                 differentiated in parts, so that memory does not grow with it.
-            completions: What is trained on: the student's rollouts, or the reference solutions (`supervised.py`).
+            completions: What is trained on: rollouts, or references after either prompt (`supervised.py`).
             seed: Seed of all sampling; the command line sets it from `seed_everything`.
 
         Raises:
@@ -190,7 +190,7 @@ class SelfDistillation(Solver):
         generators = row_generators(self.seed, "rollout", [(self.global_step, p.id) for p in problems], self.samples)
         if not problems:
             return Rollouts.nothing(0, self.device)
-        if self.completions == "reference":
+        if self.completions != "student":
             end = self.end_ids[0] if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
             return references(problems, self.samples, self.tokenizer, end, self.sampling.max_new_tokens, self.device)
         try:
@@ -213,9 +213,9 @@ class SelfDistillation(Solver):
         Returns:
             The divergence summed over completion tokens, with gradient; and its values per token.
         """
-        limits = (self.samples, self.chunk_tokens, self.part_tokens)
+        prompts = teacher_prompts if self.completions == "hinted_reference" else prompts
         given = (self.divergence, self.student, self.teacher, prompts, teacher_prompts, rollouts)
-        return distil(*given, *limits, timed=self._timed)
+        return distil(*given, self.samples, self.chunk_tokens, self.part_tokens, timed=self._timed)
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Start the clock of the backward pass."""

@@ -1,6 +1,7 @@
 """Supervised fine-tuning, a control: the references' tokens in place of rollouts, and their likelihood as the loss.
 
-The two compose with all else: references under a divergence from the teacher are off-policy distillation.
+The two compose with all else: references under a divergence from the teacher are off-policy distillation, and after the
+teacher's prompt (`model.completions: hinted_reference`) they teach a model to use a hint, before it becomes a teacher.
 """
 
 from __future__ import annotations

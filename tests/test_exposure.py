@@ -108,6 +108,17 @@ def test_draws_depend_on_seed_and_step_alone() -> None:
     assert len({Random(seed=s).ratios(state(t))[0] for s in range(5) for t in range(5)}) == 25
 
 
+def test_a_share_of_the_draws_is_nothing_and_the_others_are_as_they_were() -> None:
+    names = [str(i) for i in range(4_000)]
+    plain, rule = Random(0.25, per="problem", seed=3), Random(0.25, per="problem", nothing=0.3, seed=3)
+    drawn = list(zip(rule.ratios(state(5, names=names)), plain.ratios(state(5, names=names)), strict=True))
+    assert {(u, v) for u, v in drawn if u != v} == {(0.0, v) for u, v in drawn if u == 0.0}
+    assert sum(u == 0.0 for u, _ in drawn) / len(drawn) == pytest.approx(0.3, abs=0.03)  # 4 SE
+    assert Random(0.25, nothing=1.0, seed=3).ratios(state(5)) == [0.0] * len(state(5).problem_ids)
+    with pytest.raises(ValueError, match="nothing"):
+        Random(nothing=1.5)
+
+
 def test_draws_per_problem_do_not_depend_on_their_neighbours() -> None:
     rule = Random(per="problem", seed=1)
     together = dict(zip("abcdef", rule.ratios(state(4, names="abcdef"))))

@@ -23,11 +23,11 @@ def name(tmp_path_factory) -> str:
     return saved_model(tmp_path_factory.mktemp("student"))
 
 
-def own_loss(student, module) -> torch.Tensor:
+def own_loss(student, module, ratios) -> torch.Tensor:
     """Mean cross-entropy per reference token, end token included, by transformers' `labels`, row by row."""
     total, tokens = torch.zeros((), dtype=torch.float64), 0
-    for problem in SIX:
-        prompt = module.prompts.student(problem, module.tokenizer)
+    for problem, ratio in zip(SIX, ratios, strict=True):
+        prompt = module.prompts.teacher(problem, ratio, module.tokenizer).ids
         answer = [*module.tokenizer(problem.solution)["input_ids"], module.tokenizer.eos_token_id]
         ids = torch.tensor([prompt + answer])
         labels = ids.clone()
@@ -37,7 +37,8 @@ def own_loss(student, module) -> torch.Tensor:
     return total / tokens
 
 
-def test_loss_and_update_are_those_of_transformers(name):
+@pytest.mark.parametrize("completions", ["reference", "hinted_reference"])
+def test_loss_and_update_are_those_of_transformers(name, completions):
     module = distillation(
         name,
         divergence=NegativeLogLikelihood(),
@@ -45,11 +46,12 @@ def test_loss_and_update_are_those_of_transformers(name):
         optimizer=lambda parameters: SGD(parameters, lr=0.1),
         engine=Drawn(),
     )
-    module.completions = "reference"
+    module.completions = completions
+    module.exposure = shown = [0.0, 1.0, 0.5, 0.0, 0.7, 1.0]
     module.configure_model()
     before = copy.deepcopy(module.student).double()
     logged = fit(module)
-    loss = own_loss(before, module)
+    loss = own_loss(before, module, shown if completions == "hinted_reference" else [0.0] * 6)
     loss.backward()
     assert logged.values("loss/divergence") == pytest.approx([loss.item()], rel=1e-5)
     assert module.engine.calls == []  # the student was not asked
@@ -77,7 +79,7 @@ def test_the_value_is_that_of_cross_entropy():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overlay", ["sft", "off_policy"])
+@pytest.mark.parametrize("overlay", ["sft", "off_policy", "hinted_sft"])
 def test_the_overlays_train_on_tiny(overlay, tmp_path):
     stack = [CONFIGS / "base.yaml", CONFIGS / "objective" / f"{overlay}.yaml", CONFIGS / "tiny.yaml"]
     main(["fit", *(word for path in stack for word in ("--config", str(path))), "--run", str(tmp_path)])
