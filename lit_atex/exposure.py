@@ -203,8 +203,8 @@ class Random(Exposure):
         low: float = 0.0,
         high: float = 1.0,
         per: Literal["step", "problem"] = "step",
-        nothing: float = 0.0,
         seed: int | None = None,
+        nothing: float = 0.0,
     ) -> None:
         """Set the range.
 
@@ -212,8 +212,8 @@ class Random(Exposure):
             low: Least exposure, in [0, 1].
             high: Greatest exposure, in [low, 1].
             per: One draw for all problems of an optimizer step, or one for each problem.
-            nothing: Share of the draws, in [0, 1], that are 0 whatever the range is.
             seed: Of the draws. None: that of the run (`seed_everything`), 0 in Python.
+            nothing: Share of the draws, in [0, 1], that are 0 whatever the range is.
 
         Raises:
             ValueError: If the range is out of order, or the share no share.

@@ -156,10 +156,11 @@ class SelfDistillation(Solver):
             log.warning("prompts longer than prompts.max_prompt_tokens or the context, skipped: %s", skipped)
         given: Any = (problems, prompts, ratios)
         problems, prompts, ratios = (list(compress(xs, fits)) for xs in given)
-
         with self._timed("rollout"):
             rollouts = self.rollout(problems, prompts)
         teacher_prompts = self.prompts.teachers(problems, ratios, self.tokenizer, self.train_room)
+        if self.completions == "hinted_reference":
+            prompts = [t.ids for t in teacher_prompts]
         loss, tokens = self.distil(prompts, [t.ids for t in teacher_prompts], rollouts)
         with self._timed("verify"):
             completions = self.decode(rollouts)
@@ -206,14 +207,13 @@ class SelfDistillation(Solver):
         """Score the same completion ids from both prompts.
 
         Args:
-            prompts: Student prompts, one per problem.
+            prompts: What the student reads, one per problem.
             teacher_prompts: Teacher prompts, one per problem.
-            rollouts: The student's completions, `len(prompts) * samples` of them.
+            rollouts: The completions, `len(prompts) * samples` of them.
 
         Returns:
             The divergence summed over completion tokens, with gradient; and its values per token.
         """
-        prompts = teacher_prompts if self.completions == "hinted_reference" else prompts
         given = (self.divergence, self.student, self.teacher, prompts, teacher_prompts, rollouts)
         return distil(*given, self.samples, self.chunk_tokens, self.part_tokens, timed=self._timed)
 

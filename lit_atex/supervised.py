@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class NegativeLogLikelihood(Divergence):
     """-log q(y) of the token y: cross-entropy with the tokens as they stand. The teacher has no say in it.
 
-    On the student's own rollouts its expected gradient is 0; it is meant for `model.completions: reference`.
+    On the student's own rollouts its expected gradient is 0; it is meant for references.
     """
 
     def _value(self, log_p: Entries, log_q: Entries, ids: Ids) -> tuple[Values, Values]:

@@ -49,6 +49,7 @@ def growing_rope():
 @pytest.mark.parametrize("build", [qwen3, llama, qwen2, mistral, scaled_rope])
 def test_logits_are_those_of_the_model(build, packed, samples, same_length, monkeypatch):
     monkeypatch.setattr(products, "PACKED", 1 if packed else 10**9)
+    monkeypatch.setattr(products, "PATIENCE", 2)
     model = build()
     prompts = [p[:2] for p in RAGGED if len(p) > 1] if same_length else RAGGED
     ours, theirs = decoder_for(model), ModelDecoder(model)
