@@ -37,8 +37,9 @@ def own_loss(student, module, ratios) -> torch.Tensor:
     return total / tokens
 
 
+@pytest.mark.parametrize("samples", [1, 2])  # the mean over references is the same
 @pytest.mark.parametrize("completions", ["reference", "hinted_reference"])
-def test_loss_and_update_are_those_of_transformers(name, completions):
+def test_loss_and_update_are_those_of_transformers(name, completions, samples):
     module = distillation(
         name,
         divergence=NegativeLogLikelihood(),
@@ -46,7 +47,7 @@ def test_loss_and_update_are_those_of_transformers(name, completions):
         optimizer=lambda parameters: SGD(parameters, lr=0.1),
         engine=Drawn(),
     )
-    module.completions = completions
+    module.completions, module.samples = completions, samples
     module.exposure = shown = [0.0, 1.0, 0.5, 0.0, 0.7, 1.0]
     module.configure_model()
     before = copy.deepcopy(module.student).double()
@@ -55,6 +56,8 @@ def test_loss_and_update_are_those_of_transformers(name, completions):
     loss.backward()
     assert logged.values("loss/divergence") == pytest.approx([loss.item()], rel=1e-5)
     assert module.engine.calls == []  # the student was not asked
+    read = [module.prompts.teacher(p, u, module.tokenizer).ids for p, u in zip(SIX, shown)]
+    assert (module.seen.prompts == read) == (completions == "hinted_reference")
     for key, after in weights(module).items():
         parameter = dict(before.named_parameters())[key]
         torch.testing.assert_close(after.double(), parameter - 0.1 * parameter.grad, rtol=1e-4, atol=1e-6)
