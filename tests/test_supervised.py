@@ -57,7 +57,7 @@ def test_loss_and_update_are_those_of_transformers(name, completions, samples):
     assert logged.values("loss/divergence") == pytest.approx([loss.item()], rel=1e-5)
     assert module.engine.calls == []  # the student was not asked
     read = [module.prompts.teacher(p, u, module.tokenizer).ids for p, u in zip(SIX, shown)]
-    assert (module.seen.prompts == read) == (completions == "hinted_reference")
+    assert (module.seen.student_prompts == read) == (completions == "hinted_reference")
     for key, after in weights(module).items():
         parameter = dict(before.named_parameters())[key]
         torch.testing.assert_close(after.double(), parameter - 0.1 * parameter.grad, rtol=1e-4, atol=1e-6)
