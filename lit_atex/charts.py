@@ -45,7 +45,10 @@ def _mean(values: list[float]) -> float:
 def _band(axis: Axes, xs: list[float], rows: list[Row], alpha: float = 0.35) -> None:
     """The 95 % interval over seeds; nothing where there was one seed."""
     low, high = ([row[name] for row in rows] for name in ("seeds_low", "seeds_high"))
-    axis.fill_between(xs, low, high, color=BAND, alpha=alpha, linewidth=0)
+    if len(xs) == 1:  # which an area of no width would not show
+        axis.vlines(xs, low, high, color=BAND, linewidth=2)
+    else:
+        axis.fill_between(xs, low, high, color=BAND, alpha=alpha, linewidth=0)
 
 
 def exposure(tables: Tables) -> Figure | None:

@@ -41,7 +41,8 @@ def join(parts: list[Tables], only: list[str] | None = None) -> Tables:
     """
     metrics = shared_metrics(parts, only)
     cells = in_order(list(dict.fromkeys(row["cell"] for part in parts for row in part.runs)))
-    family = families({row["cell"]: row["family"] for part in parts for row in part.runs})
+    family = {row["cell"]: row["family"] for part in parts for row in part.runs}
+    family = families(family) if len(parts) > 1 else family  # of one folder the report has told them apart
 
     def of_runs(table: str) -> list[Row]:
         rows = [row for part in parts for row in getattr(part, table) if row.get("metric", metrics[0]) in metrics]

@@ -163,3 +163,10 @@ def test_the_command_overwrites_no_tables_with_fewer(folders, monkeypatch, capsy
             join.main()
         assert told in capsys.readouterr().err
         assert before == {path: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_families_of_one_folder_stay_as_they_are():
+    """Of SmolLM2's arms one differs in its divergence, another in what is learned from; each is alone in its family."""
+    alone = tables.read(ROOT / "results/smollm2")
+    assert len({row["family"] for row in alone.runs}) == 3
+    assert {r["cell"]: r["family"] for r in join.join([alone]).runs} == {r["cell"]: r["family"] for r in alone.runs}
