@@ -470,6 +470,17 @@ def test_the_mean_line_ends_with_the_first_seed_that_ends(made):
     assert list(line.get_xdata()) == [0, 3]
 
 
+def test_the_interval_of_a_single_point_is_seen(made):
+    """An area of no width is not: it needs a line."""
+    runs = [run | {"family": "t=1" if run["cell"] == "exposure=full" else ""} for run in made.runs]
+    cells = [row | {"mean": 0.5, "seeds_low": 0.4, "seeds_high": 0.6} for row in made.cells]
+    axes = charts.exposure(made._replace(runs=runs, cells=cells)).axes
+    panel = next(axis for axis in axes if METRIC in axis.get_title() and "t=1" in axis.get_title())
+    (interval,) = panel.collections
+    assert sorted(interval.get_paths()[0].vertices[:, 1]) == [0.4, 0.6]
+    assert interval.get_linewidths()[0] > 0
+
+
 def test_no_band_of_a_divergence_is_below_zero(made):
     wide = [row | {"mismatch": 0.001 if row["seed"] else 1.0} for row in made.runs]
     figure = charts.mismatch(made._replace(runs=wide))
