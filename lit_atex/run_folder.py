@@ -273,8 +273,11 @@ def _say(trainer: pl.Trainer, text: str) -> None:
 def render_prompts(module: SelfDistillation, problem: Problem, ratio: float, teacher: TeacherPrompt) -> str:
     """The prompts of a problem as the models see them, each with the thinking flag that made it."""
     style, tokenizer = module.prompts, module.tokenizer
+    student = f"student, thinking {style.student_thinking}", style.student(problem, tokenizer)
+    if module.completions == "hinted_reference":
+        student = f"student, thinking {style.teacher_thinking}, as the teacher", teacher.ids
     prompts = {
-        f"student, thinking {style.student_thinking}": style.student(problem, tokenizer),
+        student[0]: student[1],
         f"teacher, thinking {style.teacher_thinking}, exposure {ratio:.3f}": teacher.ids,
         f"evaluation, thinking {style.eval_thinking}": style.evaluation(problem, tokenizer),
     }

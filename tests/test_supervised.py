@@ -63,6 +63,20 @@ def test_loss_and_update_are_those_of_transformers(name, completions, samples):
         torch.testing.assert_close(after.double(), parameter - 0.1 * parameter.grad, rtol=1e-4, atol=1e-6)
 
 
+def test_a_hint_that_does_not_fit_is_shortened_before_the_reference(name):
+    nll = NegativeLogLikelihood()
+    module = distillation(name, divergence=nll, max_new_tokens=200, engine=Drawn())
+    module.completions, module.prompts.max_teacher_tokens = "hinted_reference", 50
+    module.configure_model()
+    before = copy.deepcopy(module.student).double()
+    logged = fit(module)  # exposure 1
+    assert logged.values("loss/divergence") == pytest.approx([own_loss(before, module, [1.0] * 6).item()], rel=1e-5)
+    short = [prompt.truncated for prompt in module.seen.teacher_prompts]
+    assert any(short)
+    assert all(len(ids) <= 50 for ids in module.seen.student_prompts)
+    assert all(ended for ended in module.seen.rollouts.ended)  # no reference was
+
+
 def test_references_end_with_the_end_token_and_are_cut_at_the_limit():
     tokenizer = byte_tokenizer()
     found = references(SIX[:2], 2, tokenizer, 0, 45, torch.device("cpu"))
@@ -87,3 +101,7 @@ def test_the_overlays_train_on_tiny(overlay, tmp_path):
     stack = [CONFIGS / "base.yaml", CONFIGS / "objective" / f"{overlay}.yaml", CONFIGS / "tiny.yaml"]
     main(["fit", *(word for path in stack for word in ("--config", str(path))), "--run", str(tmp_path)])
     assert (tmp_path / "results.json").is_file()
+    text = (tmp_path / "prompts.txt").read_text(encoding="utf-8")
+    blocks = [block.partition("\n") for block in text.split("===== ")[1:]]
+    student, teacher = ([body for head, _, body in blocks if f"· {role}, " in head] for role in ("student", "teacher"))
+    assert (student == teacher) == (overlay == "hinted_sft")
