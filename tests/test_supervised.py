@@ -103,5 +103,7 @@ def test_the_overlays_train_on_tiny(overlay, tmp_path):
     assert (tmp_path / "results.json").is_file()
     text = (tmp_path / "prompts.txt").read_text(encoding="utf-8")
     blocks = [block.partition("\n") for block in text.split("===== ")[1:]]
-    student, teacher = ([body for head, _, body in blocks if f"· {role}, " in head] for role in ("student", "teacher"))
-    assert (student == teacher) == (overlay == "hinted_sft")
+    roles = ("student", "teacher", "evaluation")
+    student, teacher, bare = ([body for head, _, body in blocks if f"· {role}, " in head] for role in roles)
+    assert (student == teacher) == (overlay != "off_policy")  # sft shows nothing to either
+    assert (student == bare) == (overlay != "hinted_sft")
