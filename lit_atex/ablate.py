@@ -34,7 +34,7 @@ def carry_out(jobs: list[Job], executor: Executor, at_once: int, threads: int, c
     """Do what is not finished, so many at a time; a run that fails stops no other.
 
     Raises:
-        KeyboardInterrupt: If it is interrupted, after the runs have ended, which go on the next time.
+        BaseException: Whatever interrupts it, after the runs have ended, which go on the next time.
     """
     waiting = deque(job for job in jobs if job.state == "waiting")
     running: list[tuple[Job, Handle]] = []
@@ -59,7 +59,7 @@ def carry_out(jobs: list[Job], executor: Executor, at_once: int, threads: int, c
                         job.note = "" if job.state == "done" else end
                         show(job)
                 show(None)
-        except KeyboardInterrupt:
+        except BaseException:  # Ctrl-C; or what is written to is closed, as by `| head`: no run is left behind
             _stop(running)
             for job, handle in running:
                 ended = _end(handle) is not None

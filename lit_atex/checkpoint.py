@@ -74,6 +74,11 @@ class Checkpoint(ModelCheckpoint):
             allow_test_selection: Let a test set choose; tables then say so.
             **kwargs: Those of Lightning's ModelCheckpoint.
         """
+        if kwargs.get("save_top_k", 1) not in (-1, 0, 1):
+            raise ValueError(
+                f"checkpoint.save_top_k must be 1 (the newest), -1 (all) or 0 (none), got {kwargs['save_top_k']}; "
+                "last.ckpt, and best.ckpt by checkpoint.monitor, are kept beside them."
+            )
         super().__init__(dirpath, **kwargs)
         if mode not in ("max", "min"):
             raise ValueError(f"checkpoint.mode must be max or min, got {mode!r}.")
@@ -182,7 +187,12 @@ class Checkpoint(ModelCheckpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Read the note."""
+        """Read the note; drop weights of steps that are taken again."""
+        path = Path(str(self.dirpath)) / "best.ckpt"
+        if trainer.state.fn == TrainerFn.FITTING and trainer.is_global_zero and path.is_file():
+            kept: int = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["global_step"]
+            if kept > checkpoint["global_step"]:
+                path.unlink()
         self.validation_due = checkpoint["validation_due"]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

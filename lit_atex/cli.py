@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_atex import adaptive as adaptive  # these four: so that their classes go by short names
 from lit_atex import bandit as bandit
@@ -36,7 +37,7 @@ from lit_atex.outcomes import clear
 from lit_atex.progress import StepProgress
 from lit_atex.protocol import KINDS
 from lit_atex.report import outcome_of_run
-from lit_atex.resume import find_checkpoint, prepare
+from lit_atex.resume import find_checkpoint, hold, prepare
 from lit_atex.run_folder import RunFolder
 
 log = logging.getLogger("lit_atex")
@@ -177,6 +178,8 @@ class Cli(LightningCLI):
         checkpoint = find_checkpoint(self.run_folder, config.ckpt_path)
         check_format(checkpoint, self.subcommand == "fit")
         if self.subcommand == "fit":
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+                hold(self.run_folder)
             prepare(self.run_folder, checkpoint, config.ckpt_path == "last", config.overwrite)
         elif config.ckpt_path and checkpoint is None:
             raise ValueError(f"--ckpt_path last: there is no checkpoint in {self.run_folder / 'checkpoints'}.")

@@ -96,7 +96,7 @@ def compare(first: str, second: str, out: str | None = None, force: bool = False
         force: Compare although the protocols differ (samples, sampling, prompts, sets); the table then says in what.
     """
     a, b = Path(first), Path(second)
-    folder = Path(out) if out else b / f"comparison-{a.resolve().name}"
+    folder = Path(out) if out else _folder(a, b)
     name = evaluation_of(a, b)
     rows = (outcomes.read(a, name), outcomes.read(b, name))
     pairs = {s: paired(rows[0][s], rows[1][s]) for s in rows[0] if s in rows[1]}
@@ -127,6 +127,16 @@ def compare(first: str, second: str, out: str | None = None, force: bool = False
         f"{text.partition('## Problems')[0]}{len(changes)} problems changed; all of it: {folder}/comparison.md",
         flush=True,
     )
+
+
+def _folder(first: Path, second: Path) -> Path:
+    """comparison-FIRST in the second; of another one of that name, with its folder's name before it."""
+    name = first.resolve().name
+    path = second / f"comparison-{name}"
+    known = path / "comparison.json"
+    if known.is_file() and Path(json.loads(known.read_text(encoding="utf-8"))["first"]).resolve() != first.resolve():
+        return second / f"comparison-{first.resolve().parent.name}-{name}"
+    return path
 
 
 def evaluation_of(a: Path, b: Path) -> str:

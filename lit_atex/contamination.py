@@ -26,7 +26,8 @@ from lit_atex.types import BadRow, Problem
 
 log = logging.getLogger("lit_atex")
 
-_WORD = re.compile(r"\w+")
+_ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Chinese and Japanese: each sign is a word
+_WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+")
 _LETTER = re.compile(r"[^\W\d_]")
 _EXAMPLES = 5
 

@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
 from lit_atex.sources import Source
-from lit_atex.stream import EvalBatches, Tally, TrainStream, named, read, same
+from lit_atex.stream import EvalBatches, Tally, TrainStream, check_names, named, read, same
 from lit_atex.types import Problem
 
 log = logging.getLogger("lit_atex")
@@ -91,6 +91,7 @@ class ProblemDataModule(pl.LightningDataModule):
         if not 0 <= max_bad_share <= 1:
             raise ValueError(f"data.max_bad_share={max_bad_share} must be in [0, 1].")
         self.train, self.probe, self.validation, self.test = train, probe, validation or {}, test or {}
+        check_names({"validation": self.validation, "test": self.test})
         self.batch_size, self.eval_batch_size, self.shuffle_buffer = batch_size, eval_batch_size, shuffle_buffer
         self.max_bad_share, self.num_workers, self.seed = max_bad_share, num_workers, seed
         self.limit_held_out = limit_held_out

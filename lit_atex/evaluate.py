@@ -6,6 +6,8 @@ It turns its few options into the command line of those, and knows nothing of wh
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import datetime
 import json
 import os
@@ -107,6 +109,8 @@ def translate(words: Sequence[str]) -> list[str]:
         ValueError: If model, checkpoint, config or set is not there.
     """
     given, others = parser().parse_known_args(list(words))
+    if others and (words := list(words)).index(others[0]) < words.index(given.model):
+        raise ValueError(f"{given.model!r} was read as MODEL: name it before {others[0]}.")  # whose value it may be
     kind, other = ("validation", "test") if given.validation else ("test", "validation")
     run = run_of(given.model)
     stack = [run / "config.yaml" if run else find_config("base")]
@@ -161,9 +165,29 @@ def dated_run(*names: str) -> Path:
                 f"several processes seem to have been started, as by {launcher} ({variable}={os.environ[variable]}); "
                 "they must agree on the folder of the run: name it with --run."
             )
-    run = Path("runs") / "-".join([datetime.datetime.now().strftime("%Y%m%d-%H%M%S"), *names])
+    first = run = Path("runs") / "-".join([datetime.datetime.now().strftime("%Y%m%d-%H%M%S"), *names])
+    number = 1
+    while not _made(run):  # another command of this second has it
+        number += 1
+        run = first.with_name(f"{first.name}-{number}")
     os.environ |= {"LIT_ATEX_RUN": str(run), "LIT_ATEX_FIRST": str(os.getpid())}
     return run
+
+
+def _made(run: Path) -> bool:
+    """Whether the folder could be made; it is deleted at the end if nothing was written into it."""
+    try:
+        run.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    atexit.register(_remove_if_empty, run)
+    return True
+
+
+def _remove_if_empty(run: Path) -> None:
+    with contextlib.suppress(OSError):
+        run.rmdir()
+        run.parent.rmdir()
 
 
 def check_is_model(name: str) -> None:
@@ -205,7 +229,8 @@ def trained(run: Path, which: str) -> list[str]:
         if not chosen or chosen["best"] != chosen["last"]:
             raise ValueError(
                 f"--checkpoint best: {kept} is not there. A run keeps it if it is evaluated while it trains "
-                "(trainer.val_check_interval) and checkpoint.monitor names what is best."
+                "(trainer.val_check_interval) and checkpoint.monitor names what is best; not if it was killed after "
+                "it had kept later ones."
             )
     if not (run / "student").is_dir():
         raise ValueError(f"{run} has no student/: its training did not end; go on with `lit-atex fit ... --resume`.")

@@ -131,6 +131,17 @@ class Grid:
                 )
 
 
+class _Unique(yaml.SafeLoader):
+    """Refuses a key that is written twice, of which YAML keeps the second without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_grid(path: str | Path) -> Grid:
     """Read a grid by its path, or by its name among those that ship: "exposure".
 
@@ -143,8 +154,8 @@ def read_grid(path: str | Path) -> Grid:
             raise ValueError(f"there is no grid {path}: give a YAML file, or the name of one in configs/ablations/.")
         path = find_config(shipped[1] or shipped[2], "ablations")
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        given = yaml.load(path.read_text(encoding="utf-8"), _Unique)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, dict):
         raise ValueError(f"{path}: a grid is a mapping with the keys {', '.join(KEYS)}.")
@@ -153,8 +164,9 @@ def read_grid(path: str | Path) -> Grid:
     stack = _overlay(f"{path}: configs", given.get("configs"))
     axes = _axes(path, given.get("axes") or {})
     seeds = given.get("seeds", [0])
-    if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds) or len({*seeds}) < len(seeds):
-        raise ValueError(f"{path}: seeds: a list of different whole numbers, e.g. [0, 1, 2]; got {seeds!r}.")
+    whole = isinstance(seeds, list) and all(type(s) is int and 0 <= s < 2**32 for s in seeds)
+    if not whole or not seeds or len({*seeds}) < len(seeds):
+        raise ValueError(f"{path}: seeds: a list of different whole numbers from 0 on, e.g. [0, 1, 2]; got {seeds!r}.")
     metrics = given.get("metrics") or []
     if not isinstance(metrics, list) or not all(isinstance(m, str) and "/" in m for m in metrics):
         raise ValueError(f"{path}: metrics: a list of SET/METRIC, e.g. [level-8/avg@8]; got {metrics!r}.")
@@ -177,7 +189,8 @@ def _axes(path: Path, given: Any) -> dict[str, dict[str, Words]]:
     """
     if not isinstance(given, dict):
         raise ValueError(f"{path}: axes: a mapping of axes; got {given!r}.")
-    keys = [str(axis) for axis, values in given.items() if isinstance(values, list)]
+    given = {_text(axis): values for axis, values in given.items()}
+    keys = [axis for axis, values in given.items() if isinstance(values, list)]
     short = [key.rpartition(".")[2] for key in keys]
     axes: dict[str, dict[str, Words]] = {}
     for axis, values in given.items():
@@ -189,7 +202,7 @@ def _axes(path: Path, given: Any) -> dict[str, dict[str, Words]]:
             name = last if short.count(last) == 1 and last not in given else axis
             found = {_value(where, value): [f"--{axis}={_text(value)}"] for value in values}
         else:
-            name = str(axis)
+            name = axis
             found = {_text(value): _overlay(f"{where}.{value}", overlay) for value, overlay in values.items()}
         if name in ("seed", "seed_everything", "run"):
             raise ValueError(f"{where}: seeds have a list of their own, and folders their names: call it otherwise.")

@@ -150,10 +150,7 @@ def _json(path: Path) -> Any:
 
 def _metrics(path: Path) -> list[dict[str, float]]:
     """The rows of the training steps: numbers only, and what is not there left out."""
-    if not path.is_file():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(file)]
+    rows = [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(whole.lines(path))]
     return [row for row in rows if "loss/divergence" in row]
 
 

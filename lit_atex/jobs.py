@@ -115,7 +115,8 @@ def table(jobs: list[Job]) -> Group:
     shown_states = ("running", "failed", "stopped")
     for job in [job for job in jobs if len(jobs) <= ROWS or job.state in shown_states]:
         most = job.run.config["trainer"]["max_steps"]
-        done = f"{min(job.steps(), most)}/{most}" if job.state in shown_states else ""
+        steps = f"{min(job.steps(), most)}/{most}" if most > 0 else str(job.steps())  # -1: by max_epochs
+        done = steps if job.state in shown_states else ""
         took = f"{job.took / 60:.1f}" if job.took else ""
         shown.add_row(job.run.name, job.state, done, took, Text(job.note))
     return Group(Text(counted(jobs)), shown)

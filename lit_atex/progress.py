@@ -26,6 +26,7 @@ class StepProgress(ProgressBar):
         self._bar: tqdm | None = None
         self._eval_bar: tqdm | None = None
         self._began, self._first_step, self._last_line = 0.0, 0, 0.0
+        self._evaluation_began = 0.0
         self._batches, self._batches_done, self._answered = 0, 0, 0
 
     def disable(self) -> None:
@@ -103,7 +104,7 @@ class StepProgress(ProgressBar):
 
     def _start_evaluation(self, pl_module: Any, batches: list[int | float]) -> None:
         self._batches, self._batches_done, self._answered = int(sum(batches)), 0, 0
-        self._last_line = self._began = time.perf_counter()
+        self._last_line = self._evaluation_began = time.perf_counter()
         if not self._enabled:
             return
         sets = ", ".join(pl_module.evaluation.names)
@@ -126,7 +127,7 @@ class StepProgress(ProgressBar):
         now = time.perf_counter()
         if self._enabled and self._answered and now - self._last_line >= self._seconds_between_lines:
             self._last_line = now
-            seconds = (now - self._began) / self._answered * (self._batches - self._batches_done)
+            seconds = (now - self._evaluation_began) / self._answered * (self._batches - self._batches_done)
             left = timedelta(seconds=round(seconds))
             print(f"evaluated {self._batches_done}/{self._batches} batches  {left} left", file=sys.stderr, flush=True)
 
@@ -134,7 +135,8 @@ class StepProgress(ProgressBar):
     on_predict_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the bar."""
+        """Close the bar. The time that is left to train is told by training alone."""
+        self._began += time.perf_counter() - self._evaluation_began
         if self._eval_bar is not None:
             self._eval_bar.close()
             self._eval_bar = None

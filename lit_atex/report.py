@@ -181,8 +181,8 @@ def competence_table(title: str, competence: Competence) -> str:
     for heading in ("problems", "rollouts", "success", "interval", "wrong", "unparsed", "timeout"):
         table.add_column(heading, justify="right", no_wrap=True)
     levels = competence.levels()
-    rows = {level or "(none)": level for level in sorted(levels, key=_by_number)}
-    for name, level in {**rows, **({"all": None} if len(levels) != 1 else {})}.items():
+    rows: list[tuple[str, str | None]] = [(level or "(none)", level) for level in sorted(levels, key=_by_number)]
+    for name, level in [*rows, *([("all", None)] if len(levels) != 1 else [])]:
         tally, shares = competence.tally(level), competence.shares(level)
         table.add_row(
             name,

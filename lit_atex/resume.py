@@ -5,18 +5,23 @@ It knows the files of a run folder, and no Lightning.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from lit_atex import whole
 
-WRITTEN = (
-    *("checkpoints", "config*.yaml", "prompts.txt", "metrics.csv", "samples.jsonl", "decisions.jsonl", "results.json"),
-    *("evaluation*", "comparison-*", "contamination.json"),
-    *("outcomes", "predictions", "tensorboard", "student", "manifest.json"),
+BY_FIT = (
+    *("checkpoints", "config.yaml", "prompts.txt", "metrics.csv", "samples.jsonl", "decisions.jsonl"),
+    *("contamination.json", "outcomes/step-*", "tensorboard", "student"),
 )
-"""What `prepare` deletes, the manifest last, so that the folder counts as a run's until then; the rest is not ours."""
+BY_EVALUATIONS = (
+    *("config-*.yaml", "results.json", "evaluation.*", "evaluation-validate.*", "comparison-*"),
+    *("outcomes", "predictions"),
+)
+"""What `prepare` deletes, of a run that begins anew by itself the former alone; the rest is not ours."""
 
 BY_STEP = ("samples.jsonl", "decisions.jsonl")
 """One JSON object a line, with the optimizer step that it belongs to."""
@@ -68,7 +73,7 @@ def prepare(run: Path, checkpoint: str | None, asks_for_last: bool, overwrite: b
         raise ValueError(f"--overwrite true would delete {checkpoint}, which the run goes on from: give one of them.")
     if not manifest or own or ("finished" not in manifest and not overwrite):  # nothing here, or only evaluations
         return
-    failed_early = "error" in manifest and find_checkpoint(run, "last") is None
+    failed_early = "error" in manifest and not any((run / "checkpoints").glob("*.ckpt"))
     if not overwrite and manifest.get("finished"):
         raise ValueError(
             f"--run {run} holds a finished run: name another folder, extend it with --resume and a larger "
@@ -82,8 +87,38 @@ def prepare(run: Path, checkpoint: str | None, asks_for_last: bool, overwrite: b
         raise ValueError(
             f"{run / 'manifest.json'} is not lit_atex's, so --overwrite true deletes nothing: name another folder."
         )
-    for path in [path for pattern in WRITTEN for path in run.glob(pattern)]:
+    go_on(run, -1)
+    for path in [path for pattern in BY_FIT + (BY_EVALUATIONS if overwrite else ()) for path in run.glob(pattern)]:
         whole.remove(path)
+    whole.remove(run / "manifest.json")  # last: the folder counts as a run's until then
+
+
+_HELD: dict[Path, int] = {}
+
+
+def hold(run: Path) -> None:
+    """Keep other processes from training in a folder, until `release` or the end of this one, however it ends.
+
+    Raises:
+        ValueError: If another process trains there.
+    """
+    if (run := run.resolve()) in _HELD or not run.is_dir():
+        return
+    descriptor = os.open(run, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(f"--run {run}: another process is training there; wait for its end, or end it.") from None
+    except OSError:  # a file system that has no locks
+        pass
+    _HELD[run] = descriptor
+
+
+def release(run: Path) -> None:
+    """Let others train there."""
+    if (descriptor := _HELD.pop(run.resolve(), None)) is not None:
+        os.close(descriptor)
 
 
 def go_on(run: Path, step: int) -> None:

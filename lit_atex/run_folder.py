@@ -34,10 +34,9 @@ from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.module import SelfDistillation
 from lit_atex.outcomes import Outcomes, line
 from lit_atex.plots import save_pass_at_k
-from lit_atex.prompts import TeacherPrompt
-from lit_atex.protocol import KINDS, describe, protocol
+from lit_atex.protocol import KINDS, describe, protocol, weights_digest
 from lit_atex.report import evaluation_text, results_table
-from lit_atex.resume import go_on, is_later, read_manifest, write_json
+from lit_atex.resume import go_on, hold, is_later, read_manifest, release, write_json
 from lit_atex.selection import origin
 from lit_atex.types import Problem
 from lit_atex.versions import git, versions
@@ -79,6 +78,7 @@ class RunFolder(pl.Callback):
             return
         self.run.mkdir(parents=True, exist_ok=True)
         if stage == "fit":
+            hold(self.run)
             whole.sweep(self.run)
         code = {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(git("status", "--porcelain"))}
         began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -88,8 +88,8 @@ class RunFolder(pl.Callback):
             manifest |= {"versions": versions(), **code}
             manifest |= {"seed": getattr(pl_module, "seed", None), "world_size": trainer.world_size}
         if stage == "fit":
-            for of_last_time in ("error", "stopped", "ended", "optimizer_steps", "skipped_steps", "selection", "data"):
-                manifest.pop(of_last_time, None)
+            last = ("error", "stopped", "ended", "optimizer_steps", "skipped_steps", "weights", "selection", "data")
+            manifest = {key: value for key, value in manifest.items() if key not in last}
             manifest["finished"] = False
         write_json(self.run / "manifest.json", manifest)
 
@@ -131,7 +131,9 @@ class RunFolder(pl.Callback):
             return
         ratios = pl_module.exposure if isinstance(pl_module.exposure, list) else [pl_module.exposure] * len(batch)
         teachers = pl_module.prompts.teachers(batch, ratios, pl_module.tokenizer, pl_module.train_room)
-        prompts = [render_prompts(pl_module, *given) for given in zip(batch, ratios, teachers)]
+        hinted = pl_module.completions == "hinted_reference"
+        shown = pl_module.prompts.shown
+        prompts = [shown(*given, hinted, pl_module.tokenizer) for given in zip(batch, ratios, teachers)]
         whole.write(path, "\n".join(prompts) + "\n")
         log.info("%s\nall prompts of the first batch: %s", prompts[0], path)
 
@@ -173,7 +175,9 @@ class RunFolder(pl.Callback):
             whole.write(folder / f"{name}.{set_name}{_rank(trainer)}.jsonl", _lines(of_set))
         self.results[name] = [r.to_json() for r in pl_module.evaluation.results]
         if trainer.is_global_zero and self.results[name]:
-            write_json(self.run / "results.json", self.results)
+            path = self.run / "results.json"  # read again: an evaluation by itself may have come in between
+            known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            write_json(path, known | {name: self.results[name]})
             _say(trainer, results_table(name, pl_module.evaluation.results))
             if self._outcomes is not None:
                 self._report(trainer, name, pl_module)
@@ -223,6 +227,10 @@ class RunFolder(pl.Callback):
             _say(trainer, results_table("predict", pl_module.evaluation.results))
             _say(trainer, f"completions: {self.run / 'predictions'}")
 
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let other processes train here."""
+        release(self.run)
+
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Say in the manifest why a training run stopped; on Ctrl-C, say how to go on."""
         if self._stage in KINDS and trainer.is_global_zero and isinstance(exception, KeyboardInterrupt):
@@ -232,6 +240,7 @@ class RunFolder(pl.Callback):
                 self._note(error=f"{type(exception).__name__}: {exception}")
             if isinstance(exception, KeyboardInterrupt):
                 log.warning("stopped at step %d; go on with --run %s --resume", trainer.global_step, self.run)
+            release(self.run)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: SelfDistillation) -> None:  # type: ignore[override]
         """Write the student in Hugging Face format."""
@@ -243,6 +252,7 @@ class RunFolder(pl.Callback):
         data: Any = getattr(trainer, "datamodule", None)
         report = data.report() if data is not None else None
         self._note(optimizer_steps=trainer.global_step, skipped_steps=pl_module.skipped_steps, data=report)
+        self._note(weights=weights_digest(pl_module.student))  # so that an evaluation can be told to be of them
         own: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         for reason in [c.stopped for c in own if isinstance(c, CollapseMonitor) and c.stopped]:
             self._note(stopped=reason)
@@ -268,19 +278,3 @@ def _lines(rows: list[dict[str, Any]]) -> str:
 def _say(trainer: pl.Trainer, text: str) -> None:
     bar = trainer.progress_bar_callback
     (print if bar is None else bar.print)(text)
-
-
-def render_prompts(module: SelfDistillation, problem: Problem, ratio: float, teacher: TeacherPrompt) -> str:
-    """The prompts of a problem as the models see them, each with the thinking flag that made it."""
-    style, tokenizer = module.prompts, module.tokenizer
-    student = f"student, thinking {style.student_thinking}", style.student(problem, tokenizer)
-    if module.completions == "hinted_reference":
-        student = f"student, thinking {style.teacher_thinking}, as the teacher", teacher.ids
-    prompts = {
-        student[0]: student[1],
-        f"teacher, thinking {style.teacher_thinking}, exposure {ratio:.3f}": teacher.ids,
-        f"evaluation, thinking {style.eval_thinking}": style.evaluation(problem, tokenizer),
-    }
-    return "\n".join(
-        f"===== {problem.id} · {role} · {len(ids)} tokens\n{tokenizer.decode(ids)}" for role, ids in prompts.items()
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import re
 import statistics
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from lit_atex.metrics import g_pass_at_k, mean_g_pass_at_k, pass_at_k
 from lit_atex.report import read_results
 from lit_atex.resume import read_manifest
 from lit_atex.settings import flat, switched
+
+log = logging.getLogger("lit_atex")
 
 SEED = re.compile(r"(^|,)seed=-?\d+")
 NUMBER = re.compile(r"(?:(?<!\w)-)?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
@@ -128,7 +131,7 @@ def find(folders: list[Path]) -> tuple[list[Record], dict[str, str]]:
         manifest = read_manifest(path)
         if "optimizer_steps" not in manifest or not manifest.get("finished"):
             out[name] = str(manifest.get("error", "not finished"))
-        elif not (results := _results(path / "results.json")):
+        elif not (results := _read(path / "results.json")):
             out[name] = "not evaluated"
         else:
             runs.append(_record(name, path, manifest, results))
@@ -166,8 +169,8 @@ def by_size(values: list[str]) -> list[str]:
     return [values[i] for i in order]
 
 
-def _results(path: Path) -> dict[str, Any]:
-    """What a run measured; nothing if it was never evaluated."""
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON file; nothing if it is not there."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
@@ -180,8 +183,11 @@ def _record(name: str, path: Path, manifest: dict[str, Any], results: dict[str, 
     config = flat(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
     ignored = ("run", "seed_everything", "exposure.strategy.init_args.seed", "config")
     by_step = {int(k[5:]): _by_set(rows) for k, rows in results.items() if k.startswith("step-")}
-    # What `lit-atex test --run` of the same folder has measured is of the last weights too.
+    # What `lit-atex test --run` of the same folder has measured, if it was of the weights after the last step.
     tested = {f"test/{set_name}": result for set_name, result in _by_set(results.get("test", [])).items()}
+    if tested and _read(path / "outcomes" / "test.protocol.json").get("weights") != manifest.get("weights"):
+        log.warning("%s: its test results are of other weights than its last step's, and left out", name)
+        tested = {}
     by_step.setdefault(int(manifest["optimizer_steps"]), {}).update(tested)
     # A grid without axes has but seeds: its folder is the cell.
     parent, slash, last = name.rpartition("/")

@@ -76,7 +76,7 @@ def scores(results: dict[str, list[dict[str, Any]]], monitor: str) -> dict[int, 
             by_name = {one["name"]: one for one in sets}
             if monitor == MEAN:
                 found[step] = sum(one["average"] for one in sets) / len(sets)
-            elif name in by_name:
+            elif metric in by_name.get(name, {}).get("metrics", {}):  # other eval_samples have other metrics
                 found[step] = by_name[name]["metrics"][metric]["value"]
     return found
 
@@ -111,6 +111,8 @@ def origin(student: str, checkpoint: str | None) -> dict[str, Any]:
         student: Name or folder of the model.
         checkpoint: The checkpoint that was loaded over it, if any.
     """
+    if not checkpoint and Path(student).name != "student":  # as a run writes it
+        return {}
     folder = Path(checkpoint).parent.parent if checkpoint else Path(student).parent
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

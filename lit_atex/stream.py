@@ -5,8 +5,9 @@ It knows nothing of Lightning, tokens, or where training stands.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import count, islice
@@ -26,6 +27,19 @@ _EXAMPLES = 3
 def same(question: str) -> str:
     """What makes two questions the same: the text without case and spacing."""
     return " ".join(question.split()).casefold()
+
+
+def check_names(sets: Mapping[str, Iterable[str]]) -> None:
+    """Refuse a name of a held-out set that no file can have: it becomes part of the names of files and metrics.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for kind, name in ((kind, name) for kind, names in sets.items() for name in names):
+        if not re.fullmatch(r"[\w+@=-][\w.+@= -]*", name) or re.search(r"\.rank\d+$", name):
+            raise ValueError(
+                f"data.{kind}: {name!r} becomes part of the names of files: letters, digits and . + @ = - _ only."
+            )
 
 
 @dataclass

@@ -147,6 +147,8 @@ def _views(made: Tables) -> list[str]:
     for view, unit in VIEWS.items():
         rows = [row for row in made.views if row["view"] == view]
         if len(spent[view]) == 1:
+            if not any(amount == amount for amount in spent[view]):  # nothing was logged
+                continue
             parts.append(f"All runs took {_amount(spent[view].pop())} {unit}: at equal ones, the tables above hold.")
             continue
         heads = ["cell", "metric", unit, "seeds", "mean", "over seeds"]

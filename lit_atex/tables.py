@@ -170,13 +170,21 @@ def _curve(run: Record, metric: str) -> list[Row]:
 
 
 def _traces(runs: list[Record]) -> list[Row]:
-    """The traces of a cell, in parts of as many steps, so that seeds that ended at different ones share theirs."""
-    size = max(1, -(-max(len(run.trace) for run in runs) // POINTS))
+    """The traces of a cell, in parts that begin and end at the same steps in all seeds.
+
+    A seed lacks the steps that were skipped, and those after its end, where its last part ends too.
+    """
+    every = sorted({one["step"] for run in runs for one in run.trace})
+    size = max(1, -(-len(every) // POINTS))
+    ends = {step: every[min(i // size * size + size, len(every)) - 1] for i, step in enumerate(every)}
     rows = []
     for run in runs:
-        for start in range(0, len(run.trace), size):
-            part = run.trace[start : start + size]
-            row: Row = {"cell": run.cell, "seed": run.seed, "step": part[-1]["step"], "tokens": part[-1]["tokens"]}
+        parts: dict[float, list[dict[str, float]]] = {}
+        for one in run.trace:
+            parts.setdefault(ends[one["step"]], []).append(one)
+        for end, part in parts.items():
+            step = min(end, run.trace[-1]["step"])
+            row: Row = {"cell": run.cell, "seed": run.seed, "step": step, "tokens": part[-1]["tokens"]}
             for name in TRACED:
                 values = [one[TRACE[name]] for one in part if TRACE[name] in one]
                 row[name] = statistics.fmean(values) if values else float("nan")

@@ -59,8 +59,11 @@ def folder(path: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, which is all there until it is gone."""
-    if path.is_dir():
+    """Delete a file or a folder, which is all there until it is gone; of a link to a folder, what is in there."""
+    if path.is_symlink() and path.is_dir():
+        for inside in path.iterdir():
+            remove(inside)
+    elif path.is_dir():
         aside = _aside(path)
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(path, aside)
@@ -73,7 +76,7 @@ def sweep(folder: Path) -> None:
     """Delete what a killed process left aside in a folder and the folders in it."""
     for pattern in (f"*{ASIDE}", f"*/*{ASIDE}"):
         for path in folder.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def lines(path: Path) -> list[str]:

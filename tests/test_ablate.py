@@ -1,5 +1,6 @@
 """Grids: read, checked before anything starts, carried out by whatever executor, skipped, resumed, and told of."""
 
+import contextlib
 import fcntl
 import json
 import shutil
@@ -61,9 +62,17 @@ def test_a_mistake_in_a_grid_is_named_with_its_mend(tmp_path, keys, told):
     assert all(word in str(error.value) for word in told)
 
 
-@pytest.mark.parametrize(("text", "told"), [("[", "is no YAML"), ("- 1", "a mapping"), ("", "a mapping")])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        *(("[", "is no YAML"), ("- 1", "a mapping"), ("", "a mapping"), ("axes: {é: 1}", "is no YAML")),
+        ("axes:\n  a: {x: {b: 1}}\n  a: {y: {b: 2}}", "'a' is there twice"),
+        ("axes:\n  a: {x: {b: 1}, x: {b: 2}}", "'x' is there twice"),
+        ("configs: configs/base.yaml\naxes: {8: [1, 2], on: [1, 2]}\nseeds: [-1]", "from 0 on"),
+    ],
+)
 def test_what_is_no_grid(tmp_path, text, told):
-    (tmp_path / "grid.yaml").write_text(text)
+    (tmp_path / "grid.yaml").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=told):
         read_grid(tmp_path / "grid.yaml")
     with pytest.raises(ValueError, match=r"there is no grid .*nosuch\.yaml"):
@@ -285,6 +294,18 @@ def test_an_interruption_ends_the_runs_and_leaves_them_to_the_next_time(tmp_path
     assert executor.ended == ["interrupt"]
     assert [job.state for job in jobs] == ["stopped", "waiting"]
     assert "goes on the next time" in console.export_text()
+
+
+def test_whatever_ends_it_leaves_no_run_behind(tmp_path, monkeypatch):
+    jobs, executor = jobs_of([run_named(name) for name in "ab"], tmp_path), Scripted()
+
+    def closed(job):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("lit_atex.ablate.display", lambda *_: contextlib.nullcontext(closed))
+    with pytest.raises(BrokenPipeError):
+        carry_out(jobs, executor, 1, 1, Console())
+    assert executor.ended == ["a"]
 
 
 def test_a_run_that_ends_while_it_is_being_stopped_is_done(tmp_path):

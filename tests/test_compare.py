@@ -230,6 +230,16 @@ def test_the_command_leaves_a_table_words_and_the_changed_problems(runs, tmp_pat
     assert "pass@n and maj@n add the noise of both runs" in text
 
 
+def test_two_of_one_name_are_compared_side_by_side(runs, tmp_path):
+    other = evaluation(tmp_path / "elsewhere" / "first", FIRST, weights=3)
+    for first in (runs[0], other, runs[0], other):
+        main(["compare", first, runs[1]])
+    assert {p.name for p in (tmp_path / "second").glob("comparison-*")} == {
+        "comparison-first",
+        "comparison-elsewhere-first",
+    }
+
+
 def test_other_protocols_are_refused_and_named_unless_told_to_go_on(runs, tmp_path, capsys):
     other = evaluation(tmp_path / "other", SECOND, **{"model.eval_sampling.temperature": 0.5, "weights": 3})
     message = refused(runs[0], other)

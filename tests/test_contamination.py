@@ -31,6 +31,14 @@ def test_words_lose_case_and_punctuation():
     assert words("What's $3.5\\times 2$, Tom?") == ["what", "s", "3", "5", "times", "2", "tom"]
 
 
+def test_languages_without_spaces_are_compared_sign_by_sign():
+    question = "小明有五个苹果，他又买了三个苹果，请问他现在一共有多少个苹果？"
+    train = [problem("x", f"题目{question}")]
+    found = shares([problem("t", question)], train)
+    assert (found["long_enough"], found["contaminated"]) == (1, 1)
+    assert words("他有3个mm, ひと") == ["他", "有", "3", "个", "mm", "ひ", "と"]
+
+
 def brute(test, train, n, common):
     """Every window of every question against every window of every text."""
     windows = lambda text: {tuple(words(text)[i : i + n]) for i in range(len(words(text)) - n + 1)}  # noqa: E731

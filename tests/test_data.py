@@ -455,6 +455,12 @@ def test_arguments_out_of_range_name_their_key(args):
         data(**args)
 
 
+@pytest.mark.parametrize("name", ["math/algebra", "", ".hidden", "a.rank0", "a\nb"])
+def test_a_set_has_a_name_that_files_can_have(name):
+    with pytest.raises(ValueError, match=r"data\.validation: .*names of files"):
+        data(validation={name: Numbers(3)})
+
+
 # Ranks
 
 

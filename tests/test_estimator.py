@@ -191,3 +191,12 @@ def test_in_a_run_folder(tmp_path) -> None:
         shares = [float(row[f"competence/{v.value}"]) for v in Verdict]
         assert sum(shares) == pytest.approx(1)
     assert os.listdir(tmp_path / "run" / "tensorboard")
+
+
+def test_a_level_may_be_called_as_the_total_is():
+    table = competence_table("x", told({"all": [Verdict.CORRECT], "4": [Verdict.WRONG]}))
+    assert [line.split()[1] for line in table.splitlines() if line.split()[1:2] in (["all"], ["4"])] == [
+        "4",
+        "all",
+        "all",
+    ]

@@ -162,6 +162,17 @@ def test_processes_of_another_launcher_must_be_given_a_folder(monkeypatch, varia
     assert "-evaluate-embedded" in value(translate(["embedded", "--sets", TINY]), "run")
 
 
+def test_two_commands_of_one_second_have_folders_of_their_own(monkeypatch, tmp_path):
+    monkeypatch.delenv("LIT_ATEX_RUN", raising=False)
+    monkeypatch.chdir(tmp_path)
+    runs = {value(translate(["embedded", "--sets", TINY]), "run") for _ in range(5)}
+    assert len(runs) == 5
+
+
+def test_the_value_of_an_unknown_option_is_not_the_model():
+    assert "name it before --seed_everything" in refused("--seed_everything", "3", "embedded", "--sets", TINY)
+
+
 def test_a_missing_model_is_found_before_data_are_read(tmp_path):
     """Data sets may take minutes; that of this test cannot be read at all."""
     (tmp_path / "sets.yaml").write_text(

@@ -164,6 +164,8 @@ def test_numbers_of_each_so_many_steps_whichever_were_logged(copy):
 
 
 def test_a_run_that_is_still_going_or_was_killed(copy):
+    with open(copy / "metrics.csv", "a", encoding="utf-8") as file:
+        file.write("6,0,1.2e-")
     (copy / "results.json").unlink()
     (copy / "manifest.json").write_text('{"commands": [{"command": ["lit-atex"], "began": "now"}], "finished": false}')
     with open(copy / "samples.jsonl", "a", encoding="utf-8") as file:

@@ -283,9 +283,28 @@ def test_time_left_is_that_of_what_is_not_answered_yet(capsys):
     for _ in range(100):  # answered by an evaluation that is gone on with
         bar.on_test_batch_end(None, module, None, [], 0)
     assert capsys.readouterr().err == "evaluating a: 2 completions a problem\n"
-    bar._began -= 60  # a minute for the first batch that is sampled, so two for the two that are left
+    bar._evaluation_began -= 60  # a minute for the first batch that is sampled, so two for the two that are left
     bar.on_test_batch_end(None, module, None, ["problem"], 0)
     assert capsys.readouterr().err == "evaluated 101/103 batches  0:02:00 left\n"
+
+
+def test_time_left_to_train_is_told_by_training_alone(capsys, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr("lit_atex.progress.time.perf_counter", lambda: clock[0])
+    bar = StepProgress(seconds_between_lines=0.0)
+    bar._terminal = False
+    trainer = SimpleNamespace(
+        global_step=0, max_steps=200, progress_bar_metrics={}, sanity_checking=False, num_val_batches=[1]
+    )
+    module = SimpleNamespace(evaluation=SimpleNamespace(names=["a"]), eval_samples=2)
+    bar.on_train_start(trainer, module)
+    clock[0], trainer.global_step = 2000.0, 100
+    bar.on_validation_start(trainer, module)
+    clock[0] += 500.0
+    bar.on_validation_end(trainer, module)
+    capsys.readouterr()
+    bar.on_train_batch_end(trainer, module, None, None, 0)
+    assert capsys.readouterr().err == "step 100/200  0:16:40 left  \n"  # 10 seconds a step
 
 
 # The parts

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from lit_atex.evaluation import Estimate, Result
 from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.models import LanguageModel
 from lit_atex.report import before_after_table, interval_text, read_results
-from lit_atex.resume import prepare
+from lit_atex.resume import hold, prepare, release
 from lit_atex.stats import paired_interval
 
 ROOT = Path(__file__).parents[1]
@@ -371,6 +373,8 @@ def test_testing_the_trained_student(straight, tmp_path, capsys):
     assert "finished" not in load(tmp_path / "manifest.json")
     fit(tmp_path, 1, "--data.validation", "null")  # a folder that holds evaluations alone is free for training
     assert load(tmp_path / "results.json").keys() == {"test"}
+    weights = load(straight / "manifest.json")["weights"]
+    assert weights == load(tmp_path / "outcomes" / "test.protocol.json")["weights"]
 
 
 @pytest.mark.slow
@@ -496,6 +500,46 @@ def test_the_first_prompts_are_shown_before_the_first_step_with_the_exposure_tha
     main(["fit", *STACK, "--run", str(run), "--trainer.max_steps", "1", "--exposure.strategy.init_args.ratio", "0.25"])
     assert "· student, thinking None · " in caplog.text
     assert "· teacher, thinking None, exposure 0.250 · " in caplog.text
+
+
+def test_a_run_that_begins_anew_deletes_what_fit_wrote_alone(short, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(short, run)
+    (run / "checkpoints" / "last.ckpt").unlink()
+    for name in ("outcomes/test.a.jsonl", "evaluation.md", "predictions/a.jsonl", "comparison-b/comparison.md", "mine"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("{}")
+    (run / "results.json").write_text(json.dumps(load(run / "results.json") | {"test": []}))
+    for manifest in ({"finished": False}, {"finished": False, "error": "out of memory"}):
+        (run / "checkpoints" / "best.ckpt").write_text("")
+        (run / "manifest.json").write_text(json.dumps(load(short / "manifest.json") | manifest))
+        for path in (run / "checkpoints").iterdir():
+            if path.name != "best.ckpt":
+                path.unlink()
+        with pytest.raises(ValueError, match="did not finish"):  # there is something to lose: it must be said
+            prepare(run, None, False, overwrite=False)
+    (run / "checkpoints" / "best.ckpt").unlink()
+    prepare(run, None, False, overwrite=False)
+    left = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert left == {
+        *("outcomes/test.a.jsonl", "evaluation.md", "predictions/a.jsonl", "comparison-b/comparison.md", "mine"),
+        "results.json",
+    }
+    assert load(run / "results.json") == {"test": []}
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
+    code = "import sys; from pathlib import Path; from lit_atex.resume import hold; hold(Path(sys.argv[1])); "
+    own = [sys.executable, "-c", f"{code} print('mine', flush=True); sys.stdin.read()", str(tmp_path)]
+    with subprocess.Popen(own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as other:
+        assert other.stdout.readline() == "mine\n"
+        (tmp_path / "manifest.json").write_text(json.dumps({"finished": False, "commands": []}))
+        told = refused("fit", *STACK, "--run", str(tmp_path), "--resume")
+        assert "another process is training there" in told
+        other.kill()  # the lock ends with the process, however it ends
+    hold(tmp_path)
+    hold(tmp_path)  # by the same process twice
+    release(tmp_path)
 
 
 def test_overwrite_deletes_nothing_of_a_folder_that_is_not_ours(tmp_path):

@@ -88,6 +88,7 @@ def test_scores_and_best():
     assert scores(found, "validation/a/pass@2") == pytest.approx({2: 0.6, 4: 0.4, 10: 0.4})
     assert best(found, "validation/a/pass@2") == 2
     assert best(results(), MEAN) is None
+    assert scores(found, "validation/a/pass@4") == {}  # evaluated with fewer samples then
     assert summary(results(), MEAN, "max", False) == {}
 
 
@@ -112,6 +113,7 @@ def test_origin(tmp_path):
     assert top["weights"] == f"best of {tmp_path}, step 2"
     assert "chosen on a test set" in top["WARNING"]
     assert origin("embedded", None) == {}
+    assert origin(str(tmp_path / "other"), None) == {}  # a model beside a run is not its student
 
 
 # In a run
@@ -163,6 +165,25 @@ def test_the_best_survives_a_kill(straight, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_best_of_steps_that_are_taken_again_is_dropped(straight, tmp_path):
+    """Killed after it was kept, resumed from before it; on a GPU the steps are not the same again."""
+    run = tmp_path / "run"
+    main(["fit", *STACK, *OFTEN, "--run", str(run), "--trainer.max_steps", "3"])
+    (run / "manifest.json").write_text(json.dumps(load(run / "manifest.json") | {"finished": False}))
+    best_path, last = run / "checkpoints" / "best.ckpt", run / "checkpoints" / "last.ckpt"
+    kept = torch.load(best_path, weights_only=True)
+    assert kept["global_step"] == 2
+    torch.save(kept | {"global_step": 4}, best_path)
+    none = ["--checkpoint.monitor", "null", "--data.validation", "null"]
+    main(["fit", *STACK, *OFTEN, *none, "--run", str(run), "--resume"])
+    assert not best_path.exists()
+    torch.save(kept, best_path)
+    main(["fit", *STACK, *OFTEN, *none, "--run", str(run), "--resume", "--trainer.max_steps", "7"])
+    assert best_path.exists()
+    assert torch.load(last, weights_only=True)["global_step"] == 7
+
+
+@pytest.mark.slow
 def test_the_best_is_no_checkpoint_to_go_on_from(straight, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(straight, run)
@@ -180,6 +201,7 @@ def test_the_best_is_no_checkpoint_to_go_on_from(straight, tmp_path):
         (["--checkpoint.monitor", "test/level-4/avg@2"], "on a test set"),
         (["--checkpoint.monitor", "validation/level-4/avg@3"], "validation/SET/METRIC"),
         (["--checkpoint.mode", "most"], "checkpoint.mode"),
+        (["--checkpoint.save_top_k", "3"], "checkpoint.save_top_k must be 1"),
     ],
 )
 def test_the_command_refuses(tmp_path, words, told):

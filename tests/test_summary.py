@@ -273,6 +273,21 @@ def test_one_seed_twice_is_not_two_seeds(grid, tmp_path):
         runs.find([tmp_path])
 
 
+def test_a_test_of_other_weights_than_the_last_steps_is_left_out(grid, tmp_path, caplog):
+    run = tmp_path / "run"
+    shutil.copytree(next(grid.iterdir()), run)
+    results, manifest = (json.loads((run / f"{name}.json").read_text()) for name in ("results", "manifest"))
+    last = f"step-{manifest['optimizer_steps']}"
+    (run / "results.json").write_text(json.dumps(results | {"test": results[last]}))
+    (run / "manifest.json").write_text(json.dumps(manifest | {"weights": 1}))
+    (run / "outcomes").mkdir(exist_ok=True)
+    for weights, there in ((1, True), (2, False)):
+        (run / "outcomes" / "test.protocol.json").write_text(json.dumps({"weights": weights}))
+        record = runs.find([run])[0][0]
+        assert ("test/level-8" in record.results[record.last]) == there
+        assert ("of other weights" in caplog.text) != there
+
+
 def test_cost_is_summed_up(found):
     run = found[0][0]
     assert run.spent(STEPS) == pytest.approx({"step": 6.0, "tokens": 6 * 1000.0, "seconds": 6.0})
@@ -378,6 +393,14 @@ def test_seeds_that_ended_early_share_their_parts_of_the_trace(found):
     both = [replace(run, trace=long), replace(run, seed=9, trace=long[:400])]
     steps = [{row["step"] for row in tables._traces(both) if row["seed"] == seed} for seed in (run.seed, 9)]
     assert len(steps[0] & steps[1]) == 400 // 3
+
+
+def test_a_skipped_step_leaves_the_parts_of_the_trace_where_they_are(found):
+    run = found[0][0]
+    long = [run.trace[0] | {"step": float(i + 1)} for i in range(400)]
+    both = [replace(run, trace=long), replace(run, seed=9, trace=[*long[:100], *long[101:]])]
+    steps = [[row["step"] for row in tables._traces(both) if row["seed"] == seed] for seed in (run.seed, 9)]
+    assert steps[0] == steps[1] == [2.0 * i for i in range(1, 201)]
 
 
 def test_what_is_not_there_is_named(found):

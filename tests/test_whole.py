@@ -97,3 +97,18 @@ def test_the_first_checkpoint_is_found_before_there_is_a_last_one(tmp_path):
     assert find_checkpoint(tmp_path, "last") == str(folder / "epoch=0-step=1.ckpt")
     (folder / "last.ckpt").write_text("")
     assert find_checkpoint(tmp_path, "last") == str(folder / "last.ckpt")
+
+
+def test_a_folder_that_is_a_link_is_emptied_and_stays(tmp_path):
+    """As checkpoints on a cluster's other disk."""
+    (tmp_path / "disk" / "in").mkdir(parents=True)
+    (tmp_path / "disk" / "last.ckpt").write_text("")
+    (tmp_path / "run").mkdir()
+    for name in ("checkpoints", "left.aside"):
+        (tmp_path / "run" / name).symlink_to(tmp_path / "disk")
+    whole.sweep(tmp_path / "run")
+    assert names(tmp_path / "run") == ["checkpoints"]
+    assert names(tmp_path / "disk") == ["in", "last.ckpt"]
+    whole.remove(tmp_path / "run" / "checkpoints")
+    assert (tmp_path / "run" / "checkpoints").is_symlink()
+    assert names(tmp_path / "disk") == []
