@@ -13,6 +13,12 @@ MAX_CHARS = 2000  # of an answer; longer ones are not looked at: no right answer
 
 MARKS = str.maketrans(dict.fromkeys("°$€£¥₹", " "))  # units that are single signs; math-verify does not know all
 
+BOX = r"\\{1,2}(?:boxed|fbox)\s*\{"
+HASHES = re.compile(r"(?<!#)####(?!#)")
+ANSWER_IS = re.compile(r"\banswer(?:\*\*)?\s{0,4}(?:is\b|:)\s{0,4}:?(?:\*\*)?\s{0,4}", re.IGNORECASE)
+HEADING = re.compile(r"[\W_]*(?:(?:step|part|case|phase) *[0-9]{1,2}(?![0-9]).*|[^0-9=\\$]+)", re.IGNORECASE)
+"""What stands after #### where it is a heading of Markdown; but it may be an answer in words."""
+
 _WRITTEN = {
     **{"−": "-", "–": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "π": r"\pi ", "∞": r"\infty ", "×": r"\times "},
     **{"·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "±": r"\pm ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne "},
@@ -30,7 +36,7 @@ _CLEANING = [
     (re.compile(r"(?<!\\)\\(?:(?:left|right)\.?|[bB]igg?[lrm]?|displaystyle|limits)(?![A-Za-z])"), ""),
     (re.compile(r"(?<!\\)\\!|(?<!\\)\\[()\[\]]"), ""),
     (re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~"), " "),
-    (re.compile(r"√ ?\(?([A-Za-z0-9]+)\)?"), r"\\sqrt{\1}"),
+    (re.compile(r"√ ?(?:\(([^()]*)\)|([0-9]+(?:\.[0-9]+)?|[A-Za-z]))"), r"\\sqrt{\1\2}"),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\frac ?([0-9]) ?([0-9])"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\frac ?([0-9]) ?\{"), r"\\frac{\1}{"),

@@ -71,6 +71,7 @@ _NAME = re.compile(
     + r"|angle|triangle|overline|frac|sin|cos|tan|cot|sec|csc|det|gcd)(?![A-Za-z])|\|[A-Z]{2}\||[{}(),'+ -])+(?<![+-])"
 )
 _RELATION = re.compile(r"[<>]|\\(?:[lgn]e|approx|equiv|cong|sim)(?![A-Za-z])")
+_PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")  # not \pmod, \pmatrix
 _ORDER = re.compile(r" ?(<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z])) ?")
 _MATRIX = re.compile(r"\\begin ?\{([pb]?matrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end ?\{\1\}")
 _SEPARATOR = re.compile(r"[,;]|(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])")
@@ -113,8 +114,8 @@ def _group(text: str, depth: int) -> Answer | None:
         return Group("union", tuple(filter(None, ranges))) if ranges and all(ranges) else None
     if _ORDER.search(text):
         return _range(text)
-    if text.count(r"\pm") == 1:
-        return Group("list", _read_all([text.replace(r"\pm", sign) for sign in "+-"], depth))
+    if len(_PLUS_MINUS.findall(text)) == 1:
+        return Group("list", _read_all([_PLUS_MINUS.sub(sign, text) for sign in "+-"], depth))
     named = _named(text)
     if not named:
         return None
@@ -242,7 +243,7 @@ def _with_unit(head: str, tail: str, spaced: bool) -> Leaf | None:
     """The leaf if the head is a constant, and the tail a scale ("million"), a unit, or both."""
     spaced = spaced and not re.search(r"\\[A-Za-z]+$", head)  # in `2\pi h` the space only ends the command
     first, _, others = tail.partition(" ")
-    scale = _SCALES.get(first.lower())
+    scale = _SCALES.get(first.lower().removesuffix("s"))
     unit = units.key(tail, spaced) if not scale else units.key(others) if others else ""
     if unit is None:
         return None

@@ -63,6 +63,7 @@ def canonical(answer: str) -> str:
 
     Decides less than `Verifier` (it knows no trigonometry and no rounding), costs no process, never raises, takes
     bounded time. Names, units and percent signs are dropped: the answers to one problem rarely differ in them alone.
+    An expression that is equated (`x + y = 5`) is no name, and kept.
     What is not understood comes back without its layout.
     """
     if not isinstance(answer, str):
@@ -215,6 +216,8 @@ def _show(answer: Answer) -> str:
             return answer.text if len(answer.text) == 1 and answer.text not in _CHOICES else answer.text.casefold()
         if answer.value is None:
             return answer.text
+        if _EXPRESSION.search(answer.name):  # an equation: x + y = 0 is not x - y = 0
+            return f"{answer.name}={exact.show(answer.value)}"
         number = exact.rational(answer.value)
         if answer.percent and number is not None and abs(number) < 1:
             return str(number / 100)

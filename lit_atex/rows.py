@@ -77,6 +77,8 @@ def to_problem(
         if column is not None and column not in row:
             return BadRow("missing column", f"{where}: no {column!r}; it has {sorted(map(str, row))}")
         value = row[column] if column is not None else None
+        if isinstance(value, float) and value != value:  # nan, which tables have for what is not there
+            value = None
         kinds = str if role in ("question", "solution") else str | int | float
         # an integer of thousands of digits is no answer, and str() refuses it
         if value is not None and (not isinstance(value, kinds) or isinstance(value, bool) or _huge(value)):
@@ -92,6 +94,8 @@ def to_problem(
         return BadRow("too long", f"{where}: {len(question)} + {len(solution)} > {max_chars} characters")
     if columns.answer is None:
         answer = (_verifier().extract(solution) or "").strip()
+    elif "\n" in answer:  # a column of whole solutions, as GSM8K's `answer`
+        answer = (_verifier().extract(answer) or answer).strip()
     if not answer:
         return BadRow("no answer", f"{where}: no final answer; the solution ends in {solution[-80:]!r}")
     solution = f"#### {answer}" if answer_only else solution

@@ -9,20 +9,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from lit_atex.answer_text import ANSWER_IS, BOX, HASHES, MAX_CHARS
+
 _LINE_END = re.compile(r"\n\s*")
-_SENTENCE_END = re.compile(r"[.!?][)\"'”’\]]*[ \t]+(?=[\"'“‘(\[]?[A-Z\d\\$])")
+_SENTENCE_END = re.compile(r"[.!?][)\"'”’\]]*[ \t]+(?=[\"'“‘(\[]?[A-Z\d\\$])|[。！？][”’」』）]*")
 _INLINE_ITEM = re.compile(r"[ \t](?=Step\s+\d+\s*:)|;[ \t]+(?=\(?\d{1,3}[.)]\s)")
 _LIST_MARK = r"(?:^|\n|[.!?:;][)\"'”’\]]*[ \t])[ \t*#>-]*\(?\d{1,3}"  # "2", but not the 24 of "it is 24. So"
 _ABBREVIATION = r"(?:^|[\s(])(?:[A-Z]|Step \d+|e\.g|i\.e|cf|vs|Eq|Fig|Mr|Mrs|Ms|Dr|St|No)"
 _NOT_AN_END = re.compile(rf"(?:{_LIST_MARK}|{_ABBREVIATION})\.\Z")
-_BRACES = re.compile(r"(\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
+_BRACES = re.compile(rf"({BOX})|\\.|[{{}}]", re.DOTALL)
 _OPENING = re.compile(r"\\(?:begin\{(\w+\*?)\}|.)|\$\$?", re.DOTALL)
 _CLOSED_BY = {"$$": "$$", r"\[": r"\]", r"\(": r"\)"}
 _CLOSING = re.compile(r"\$\$|\\[\])]|\\end\{\w+\*?\}")
 _DOLLARS = re.compile(r"\$(?:[^$\n\\]++|\\.)++\$(?!\d)")  # "$5 and $6" is money
 _DIGITS = r"(?:\d+|\.\d+)(?:(?:[.,:/]|\{,\}|,?\\[,!])\d+)*(?:[eE][-+]?\d+)?(?:\\?%)?"
 _NUMBER = re.compile(rf"[-+−]?{_DIGITS}")
-_VALUE = re.compile(rf"(?:(?<![\w)\]}}%])[-+−])?{_DIGITS}")  # of "9-3" the 9 and the 3, of "= -3" the -3
+_SIGNS = "\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2079\u2080-\u2089\u2150-\u218b\u2460-\u249b"  # ² ½ ⁴ ₀ ⅓ ①
+# of "9-3" the 9 and the 3, of "= -3" the -3
+_VALUE = re.compile(rf"(?:(?<![\w)\]}}%])[-+−])?(?:{_DIGITS}|[{_SIGNS}])")
 
 
 # Solutions come from strangers: the two scans below read the text once, whatever is left open in it.
@@ -116,6 +120,21 @@ def split_steps(solution: str) -> list[str]:
     return [solution[a:b] for a, b in zip([0, *borders], borders)]
 
 
+def _answers(solution: str) -> list[int]:
+    """Where the answer is told: the boxes; without one, each `####` or "the answer is" that says what the last does."""
+    if boxes := _boxes(solution):
+        return [start for start, _ in boxes]
+    for pattern in (HASHES, ANSWER_IS):
+        told = [(m.start(), _said(solution[m.end() : m.end() + MAX_CHARS])) for m in pattern.finditer(solution)]
+        if told:
+            return [start for start, said in told if said == told[-1][1]]
+    return []
+
+
+def _said(text: str) -> str:
+    return _SENTENCE_END.split(text.partition("\n")[0])[0].strip(" .*$")
+
+
 def answer_begins(solution: str, steps: list[int]) -> int:
     r"""Where the text ends that does not give the answer away.
 
@@ -124,21 +143,22 @@ def answer_begins(solution: str, steps: list[int]) -> int:
         steps: Its `step_borders`.
 
     Returns:
-        The offset of its last step, or of the step with the first `\boxed{...}` if that comes earlier.
+        The offset of its last step, or of the step that tells the answer first (`\boxed{...}`, `#### ...`, "the answer
+        is ...") if that comes earlier.
     """
-    box = next((start for start, _ in _boxes(solution)), len(solution))
-    return max((b for b in steps[:-1] if b <= box), default=0)
+    told = min(_answers(solution), default=len(solution))
+    return max((b for b in steps[:-1] if b <= told), default=0)
 
 
 def answer_step(solution: str, steps: list[int]) -> str:
-    r"""The step with the last `\boxed{...}`; without a box, the last step.
+    r"""The step that tells the answer last: with a `\boxed{...}`, `#### ...`, "the answer is ..."; else the last step.
 
     Args:
         solution: Reference solution.
         steps: Its `step_borders`.
     """
-    box = next((start for start, _ in reversed(_boxes(solution))), len(solution))
-    start = max((b for b in steps[:-1] if b <= box), default=0)
+    told = max(_answers(solution), default=len(solution))
+    start = max((b for b in steps[:-1] if b <= told), default=0)
     return solution[start : next((b for b in steps if b > start), start)]
 
 

@@ -271,11 +271,11 @@ def _adapter_is_new(student: Any) -> bool:
     def logits() -> Tensor:
         return student(input_ids=ids, use_cache=False).logits
 
+    trained = [p for p in student.parameters() if p.requires_grad]  # disable_adapter switches that off too
     with evaluating(student):
         on = logits()
         with student.disable_adapter():
             off = logits()
-            trained = [p for p in student.parameters() if p.requires_grad]
             kept = [p.clone() for p in trained]
             for parameter in trained:
                 parameter.add_(1.0)

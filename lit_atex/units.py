@@ -19,7 +19,8 @@ _LONE = frozenset("mgshLNJWV")  # single letters that stand for a unit rather th
 _NOT_UNITS = re.compile(
     r"(?:not|or|and|is|are|to|from|than|about|sqrt|times|plus|minus|over|divided|half|halves|third|thirds|fourth|quarter"
     r"|base|mod|modulo|choose|factorial|remainder|negative|hundred|thousand|million|billion|trillion|dozen|infinity"
-    r"|where|with|when|if|for|except|maybe|[a-z]+ths?)",
+    r"|where|with|when|if|for|except|maybe|[a-z]+ths?|squared|cubed|root(?!s)|tens?|lakh|crore|score(?!s)|grand|kilo"
+    r"|mega|giga|below|above|zero(?!s)|binary|octal|decimal(?!s)|hexadecimal)s?",
     re.IGNORECASE,
 )
 _SHAPE = re.compile(r"[A-Za-z°.$€£¥₹¢]+(?:(?: ?[/*] ?| )[A-Za-z.]+|\^\{?-?[1-9]\}?){0,7}")

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
-from lit_atex.answer_text import MARKS, MAX_CHARS, clean, unwrap
+from lit_atex.answer_text import ANSWER_IS, BOX, HASHES, HEADING, MARKS, MAX_CHARS, clean, unwrap
 from lit_atex.equivalence import canonical, decide
 from lit_atex.types import Verdict
 from lit_atex.verify_worker import Worker
@@ -24,9 +24,7 @@ Occurrence = Literal["last", "first", "agreed"]
 
 _KEY = "model.verifier.init_args"
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_BRACE = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-_HASHES = re.compile(r"(?<!#)####(?!#)")
-_ANSWER_IS = re.compile(r"\banswer(?:\*\*)?\s{0,4}(?:is\b|:)\s{0,4}:?(?:\*\*)?\s{0,4}", re.IGNORECASE)
+_BRACE = re.compile(rf"{BOX}|\\.|[{{}}]", re.DOTALL)
 _SENTENCE_END = re.compile(r"\.(?:\s|$)")
 _INLINE_MATH = re.compile(r"\$+([^$]+)\$|\\\((.+?)\\\)")
 
@@ -180,12 +178,15 @@ def _unboxed(text: str) -> str:
 
 
 def _after_hashes(text: str) -> Iterator[str]:
-    for hashes in _HASHES.finditer(text):
-        yield text[hashes.end() : hashes.end() + MAX_CHARS + 1].partition("\n")[0]
+    said = max((phrase.start() for phrase in ANSWER_IS.finditer(text)), default=0)
+    for hashes in HASHES.finditer(text):
+        line = text[hashes.end() : hashes.end() + MAX_CHARS + 1].partition("\n")[0]
+        if hashes.start() > said or not HEADING.fullmatch(line):
+            yield line
 
 
 def _after_answer_is(text: str) -> Iterator[str]:
-    for phrase in _ANSWER_IS.finditer(text):
+    for phrase in ANSWER_IS.finditer(text):
         line = text[phrase.end() : phrase.end() + MAX_CHARS + 1].partition("\n")[0]
         math = _INLINE_MATH.match(line)
         yield (math[1] or math[2]) if math else _SENTENCE_END.split(line)[0].removesuffix("**")

@@ -177,7 +177,10 @@ def test_votes(spellings: list[str], vote: str) -> None:
 
 @pytest.mark.parametrize(
     ("a", "b"),
-    [("(1,2)", "(2,1)"), ("(1,2)", "[1,2]"), ("0.5%", "0.5"), ("x", "X"), ("1,2", "(1,2)"), ("2x", "x^2"), ("5", "-5")],
+    [
+        *[("3x+2y-7=0", "5x-y+1=0"), ("x^2+y^2=25", "x^2-y^2=25"), (r"7\pmod{12}", r"-7\pmod{12}"), ("(1,2)", "(2,1)")],
+        *[("(1,2)", "[1,2]"), ("0.5%", "0.5"), ("x", "X"), ("1,2", "(1,2)"), ("2x", "x^2"), ("5", "-5")],
+    ],
 )
 def test_votes_that_are_kept_apart(a: str, b: str) -> None:
     assert canonical(a) != canonical(b)

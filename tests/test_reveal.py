@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from lit_atex.prompts import PromptStyle
 from lit_atex.reveal import KINDS, borrow, joined, material, other, reveal, scattered
-from lit_atex.steps import keep_whole, split_steps, step_borders
+from lit_atex.steps import answer_begins, keep_whole, split_steps, step_borders
 from lit_atex.types import Problem
+from lit_atex.verify import Verifier
 
 # Text made of what solutions are made of, put together by chance: most of it is broken, as strangers' solutions are.
 PIECES = [
@@ -289,13 +290,36 @@ def count(ratio: float, pieces: int) -> int:
 
 
 def to_show(solution: str, hide: bool) -> list[str]:
-    """The steps that may be shown: all, or those that end before the last step and before the first box."""
+    """The steps that may be shown: all, or those that end before the last step and before the answer is told."""
     steps = split_steps(solution)
     if not hide:
         return steps
-    end = min(box_interiors(solution), default=len(solution) + 1) - 1
-    kept = [i for i in range(len(steps)) if len("".join(steps[:i])) <= end]
-    return steps[: max(kept, default=0)]
+    end = answer_begins(solution, step_borders(solution))
+    assert end <= len("".join(steps[:-1]))
+    assert end < min(box_interiors(solution), default=len(solution) + 1)
+    return [step for i, step in enumerate(steps) if len("".join(steps[: i + 1])) <= end]
+
+
+TOLD = ["#### 42", "The answer is 42.", "**Answer: 42**", "So \\boxed{42}.", "Thus \\\\boxed{42} it is."]
+LINES = st.lists(st.sampled_from(["We add 40 and 2.", "Is it so?", "This is what was wanted.", "Take 7."]), max_size=3)
+
+
+@given(LINES, st.sampled_from(TOLD), LINES, RATIOS)
+def test_what_the_verifier_reads_is_hidden(before: list[str], told: str, after: list[str], ratio: float) -> None:
+    solution = "\n".join([*before, told, *after])
+    verifier = Verifier()
+    assert verifier.extract(solution) == "42"
+    assert reveal(solution, ratio, hide_answer=True) in ["\n".join(before[:n]) for n in range(len(before) + 1)]
+    assert verifier.extract(reveal(solution, 1.0, kind="answer_only")) == "42"
+
+
+def test_an_answer_that_is_told_twice_is_hidden_from_the_first_time_on() -> None:
+    solution = "The answer is not plain.\nThe answer is 6.\nCheck: 2 + 4.\nSo the answer is 6."
+    assert reveal(solution, 1.0, hide_answer=True) == "The answer is not plain."
+
+
+def test_sentences_without_spaces_are_steps() -> None:
+    assert split_steps("先加二。得到“五。”所以呢？答案是5。") == ["先加二。", "得到“五。”", "所以呢？", "答案是5。"]
 
 
 @pytest.mark.parametrize(
@@ -446,6 +470,7 @@ def test_fewer_numbers_are_masked_at_a_higher_ratio(solution: str, one: float, t
         ("1,000 or 1{,}000 or 3.14 or .5 or 1/2 or 10:30 or 2.5E-10", "_ or _ or _ or _ or _ or _ or _"),
         ("50% or 50\\% is \\frac{1}{2}", "_ or _ is \\frac{_}{_}"),
         ("\\boxed{24}.", "\\boxed{_}."),
+        ("x² is ½, or ①", "x_ is _, or _"),
         ("No number", "No number"),
     ],
 )

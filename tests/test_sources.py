@@ -61,7 +61,12 @@ def test_answer_is_taken_from_the_solution_or_from_its_own_column():
     assert to_problem(MATH[0], named, "math", 0)[3:] == (r"\frac{5}{6}", "math", "2")
     assert to_problem(MATH[0], named, "math", 0).id == "test/prealgebra/1.json"
     assert to_problem(GSM8K[0], Columns("question", "answer"), "gsm8k", 3).answer == "72"
+    assert to_problem(GSM8K[0], Columns("question", "answer", "answer"), "gsm8k", 3).answer == "72"
+    matrix = {"problem": "q", "solution": "s", "answer": "1 &\n2"}
+    assert to_problem(matrix, Columns(answer="answer"), "x", 0).answer == "1 &\n2"  # lines alone are no solution
     assert to_problem({"problem": "q", "solution": "So the answer is 5."}, plain, "x", 0).answer == "5"
+    missing = {"problem": "q", "solution": "So the answer is 5.", "answer": float("nan")}
+    assert to_problem(missing, Columns(answer="answer"), "x", 0).reason == "no answer"
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,16 @@ def test_a_wrapper_that_does_not_switch_the_adapter_off_is_refused(tmp_path, tra
         Frozen().attach(Wrapper(student))
 
 
+def test_a_layer_that_does_not_listen_is_found(tmp_path):
+    """The trained values must not matter with the adapter off; that none has a gradient there hides nothing."""
+    student = lora_student(tmp_path)
+    layer = next(m for n, m in student.named_modules() if n.endswith("down_proj"))
+    own, adapter = layer.base_layer, [next(iter(part.values())) for part in (layer.lora_A, layer.lora_B)]
+    layer.forward = lambda x: own(x) + adapter[1](adapter[0](x))
+    with pytest.raises(ValueError, match="switching the adapter off"):
+        Frozen().attach(student)
+
+
 def test_adapters_that_train_biases_of_the_base_model_are_refused(tmp_path):
     """With the adapter off such a bias stays: the teacher would move with the student."""
     student = lora_student(tmp_path)
