@@ -11,9 +11,6 @@ from typing import Any, Literal
 from lit_atex.exposure import Credit, Exposure, TrainingState, in_order
 from lit_atex.types import StepFeedback
 
-MAX_HELD = 100_000
-"""Problems whose exposure is remembered within a window; a window may be a pass over a stream without an end."""
-
 
 def _positive(name: str, value: float) -> float:
     if not 0 < value < math.inf:
@@ -45,45 +42,19 @@ class CompetenceBased(Exposure):
         """
         self.per, self.shape = per, _positive("shape", shape)
         self.floor, self.ceiling = in_order("floor", floor, "ceiling", ceiling)
-        self._ratio: float | None = None
-        self._held: dict[str, float] = {}
-
-    def begin_window(self, state: TrainingState, progress: float | None) -> list[Credit]:
-        """Read the competence over all; forget what each problem was shown in the window before."""
-        self._ratio, self._held = self._map(state), {}
-        return []
 
     def ratios(self, state: TrainingState) -> list[float]:
-        """The window's ratio; or each problem's, which it keeps if it comes again in the window."""
-        if self.per == "all":
-            assert self._ratio is not None, "begin_window comes first"
-            return [self._ratio] * len(state.problem_ids)
-        held = self._held
-        return [held[p] if p in held else self._map(state, x, p) for p, x in zip(state.problem_ids, state.levels)]
-
-    def update(self, feedback: StepFeedback) -> None:
-        """Keep what the problems of all ranks were shown; within a step nothing changes anyway."""
-        if self.per == "problem":
-            for problem, ratio in zip(feedback.problem_ids, feedback.exposures):
-                self._held.setdefault(problem, ratio)
-            while len(self._held) > MAX_HELD:
-                del self._held[next(iter(self._held))]
-
-    def _map(self, state: TrainingState, level: str | None = None, problem: str | None = None) -> float:
+        """The competence as the window opened, mapped: over all, or of each problem."""
         if state.competence is None:
             raise ValueError("exposure.strategy CompetenceBased reads competence: add a CompetenceEstimator callback.")
-        share = (1 - state.competence.mean(level, problem)) ** self.shape
-        return min(max(self.floor + (self.ceiling - self.floor) * share, self.floor), self.ceiling)
+        if self.per == "all":
+            return [self._map(state.competence.mean())] * len(state.problem_ids)
+        keys = zip(state.levels, state.problem_ids)
+        return [self._map(state.competence.mean(level=level, problem=problem)) for level, problem in keys]
 
-    def state_dict(self) -> dict[str, Any]:
-        """What the open window has decided."""
-        return {"ratio": self._ratio, "held": dict(self._held)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put it back, within floor and ceiling as they are now."""
-        ratio, within = state["ratio"], lambda x: min(max(x, self.floor), self.ceiling)
-        self._ratio = None if ratio is None else within(ratio)
-        self._held = {problem: within(x) for problem, x in state["held"].items()}
+    def _map(self, success: float) -> float:
+        ratio = self.floor + (self.ceiling - self.floor) * (1 - success) ** self.shape
+        return min(max(ratio, self.floor), self.ceiling)
 
 
 class MismatchTarget(Exposure):

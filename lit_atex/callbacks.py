@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -14,9 +13,10 @@ import lightning.pytorch as pl
 import torch
 
 from lit_atex import whole
+from lit_atex.competence import Competence
 from lit_atex.estimator import CompetenceEstimator
 from lit_atex.exposure import Credit, Exposure, TrainingState
-from lit_atex.measures import ProgressMeasure, RolloutAccuracy
+from lit_atex.measures import ProgressMeasure, RolloutAccuracy, digest_of, probe_of
 from lit_atex.metrics_csv import tensorboard
 from lit_atex.module import SelfDistillation
 from lit_atex.report import with_bars
@@ -52,6 +52,8 @@ class ExposureControl(pl.Callback):
         self._probed: str | None = None  # which problems progress is measured on
         self._epoch_began = (0, 0)  # (epoch, its first optimizer step)
         self._window = -1  # first optimizer step of the open window
+        self._competence: Competence | None = None  # as it opened
+        self._resumed: dict[str, Any] | None = None  # its state, in the midst of a window that goes on
         self._step_seconds = self._probe_seconds = self._last_probe = 0.0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -79,13 +81,13 @@ class ExposureControl(pl.Callback):
                 "%s has an `update` but no `state_dict`: if this run is resumed, what it has learned is lost.",
                 kind.__name__,
             )
-        if self.strategy.needs_progress and self.progress.needs_probe and not _probe(trainer):
+        if self.strategy.needs_progress and self.progress.needs_probe and not probe_of(trainer):
             raise ValueError(
                 f"exposure.progress ({type(self.progress).__name__}) reads a probe: set data.probe to a small held-out "
                 "source, or choose lit_atex.measures.RolloutAccuracy."
             )
         if self.strategy.needs_progress and self.progress.needs_probe:
-            then, self._probed = self._probed, digest_of(_probe(trainer))
+            then, self._probed = self._probed, digest_of(probe_of(trainer))
             if then not in (None, self._probed):
                 raise ValueError(
                     "--resume: data.probe holds other problems than as this run began, and progress is not to be "
@@ -101,14 +103,19 @@ class ExposureControl(pl.Callback):
             self._epoch_began = (trainer.current_epoch, step)
         steps = trainer.estimated_stepping_batches if trainer.max_steps < 0 else trainer.max_steps
         window = self._epoch_began[1] if self.hold == "epoch" else step - step % self.hold
-        competence = next((c.competence for c in trainer.callbacks if isinstance(c, CompetenceEstimator)), None)  # type: ignore[attr-defined]
+        now = next((c.competence for c in trainer.callbacks if isinstance(c, CompetenceEstimator)), None)  # type: ignore[attr-defined]
+        if now is not None and (window != self._window or self._competence is None):
+            # Within a step nothing is counted; over several a copy holds still.
+            self._competence = now if self.hold == 1 else now.frozen()
+            if window == self._window and self._resumed is not None:
+                self._competence.load_state_dict(self._resumed)
         state = TrainingState(
             step=window,
             max_steps=int(steps) if math.isfinite(steps) else 0,
             epoch=trainer.current_epoch,
             problem_ids=[p.id for p in batch],
             levels=[p.level for p in batch],
-            competence=competence,
+            competence=self._competence,
         )
         if window != self._window:
             self._window = window
@@ -161,7 +168,7 @@ class ExposureControl(pl.Callback):
         if not self.strategy.needs_progress:
             return None
         began = time.perf_counter()
-        progress = self.progress.read(module, _probe(trainer)[trainer.global_rank :: trainer.world_size])
+        progress = self.progress.read(module, probe_of(trainer)[trainer.global_rank :: trainer.world_size])
         self._last_probe = time.perf_counter() - began
         self._probe_seconds += self._last_probe
         return progress
@@ -187,6 +194,7 @@ class ExposureControl(pl.Callback):
             "probe": self._probed,
             "epoch_began": self._epoch_began,
             "window": self._window,
+            "competence": self._competence.state_dict() if self._competence is not None and self.hold != 1 else None,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -206,20 +214,10 @@ class ExposureControl(pl.Callback):
         self._probed = state_dict["probe"]
         self._epoch_began = tuple(state_dict["epoch_began"])
         self._window = state_dict["window"]
+        self._resumed = state_dict["competence"]
 
     def _kinds(self) -> list[str]:
         return [f"{type(x).__module__}.{type(x).__qualname__}" for x in (self.strategy, self.progress)]
-
-
-def digest_of(problems: list[Problem]) -> str:
-    """Tells one list of problems from another."""
-    told = json.dumps([[p.source, p.id, p.question, p.solution] for p in problems])
-    return hashlib.sha256(told.encode()).hexdigest()
-
-
-def _probe(trainer: pl.Trainer) -> list[Problem]:
-    """The probe of the run's data module; empty without one."""
-    return getattr(getattr(trainer, "datamodule", None), "probe_problems", [])
 
 
 class SampleLog(pl.Callback):

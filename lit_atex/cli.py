@@ -176,6 +176,8 @@ class Cli(LightningCLI):
             config.ckpt_path = "last"
         self.run_folder = Path(config.run) if config.run else default_run(config)
         checkpoint = find_checkpoint(self.run_folder, config.ckpt_path)
+        if config.resume and self.subcommand == "fit" and checkpoint is None:
+            log.warning("--resume: no checkpoint in %s: the run begins at step 0", self.run_folder / "checkpoints")
         check_format(checkpoint, self.subcommand == "fit")
         if self.subcommand == "fit":
             if rank_zero_only.rank == 0:  # type: ignore[attr-defined]

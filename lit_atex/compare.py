@@ -155,7 +155,8 @@ def evaluation_of(a: Path, b: Path) -> str:
             f"{run} {'has ' + ' and '.join(known) if known else 'has none' if run.is_dir() else 'is no folder'}"
         )
     raise ValueError(
-        f"nothing to compare: both need an evaluation of the same kind by `lit-atex evaluate`; {', '.join(told)}."
+        f"nothing to compare: both need an evaluation by itself, as by `lit-atex evaluate RUN --run DIR` (with "
+        f"--validation of the validation sets), and of the same kind; {', '.join(told)}."
     )
 
 

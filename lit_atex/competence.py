@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -129,13 +130,15 @@ class Competence:
         settled = self._levels[level].settled
         self._levels[level].settled = [settled[0] + successes, settled[1] + failures]
 
-    def posterior(self, level: str | None = None, problem: str | None = None) -> tuple[float, float]:
+    def posterior(self, *, level: str | None = None, problem: str | None = None) -> tuple[float, float]:
         """The two parameters of the Beta distribution of a success rate.
 
         Args:
-            level: A level label, or None for all.
+            level: A level label, or None for all; of a problem that is kept, its own.
             problem: The id of a problem of that level, kept or not, or None for the level as a whole.
         """
+        if level is None and problem is not None and problem in self._problems:
+            level = self._problems[problem][0]
         prior = self.tally(level).posterior()
         return prior if problem is None else self._of_problem(problem, prior)
 
@@ -144,9 +147,9 @@ class Competence:
         _, successes, failures = self._problems.get(problem, ("", 0.0, 0.0))
         return weight * prior[0] + successes, weight * prior[1] + failures
 
-    def mean(self, level: str | None = None, problem: str | None = None) -> float:
+    def mean(self, *, level: str | None = None, problem: str | None = None) -> float:
         """Posterior mean success, in (0, 1); 0.5 with no data. The arguments are those of `posterior`."""
-        a, b = self.posterior(level, problem)
+        a, b = self.posterior(level=level, problem=problem)
         return a / (a + b)
 
     def means(self) -> list[float]:
@@ -156,7 +159,7 @@ class Competence:
         return [a / (a + b) for a, b in found]
 
     def interval(
-        self, level: str | None = None, problem: str | None = None, share: float = 0.95
+        self, *, level: str | None = None, problem: str | None = None, share: float = 0.95
     ) -> tuple[float, float]:
         """Equal-tailed posterior interval. It takes the student's rate as constant over what is remembered.
 
@@ -165,7 +168,7 @@ class Competence:
             problem: As in `posterior`.
             share: Probability inside the interval, in (0, 1).
         """
-        return beta_interval(*self.posterior(level, problem), share)
+        return beta_interval(*self.posterior(level=level, problem=problem), share)
 
     def levels(self) -> list[str]:
         """The labels seen so far."""
@@ -184,6 +187,12 @@ class Competence:
     def problems(self) -> Iterator[tuple[str, str]]:
         """Level and id of each problem that is kept, the least recently seen first."""
         return ((level, problem) for problem, (level, _, _) in self._problems.items())
+
+    def frozen(self) -> Competence:
+        """A copy, which does not move as this one goes on counting."""
+        one = Competence(self.decay, self.visit_decay, self.prior_weight, self.max_problems)
+        one._all, one._levels, one._problems = deepcopy(self._all), deepcopy(self._levels), self._problems.copy()
+        return one
 
     def state_dict(self) -> dict[str, Any]:
         """Everything counted, as plain data; the order of the problems is part of it."""

@@ -50,7 +50,7 @@ class CompetenceEstimator(pl.Callback):
         low, high = self.competence.interval()
         scalars = {"running": self.competence.mean(), "running_low": low, "running_high": high}
         levels = self.competence.levels()
-        scalars |= {f"running_level_{x}": self.competence.mean(x) for x in levels if len(levels) > 1}
+        scalars |= {f"running_level_{x}": self.competence.mean(level=x) for x in levels if len(levels) > 1}
         pl_module.step_log.add(trainer, {f"competence/{name}": value for name, value in scalars.items()})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -9,6 +9,7 @@ import argparse
 import atexit
 import contextlib
 import datetime
+import difflib
 import json
 import os
 from collections.abc import Sequence
@@ -55,7 +56,11 @@ def find_config(name: str, folder: str = "") -> Path:
     if not shipped.is_file():
         known = sorted(str(p.relative_to(configs() / folder))[:-5] for p in (configs() / folder).rglob("*.yaml"))
         known = [name for name in known if not name.startswith("ablations/")]  # grids of configs
-        raise ValueError(f"there is no config {name!r}: give a YAML file, or one of {', '.join(known)}.")
+        near = difflib.get_close_matches(name.removesuffix(".yaml"), known, 1, 0.7)
+        if near:
+            raise ValueError(f"there is no config {name!r}. Is it {near[0]}? Or give a YAML file.")
+        what = "grid" if folder == "ablations" else "config"
+        raise ValueError(f"there is no {what} {name!r}: give a YAML file, or one of {', '.join(known)}.")
     return shipped
 
 

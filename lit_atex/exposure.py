@@ -22,7 +22,8 @@ class TrainingState(NamedTuple):
         epoch: Passes over the training source done.
         problem_ids: The problems of the coming batch.
         levels: Their level labels.
-        competence: The running estimate of the student's success, read only; None without a `CompetenceEstimator`.
+        competence: The estimate of the student's success as the window opened, read only; None without a
+            `CompetenceEstimator`.
     """
 
     step: int

@@ -6,9 +6,12 @@ evaluation; each rank reads its share of it, and the sums are reduced, so every 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from typing import Any, TypeVar
 
+import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 
@@ -218,3 +221,14 @@ def _of_all_ranks(mine: T) -> list[T]:
     found = [mine] * dist.get_world_size()
     dist.all_gather_object(found, mine)
     return found
+
+
+def digest_of(problems: list[Problem]) -> str:
+    """Tells one list of problems from another."""
+    told = json.dumps([[p.source, p.id, p.question, p.solution] for p in problems])
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def probe_of(trainer: pl.Trainer) -> list[Problem]:
+    """The probe of the run's data module; empty without one."""
+    return getattr(getattr(trainer, "datamodule", None), "probe_problems", [])

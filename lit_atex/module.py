@@ -145,8 +145,8 @@ class SelfDistillation(Solver):
             The sum of the divergence over this micro-batch's completion tokens. `on_before_optimizer_step` divides the
             gradient by the tokens of the whole optimizer step, which are known only then.
         """
-        draws = seeded(self.seed, "dropout", self.global_step, self.global_rank, batch_idx)
-        torch.manual_seed(int(draws.integers(2**63)))
+        dropout = seeded(self.seed, "dropout", self.global_step, self.global_rank, batch_idx).integers(2**63)
+        torch.manual_seed(int(dropout))
         ratios = self.exposure if isinstance(self.exposure, list) else [self.exposure] * len(problems)
         assert len(ratios) == len(problems), "module.exposure must have one ratio per problem"
         self._seconds = {}
@@ -165,7 +165,6 @@ class SelfDistillation(Solver):
         with self._timed("verify"):
             completions = self.decode(rollouts)
             verdicts = self.verifier.verify(completions, [p.answer for p in problems for _ in range(self.samples)])
-
         values = tokens.value.detach()
         self.seen = Seen(problems, prompts, teacher_prompts, ratios, rollouts, completions, verdicts, values)
         names = ("mismatch", "student_entropy", "teacher_entropy", "clipped", "negative")
@@ -193,7 +192,8 @@ class SelfDistillation(Solver):
             return Rollouts.nothing(0, self.device)
         if self.completions != "student":
             end = self.end_ids[0] if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
-            return references(problems, self.samples, self.tokenizer, end, self.sampling.max_new_tokens, self.device)
+            solutions = [self.prompts.solution(p, self.tokenizer) for p in problems]
+            return references(solutions, self.samples, end, self.sampling.max_new_tokens, self.device)
         try:
             return self.engine.generate(self.student, prompts, self.samples, self.sampling, self.end_ids, generators)
         except FloatingPointError as error:  # the step will be skipped: nothing is scored

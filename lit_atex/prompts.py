@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from lit_atex.reveal import KINDS, MARK, Kind, borrow, joined, material
+from lit_atex.reveal import MARK, borrow, joined, kind_of, material
 from lit_atex.steps import keep_whole, step_borders
 from lit_atex.types import Problem
 
@@ -51,13 +51,13 @@ class PromptStyle:
 
     def __init__(
         self,
-        student: str = STUDENT_TEMPLATE,
-        teacher: str = TEACHER_TEMPLATE,
+        student: str | None = None,
+        teacher: str | None = None,
         system: str | None = None,
         student_thinking: bool | None = None,
         teacher_thinking: bool | None = None,
         eval_thinking: bool | None = None,
-        hint: Kind = "prefix",
+        hint: str = "prefix",
         mark: str = MARK,
         unit: Literal["step", "token"] = "step",
         hide_answer: bool = False,
@@ -67,20 +67,21 @@ class PromptStyle:
         """Check the templates.
 
         Args:
-            student: User message of the student (and of evaluation); holds `{question}`.
-            teacher: User message of the teacher; holds `{question}` and `{hint}`. With an empty hint it is not used:
-                the teacher then sees the student's prompt.
+            student: User message of the student (and of evaluation); holds `{question}`. None: one for chat models.
+            teacher: User message of the teacher; holds `{question}` and `{hint}`; None: one for chat models. With an
+                empty hint it is not used: the teacher then sees the student's prompt.
             system: System message of both; None: none is given, and the chat template may insert its own.
             student_thinking: The chat template's `enable_thinking` for rollouts; None: the template's own default.
             teacher_thinking: The same for the teacher's prompt.
             eval_thinking: The same for validation, test and predict.
             hint: What a hint shows of the solution: its first steps (prefix), its last (suffix), some here and there
                 (scattered), its first steps and the others without their numbers (masked), the step with the answer
-                (answer_only), nothing (none), or the first steps of another problem of the batch (other).
+                (answer_only), nothing (none), the first steps of another problem of the batch (other), or what a
+                function of your own makes of them: its dotted path, "my_hints.every_second" (`reveal.py`).
             mark: What stands for a gap of a scattered hint and for a number of a masked one; known to the tokenizer.
             unit: Hints are cut at borders of steps or of tokens.
             hide_answer: Never show the step that holds the answer, even at exposure 1: the last one, or from the first
-                one with a box on.
+                one on that tells it (a box, ####, "the answer is").
             max_prompt_tokens: A problem whose student prompt is longer is skipped and counted.
             max_teacher_tokens: A teacher prompt that would be longer loses the hint's last steps (a suffix its first),
                 and is counted.
@@ -89,6 +90,8 @@ class PromptStyle:
             ValueError: If a template lacks a field, the teacher's limit is below the student's, or a hint of this kind
                 is not cut at tokens.
         """
+        student = STUDENT_TEMPLATE if student is None else student
+        teacher = TEACHER_TEMPLATE if teacher is None else teacher
         if "{question}" not in student:
             raise ValueError("prompts.student must contain {question}.")
         if "{question}" not in teacher or "{hint}" not in teacher:
@@ -107,6 +110,7 @@ class PromptStyle:
             eval_thinking,
         )
         self.hint, self.mark, self.unit, self.hide_answer = hint, mark, unit, hide_answer
+        self._kind = kind_of(hint)
         self.max_prompt_tokens, self.max_teacher_tokens = max_prompt_tokens, max_teacher_tokens
 
     def student(self, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -147,7 +151,7 @@ class PromptStyle:
             if alone := [p.id for p, m in zip(problems, given) if not m.other]:
                 log.warning("prompts.hint: other: no other problem in the batch, so nothing to show for: %s", alone)
         limit = self.max_teacher_tokens if room is None else min(self.max_teacher_tokens, room)
-        parts = [KINDS[self.hint](m, ratio) for m, ratio in zip(given, ratios)]
+        parts = [self._kind(m, ratio) for m, ratio in zip(given, ratios)]
         return [self._fitting(p, shown, tokenizer, limit) for p, shown in zip(problems, parts)]
 
     def _fitting(

@@ -188,8 +188,8 @@ def competence_table(title: str, competence: Competence) -> str:
             name,
             str(tally.problems),
             str(tally.rollouts),
-            f"{competence.mean(level):.3f}",
-            interval_text(competence.interval(level)),
+            f"{competence.mean(level=level):.3f}",
+            interval_text(competence.interval(level=level)),
             *(f"{shares[v]:.3f}" for v in (Verdict.WRONG, Verdict.UNPARSED, Verdict.TIMEOUT)),
         )
     return _render(table)

@@ -11,8 +11,9 @@ the hint in parts, so that a hint that is too long can lose some of them. For ea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from lit_atex.steps import answer_begins, answer_step, mask_numbers, step_borders
 from lit_atex.types import Problem, seeded
@@ -42,7 +43,7 @@ def material(solution: str, borders: list[int] | None = None, hide_answer: bool 
     Args:
         solution: Reference solution.
         borders: Where pieces end (see `steps.keep_whole`); the solution's steps if None.
-        hide_answer: Leave out the solution's last step, and the step with the first `\boxed{...}` and what follows.
+        hide_answer: Leave out the solution's last step, and the step that first tells the answer and what follows.
         mark: What stands where something is left out.
     """
     steps = step_borders(solution)
@@ -170,11 +171,31 @@ def other(of: Material, ratio: float) -> list[str]:
     return of.other[:count] if own else []
 
 
-Kind = Literal["prefix", "suffix", "scattered", "masked", "answer_only", "none", "other"]
+Kind = Callable[[Material, float], list[str]]
 
-KINDS: dict[str, Callable[[Material, float], list[str]]] = {
-    kind.__name__: kind for kind in (prefix, suffix, scattered, masked, answer_only, none, other)
-}
+KINDS: dict[str, Kind] = {kind.__name__: kind for kind in (prefix, suffix, scattered, masked, answer_only, none, other)}
+
+
+def kind_of(name: str) -> Kind:
+    """The kind of a name of KINDS, or a function of the user's by its dotted path.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name in KINDS:
+        return KINDS[name]
+    module, _, function = name.rpartition(".")
+    try:
+        found = getattr(import_module(module), function) if module else None
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"prompts.hint: {name} could not be imported: {error}.") from error
+    if not callable(found):
+        raise ValueError(
+            f"prompts.hint: {name!r} is none of {', '.join(KINDS)}, nor the dotted path of a function of your own, "
+            "which takes what these take (lit_atex/reveal.py)."
+        )
+    kind: Kind = found
+    return kind
 
 
 def joined(parts: list[str]) -> str:
@@ -183,7 +204,7 @@ def joined(parts: list[str]) -> str:
 
 
 def reveal(
-    solution: str, ratio: float, borders: list[int] | None = None, hide_answer: bool = False, kind: Kind = "prefix"
+    solution: str, ratio: float, borders: list[int] | None = None, hide_answer: bool = False, kind: str = "prefix"
 ) -> str:
     """The hint as text; the arguments are those of `material` and of the kinds. "other" needs a batch: see `borrow`."""
-    return joined(KINDS[kind](material(solution, borders, hide_answer), ratio))
+    return joined(kind_of(kind)(material(solution, borders, hide_answer), ratio))

@@ -87,6 +87,16 @@ class Solver(pl.LightningModule):
         """Make one set of metrics per validation or test set of the data module."""
         if stage == "fit" and self.eval_exposure > 0:
             raise ValueError("model.eval_exposure must be 0 in fit: validation measures the student, who sees no hint.")
+        if stage == "fit" and (precision := str(self.trainer.precision)) not in ("32-true", "bf16-mixed", "16-mixed"):
+            raise ValueError(
+                f"trainer.precision: {precision} would convert the student and not its teacher: leave it out and set "
+                "model.student.init_args.dtype to bfloat16 (or what it is to be), or take bf16-mixed."
+            )
+        if type(self.trainer.strategy).__name__ in ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"):
+            raise ValueError(
+                "trainer.strategy: sharded parameters are not supported, as ranks make unequal numbers of forward "
+                "passes while they sample: take ddp, or one device."
+            )
         data: Any = getattr(self.trainer, "datamodule", None)
         names = getattr(data, "test_names" if stage in ("test", "predict") else "validation_names", [])
         self.evaluation.begin(list(names), self.eval_samples)
@@ -102,7 +112,9 @@ class Solver(pl.LightningModule):
             prompts = [self.prompts.evaluation(p, self.tokenizer) for p in problems]
             return prompts, min(self.prompts.max_prompt_tokens, self.eval_room)
         shown = self.prompts.teachers(problems, [exposure] * len(problems), self.tokenizer, self.eval_room)
-        return [prompt.ids for prompt in shown], min(self.prompts.max_teacher_tokens, self.eval_room)
+        # A hint that rounds to nothing leaves the student's prompt; here that is the one it is evaluated with.
+        given = [t.ids if t.hint else self.prompts.evaluation(p, self.tokenizer) for p, t in zip(problems, shown)]
+        return given, min(self.prompts.max_teacher_tokens, self.eval_room)
 
     def answer(
         self, problems: list[Problem], samples: int | None = None, exposure: float = 0.0, purpose: str = "evaluate"

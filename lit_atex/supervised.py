@@ -7,17 +7,12 @@ teacher's prompt (`model.completions: hinted_reference`) they teach a model to u
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lit_atex.divergence import Divergence, Entries, Ids, Values
-from lit_atex.prompts import PromptStyle
-from lit_atex.types import Problem, Rollouts
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from lit_atex.types import Rollouts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +27,9 @@ class NegativeLogLikelihood(Divergence):
         return value, torch.zeros_like(value)
 
 
-def references(
-    problems: list[Problem],
-    samples: int,
-    tokenizer: PreTrainedTokenizerBase,
-    end: int,
-    limit: int,
-    device: torch.device,
-) -> Rollouts:
-    """The reference solutions as completions, `samples` of each, with the end token; cut at `limit` tokens."""
-    rows = [[*PromptStyle.solution(p, tokenizer), end][:limit] for p in problems for _ in range(samples)]
+def references(solutions: list[list[int]], samples: int, end: int, limit: int, device: torch.device) -> Rollouts:
+    """The token ids of reference solutions as completions, `samples` of each, with the end token; cut at `limit`."""
+    rows = [[*ids, end][:limit] for ids in solutions for _ in range(samples)]
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for row, given in zip(ids, rows):
         row[: len(given)] = torch.tensor(given, dtype=torch.long)

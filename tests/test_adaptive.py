@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_atex import adaptive
 from lit_atex.adaptive import CompetenceBased, MismatchTarget
 from lit_atex.competence import Competence
 from lit_atex.exposure import Exposure, TrainingState
@@ -92,7 +91,7 @@ def test_a_solved_problem_is_shown_less_than_a_failed_one() -> None:
         competence.update(feedback("ac", "a"))  # both of level 0
     solved, failed, new = mapped(CompetenceBased("problem"), competence, "ace")
     assert solved < new < failed
-    assert new == pytest.approx(1 - competence.mean("0"))  # its level's prior
+    assert new == pytest.approx(1 - competence.mean(level="0"))  # its level's prior
     assert len(set(mapped(CompetenceBased("all"), competence, "ace"))) == 1
 
 
@@ -102,49 +101,6 @@ def test_levels_tell_new_problems_apart() -> None:
     easy, hard = mapped(CompetenceBased("problem"), competence, "cd")
     assert easy == pytest.approx(1 / 6)
     assert hard == pytest.approx(5 / 6)
-
-
-@pytest.mark.parametrize("per", ["all", "problem"])
-def test_a_decision_holds_until_the_next_window(per: str) -> None:
-    rule, competence = CompetenceBased(per), Competence()
-    first = mapped(rule, competence, "ab")
-    told = feedback("ab", "ab", shown=first)
-    competence.update(told)
-    rule.update(told)
-    assert rule.ratios(state("ab", competence)) == first
-    assert rule.ratios(state("ba", competence)) == first[::-1]
-    rule.begin_window(state("ab", competence), None)
-    assert rule.ratios(state("ab", competence)) != first
-
-
-def test_a_problem_first_met_in_the_midst_of_a_window_is_judged_by_what_is_known_then() -> None:
-    rule, competence = CompetenceBased("problem"), Competence()
-    told = feedback("a", "a", shown=mapped(rule, competence, "a"))
-    competence.update(told)
-    rule.update(told)
-    assert rule.ratios(state("ac", competence)) == pytest.approx([0.5, 1 / 6])
-
-
-def test_every_rank_remembers_what_all_ranks_have_shown() -> None:
-    """Rank 1 never asked about rank 0's problem; after a resume it may come to it."""
-    competence = Competence()
-    ranks = [CompetenceBased("problem"), CompetenceBased("problem")]
-    shown = [mapped(rule, competence, name)[0] for rule, name in zip(ranks, "ab")]
-    told = feedback("ab", "ab", shown=shown)
-    competence.update(told)
-    for rule in ranks:
-        rule.update(told)
-    assert ranks[0].state_dict() == ranks[1].state_dict()
-    assert ranks[0].ratios(state("ab", competence)) == ranks[1].ratios(state("ab", competence)) == shown
-
-
-def test_a_window_without_an_end_keeps_a_bounded_memory(monkeypatch) -> None:
-    monkeypatch.setattr(adaptive, "MAX_HELD", 10)
-    rule = CompetenceBased("problem")
-    mapped(rule, Competence(), "a")
-    for i in range(50):
-        rule.update(feedback()._replace(problem_ids=[f"p{i}"], exposures=[i / 50]))
-    assert list(rule.state_dict()["held"]) == [f"p{i}" for i in range(40, 50)]
 
 
 @settings(deadline=None, max_examples=50)
@@ -175,7 +131,7 @@ def test_competence_based_exposure_keeps_to_its_bounds(
 
 def test_without_an_estimate_it_says_what_is_missing() -> None:
     with pytest.raises(ValueError, match="add a CompetenceEstimator"):
-        CompetenceBased().begin_window(state(), None)
+        CompetenceBased().ratios(state("a", None))
 
 
 # MismatchTarget

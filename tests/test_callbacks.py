@@ -65,6 +65,21 @@ def test_a_decision_is_held_for_an_epoch(tmp_path):
     assert column(tmp_path, "epoch") == [0, 0, 1, 1, 2, 2]
 
 
+class ByCompetence(Exposure):
+    """Asks at each batch."""
+
+    def ratios(self, state):
+        return [state.competence.mean(level=level, problem=p) for level, p in zip(state.levels, state.problem_ids)]
+
+
+def test_competence_holds_still_within_a_window(tmp_path):
+    fit(tmp_path, "--exposure.strategy", f"{__name__}.ByCompetence", "--exposure.hold", "3")
+    found = column(tmp_path, "exposure/ratio")
+    assert found[:3] == [0.5] * 3
+    assert len(set(found)) == 2
+    assert len(set(column(tmp_path, "competence/running"))) == 6
+
+
 @pytest.mark.slow
 def test_a_window_outlives_a_stop(tmp_path):
     words = [*RANDOM, *EPOCHS_OF_TWO_BATCHES, "--exposure.hold", "epoch"]

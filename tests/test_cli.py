@@ -212,6 +212,12 @@ def test_resuming_what_cannot_be_resumed(tmp_path, monkeypatch, command, words, 
     assert told in message
 
 
+def test_resuming_nothing_says_that_it_begins_at_the_start(tmp_path, caplog):
+    main(["fit", *TINY, "--run", str(tmp_path / "misspelt"), "--resume", "--trainer.max_steps", "1"])
+    assert "--resume: no checkpoint in" in caplog.text
+    assert "begins at step 0" in caplog.text
+
+
 def test_evaluating_a_checkpoint_that_is_not_there(tmp_path):
     message = leave("test", *TINY, "--run", str(tmp_path), "--ckpt_path", "last")
     assert f"there is no checkpoint in {tmp_path}/checkpoints" in message

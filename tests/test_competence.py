@@ -71,8 +71,8 @@ def test_counts_are_those_of_the_whole_history(history: list, decay: float) -> N
     assert set(competence.levels()) == levels
     assert len(competence.levels()) == len(levels)
     for level in [None, *levels, "never seen"]:
-        assert competence.mean(level) == pytest.approx(by_the_book(history, decay, level))
-        assert 0 < competence.mean(level) < 1
+        assert competence.mean(level=level) == pytest.approx(by_the_book(history, decay, level))
+        assert 0 < competence.mean(level=level) < 1
 
 
 def test_by_hand() -> None:
@@ -81,11 +81,11 @@ def test_by_hand() -> None:
     assert competence.levels() == []
     competence.update(feedback([("p1", [RIGHT, RIGHT]), ("p2", [WRONG, RIGHT])]))
     assert competence.mean() == (3 + 1) / (4 + 2)
-    assert competence.mean("1") == 3 / 4
-    assert competence.mean("2") == 2 / 4
+    assert competence.mean(level="1") == 3 / 4
+    assert competence.mean(level="2") == 2 / 4
     competence.update(feedback([("p1", [WRONG])]))
     assert competence.mean() == (1.5 + 1) / (3 + 2)
-    assert competence.mean("2") == (0.5 + 1) / (1 + 2)
+    assert competence.mean(level="2") == (0.5 + 1) / (1 + 2)
     competence.update(feedback([]))  # a step without problems forgets too
     assert competence.mean() == (0.75 + 1) / (1.5 + 2)
 
@@ -130,19 +130,19 @@ def test_a_problem_is_a_posterior_whose_prior_is_its_level(
             successes += visits**age * verdicts.count(RIGHT)
             failures += visits**age * (len(verdicts) - verdicts.count(RIGHT))
         expected = (weight * prior + successes) / (weight + successes + failures)
-        assert competence.mean(level, problem) == pytest.approx(expected)
-        low, high = competence.interval(level, problem)
+        assert competence.mean(level=level, problem=problem) == pytest.approx(expected)
+        low, high = competence.interval(level=level, problem=problem)
         assert 0 <= low < high <= 1
 
 
 def test_a_new_problem_starts_from_its_levels_mean() -> None:
     competence = told([[("p1", [RIGHT] * 3), ("p2", [WRONG] * 3)]])
-    assert competence.mean("1", "new") == pytest.approx(competence.mean("1")) == 4 / 5
-    assert competence.mean("2", "new") == pytest.approx(competence.mean("2")) == 1 / 5
-    assert competence.mean("unheard of", "new") == 0.5
-    assert competence.mean("1", "new") < competence.mean("1", "p1")
+    assert competence.mean(level="1", problem="new") == pytest.approx(competence.mean(level="1")) == 4 / 5
+    assert competence.mean(level="2", problem="new") == pytest.approx(competence.mean(level="2")) == 1 / 5
+    assert competence.mean(level="unheard of", problem="new") == 0.5
+    assert competence.mean(level="1", problem="new") < competence.mean(level="1", problem="p1")
     # Two rollouts of prior and three of its own.
-    assert competence.mean("1", "p1") == pytest.approx((2 * 0.8 + 3) / 5)
+    assert competence.mean(level="1", problem="p1") == pytest.approx((2 * 0.8 + 3) / 5)
 
 
 # Bounded memory
@@ -168,8 +168,8 @@ def test_what_makes_room_is_kept_by_its_level(history: list, decay: float, visit
         successes, failures = settled[level]
         prior = (successes + 1) / (successes + failures + 2)
         # The prior of a level weighs two rollouts, however many have settled.
-        a, b = Competence.posterior(told(history, decay), level)  # the same, with nothing settled: Beta(1, 1)
-        assert competence.posterior(level) == pytest.approx((a - 1 + 2 * prior, b - 1 + 2 * (1 - prior)))
+        a, b = told(history, decay).posterior(level=level)  # the same, with nothing settled: Beta(1, 1)
+        assert competence.posterior(level=level) == pytest.approx((a - 1 + 2 * prior, b - 1 + 2 * (1 - prior)))
 
 
 @settings(deadline=None, max_examples=50)
@@ -178,18 +178,20 @@ def test_the_counts_of_a_level_are_conserved(history: list, most: int) -> None:
     """Without forgetting, kept and settled are all the rollouts that there were, however little is kept."""
     competence = told(history, 1.0, 1.0, 1.0, most)
     for level in set(NAMES.values()):
-        a, b = competence.posterior(level)
+        a, b = competence.posterior(level=level)
         counts = list(competence.tally(level).settled)
         for its_level, name in competence.problems():
             if its_level == level:
-                own = competence.posterior(level, name)
+                own = competence.posterior(level=level, problem=name)
                 counts[0] += own[0] - a / (a + b)
                 counts[1] += own[1] - b / (a + b)
         verdicts = [v for problems in history for name, vs in problems if NAMES[name] == level for v in vs]
         assert counts == pytest.approx([verdicts.count(RIGHT), len(verdicts) - verdicts.count(RIGHT)], abs=1e-9)
         assert competence.tally(level).rollouts == len(verdicts)
     assert competence.tally().rollouts == sum(len(vs) for problems in history for _, vs in problems)
-    assert competence.means() == [competence.mean(*key) for key in competence.problems()]
+    assert competence.means() == [
+        competence.mean(level=level, problem=problem) for level, problem in competence.problems()
+    ]
 
 
 def test_a_level_that_is_no_longer_seen_returns_to_what_has_settled() -> None:
@@ -198,8 +200,8 @@ def test_a_level_that_is_no_longer_seen_returns_to_what_has_settled() -> None:
         competence.update(feedback([("p1", [RIGHT] * 4), ("p5", [RIGHT] * 4)]))
     for _ in range(60):
         competence.update(feedback([("p2", [WRONG])]))
-    assert competence.mean("1") == pytest.approx(241 / 242)
-    assert competence.mean("1", "new") == pytest.approx(241 / 242)
+    assert competence.mean(level="1") == pytest.approx(241 / 242)
+    assert competence.mean(level="1", problem="new") == pytest.approx(241 / 242)
 
 
 def test_the_least_recently_seen_makes_room_and_comes_back_as_new() -> None:
@@ -209,7 +211,7 @@ def test_the_least_recently_seen_makes_room_and_comes_back_as_new() -> None:
     assert seen(competence) == ["p1", "p9"]
     assert competence.tally("1").settled == [0.0, 1.0]
     assert competence.tally("1").problems == 3
-    assert competence.mean("1", "p5") == pytest.approx(competence.mean("1"))
+    assert competence.mean(level="1", problem="p5") == pytest.approx(competence.mean(level="1"))
     competence.update(feedback([("p5", [RIGHT])]))
     assert seen(competence) == ["p9", "p5"]
     assert competence.tally("1").problems == competence.tally().problems == 4
@@ -230,12 +232,12 @@ def test_a_label_for_each_problem_does_not_grow_without_bound() -> None:
         competence.update(feedback([(name, [RIGHT]) for name in names], start, labels))
     assert len(competence.levels()) == MAX_LEVELS + 1
     assert competence.tally(OTHERS).problems == 50
-    assert competence.mean("one never seen") == competence.mean(OTHERS) > 0.5
+    assert competence.mean(level="one never seen") == competence.mean(level=OTHERS) > 0.5
     assert competence.tally("of its own 3").rollouts == 1
     assert competence.tally().problems == len(labels)
     back = Competence()
     back.load_state_dict(json.loads(json.dumps(competence.state_dict())))
-    assert back.mean("one never seen") == competence.mean(OTHERS)
+    assert back.mean(level="one never seen") == competence.mean(level=OTHERS)
 
 
 def test_memory_and_time_of_a_stream_without_an_end() -> None:
@@ -267,13 +269,13 @@ def test_memory_and_time_of_a_stream_without_an_end() -> None:
 def test_intervals_are_those_of_the_posterior(history: list, share: float) -> None:
     competence = told(history)
     for level, problem in [(None, None), ("1", None), ("1", "p1"), ("1", "new")]:
-        expected = scipy.stats.beta.interval(share, *competence.posterior(level, problem))
-        assert competence.interval(level, problem, share) == pytest.approx(expected, abs=1e-8)
+        expected = scipy.stats.beta.interval(share, *competence.posterior(level=level, problem=problem))
+        assert competence.interval(level=level, problem=problem, share=share) == pytest.approx(expected, abs=1e-8)
 
 
 def test_an_interval_narrows_with_what_is_known() -> None:
     few, many = (told([[("p1", [RIGHT, WRONG] * n)]]) for n in (2, 200))
-    widths = [high - low for low, high in (few.interval(), many.interval(), few.interval("2"))]
+    widths = [high - low for low, high in (few.interval(), many.interval(), few.interval(level="2"))]
     assert widths[1] < 0.1 < widths[0] < widths[2] == pytest.approx(0.95)
 
 
@@ -324,3 +326,13 @@ def test_a_prior_without_weight_is_refused(weight: float) -> None:
 def test_no_memory_is_refused() -> None:
     with pytest.raises(ValueError, match=r"competence\.max_problems must be at least 1, got 0"):
         Competence(max_problems=0)
+
+
+def test_a_frozen_one_stays_and_is_the_same_until_then():
+    competence = Competence()
+    competence.update(feedback([("p1", [Verdict.CORRECT]), ("p2", [Verdict.WRONG])]))
+    frozen, before = competence.frozen(), competence.state_dict()
+    assert frozen.state_dict() == before
+    before = copy.deepcopy(before)
+    competence.update(feedback([("p1", [Verdict.WRONG])]))
+    assert frozen.state_dict() == before != competence.state_dict()

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from lit_atex.cli import main
+from lit_atex.prompts import PromptStyle
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BASE = CONFIGS / "base.yaml"
@@ -157,3 +158,34 @@ def test_the_base_agrees_with_the_defaults_in_the_code():
         if default is not inspect.Parameter.empty and name in given and given[name] != plain(default)
     }
     assert differing == REASONS.keys()
+
+
+def test_quick_shortens_and_exchanges_nothing():
+    """It is to try one's own model, data and prompts."""
+    for paths in ((BASE,), (BASE, CONFIGS / "model/qwen3.yaml", CONFIGS / "data/jsonl.yaml")):
+        long, quick = resolve(*paths), resolve(*paths, CONFIGS / "quick.yaml")
+        assert quick["trainer"]["max_steps"] == 2
+        for section, keys in {
+            "model": ("student", "prompts", "divergence"),
+            "data": ("train", "validation", "test"),
+        }.items():
+            assert all(quick[section][key] == long[section][key] for key in keys)
+
+
+def test_data_of_ones_own_leaves_no_embedded_sets_behind():
+    for name in ("jsonl", "openthoughts", "gsm8k"):
+        data = resolve(BASE, CONFIGS / "data" / f"{name}.yaml")["data"]
+        sets = [data["train"], *(data["validation"] or {}).values(), *(data["test"] or {}).values()]
+        assert all("Embedded" not in source["class_path"] for source in sets)
+
+
+def test_a_language_models_overlay_has_its_own_numbers_and_prompts():
+    """Those of base.yaml are the embedded reasoner's: a thousandth as learning rate would ruin another."""
+    for name in ("qwen3", "smollm2"):
+        model = resolve(BASE, CONFIGS / "model" / f"{name}.yaml")["model"]
+        prompts = PromptStyle(**model["prompts"]["init_args"])
+        assert "reason step by step" in prompts.student_template
+        assert "{hint}" in prompts.teacher_template
+        assert prompts.mark
+        assert model["optimizer"]["init_args"]["lr"] < 1e-3
+        assert model["sampling"]["max_new_tokens"] > 128

@@ -138,7 +138,7 @@ def test_tensorboard_has_a_histogram_of_the_problems(name, tmp_path) -> None:
     assert [h.step for h in histograms] == [2, 5]
     assert [h.histogram_value.num for h in histograms] == [6, 6]
     competence = estimator.competence
-    means = [competence.mean(level, problem) for level, problem in competence.problems()]
+    means = [competence.mean(level=level, problem=problem) for level, problem in competence.problems()]
     assert histograms[-1].histogram_value.sum == pytest.approx(sum(means), rel=1e-5)
 
 

@@ -203,6 +203,7 @@ def test_decisions_of_a_controller(copy):
 def test_what_is_no_run(tmp_path):
     assert "is no run folder" in refused(tmp_path)
     assert "is no run folder" in refused(tmp_path / "nosuch")
+    assert "is no run folder" in refused(Path(__file__))
     (tmp_path / "manifest.json").write_text("[]")
     assert "is no run folder" in refused(tmp_path)
     (tmp_path / "manifest.json").write_text("{")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import SIX, ScriptedEngine, byte_tokenizer, two_layer_model
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -615,3 +616,19 @@ def test_old_gradients_are_not_kept_through_the_next_forward_pass(name):
 
     fit(distillation(name), steps=2, callbacks=[Look()])
     assert seen == [0, 0]
+
+
+class FSDPStrategy(SingleDeviceStrategy):
+    """By its name."""
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"precision": "bf16-true"}, r"trainer\.precision: bf16-true would convert the student and not its teacher"),
+        ({"strategy": FSDPStrategy("cpu")}, r"trainer\.strategy: sharded parameters"),
+    ],
+)
+def test_what_would_part_student_and_teacher_or_ranks_is_refused(name, options, told):
+    with pytest.raises(ValueError, match=told):
+        fit(distillation(name), **options)

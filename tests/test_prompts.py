@@ -445,3 +445,15 @@ def test_a_prompt_that_the_tokenizer_does_not_know_is_refused():
     with pytest.raises(ValueError, match=r"embedded reasoner reads only.*model\.student\.init_args\.name"):
         style.student(SIX[0], build_tokenizer())
     assert style.student(SIX[0], byte_tokenizer())
+
+
+def test_a_hint_of_the_users_own_goes_by_its_dotted_path(tmp_path, monkeypatch):
+    text = "def every_second(of, ratio):\n    return of.pieces[::2] if ratio else []\n"
+    (tmp_path / "my_hints.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    style = PromptStyle("{question}", "{question}\n{hint}", hint="my_hints.every_second")
+    assert style.teacher(SIX[0], 1.0, BYTES).hint == "".join(split_steps(SIX[0].solution)[::2]).rstrip()
+    assert style.teacher(SIX[0], 0.0, BYTES).ids == style.student(SIX[0], BYTES)
+    for wrong, told in (("sufix", "none of prefix, suffix"), ("my_hints.no", "my_hints"), ("nosuch.one", "nosuch")):
+        with pytest.raises(ValueError, match=rf"prompts\.hint: .*{told}"):
+            PromptStyle(hint=wrong)

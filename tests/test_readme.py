@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
+from lit_atex.api import load
 from lit_atex.cli import main
 from lit_atex.competence import Competence
 from lit_atex.exposure import TrainingState
@@ -90,3 +93,58 @@ def test_snippet_runs_from_a_file_of_ones_own(tmp_path, monkeypatch) -> None:
     main(["fit", *stack, "--run", str(run), "--exposure.strategy", "my_exposure.EasyFirst", "--trainer.max_steps", "2"])
     assert "my_exposure.EasyFirst" in (run / "config.yaml").read_text(encoding="utf-8")
     assert (run / "student" / "model.safetensors").is_file()
+
+
+def test_a_divergence_of_ones_own_as_docs_show_it(tmp_path, monkeypatch) -> None:
+    text = (ROOT / "docs" / "divergences.md").read_text(encoding="utf-8")
+    code = text.split("```python\n# my_divergence.py\n")[1].split("```")[0]
+    (tmp_path / "my_divergence.py").write_text(code, encoding="utf-8")
+    words = text.split("lit-atex fit --config base ")[1].split("\n")[0].split()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = load("base", "tiny", {"trainer.max_steps": 1}, run=str(tmp_path / "run"))
+    assert type(run.model.divergence).__name__ == "ForwardKL"
+    main(
+        [
+            "fit",
+            "--config",
+            "base",
+            "--config",
+            "tiny",
+            *words,
+            "--trainer.max_steps",
+            "1",
+            "--run",
+            str(tmp_path / "b"),
+        ]
+    )
+    import my_divergence
+
+    teacher, student = torch.randn(2, 3, 7, dtype=torch.float64).softmax(-1)
+    value = (
+        my_divergence.Power(scale=10).per_token(student.log(), teacher.log(), torch.zeros(3, dtype=torch.long)).value
+    )
+    torch.testing.assert_close(value, 10 * ((student - teacher) ** 2).sum(-1))
+
+
+def test_a_run_from_python_is_that_of_the_command_line(tmp_path, monkeypatch) -> None:
+    code = README.split("```python\nfrom lit_atex.api import load\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    exec("from lit_atex.api import load\n" + code, found)
+    run = found["run"]
+    assert (run.run_folder / "manifest.json").is_file()
+    manifest = json.loads((run.run_folder / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["finished"] is True
+    steps = str(run.trainer.max_steps)
+    main(["fit", "--config", "base", "--config", "tiny", "--config", "exposure/bandit", "--trainer.max_steps", steps,
+          "--model.divergence", "ReverseKL", "--run", "line"])  # fmt: skip
+    for file in ("outcomes/step-2.level-4.jsonl", "decisions.jsonl"):
+        assert (run.run_folder / file).read_text() == (tmp_path / "line" / file).read_text()
+
+
+def test_what_is_wrong_is_said_from_python_too(tmp_path) -> None:
+    with pytest.raises(SystemExit):
+        load("base", {"model.sampling.temprature": 1.0}, run=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="Is it exposure/bandit"):
+        load("base", "exposure/bandti")

@@ -79,8 +79,8 @@ def test_a_hint_that_does_not_fit_is_shortened_before_the_reference(name):
 
 def test_references_end_with_the_end_token_and_are_cut_at_the_limit():
     tokenizer = byte_tokenizer()
-    found = references(SIX[:2], 2, tokenizer, 0, 45, torch.device("cpu"))
     ids = [tokenizer(p.solution)["input_ids"] for p in SIX[:2]]
+    found = references(ids, 2, 0, 45, torch.device("cpu"))
     assert len(ids[0]) < 45 < len(ids[1]) + 1
     assert [row[:n].tolist() for row, n in zip(found.ids, found.lengths)] == [[*ids[0], 0]] * 2 + [ids[1][:45]] * 2
     assert found.ended.tolist() == [True, True, False, False]

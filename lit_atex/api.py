@@ -1,0 +1,52 @@
+"""A run from Python: all that a command line makes, to look at, exchange and train, without a command line.
+
+For notebooks and scripts. Whoever wants the parts alone makes them from their classes, as any Lightning module.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from lit_atex.cli import Cli
+from lit_atex.console import quiet
+from lit_atex.evaluate import find_config
+
+
+class Run(Cli):
+    """A training run that has been made and not begun.
+
+    Attributes:
+        model: The `SelfDistillation` module; its weights are read when the trainer starts.
+        datamodule: The `ProblemDataModule`.
+        trainer: Lightning's trainer, with the callbacks of the configuration.
+        run_folder: Where it writes.
+    """
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Made, not run."""
+
+    def train(self) -> None:
+        """Train, evaluate the last step, and mark the run as finished, as `lit-atex fit` does."""
+        super()._run_subcommand("fit")
+
+
+def load(*stack: str | dict[str, Any], run: str | None = None, **options: bool) -> Run:
+    """The run that `lit-atex fit --config ... --config ...` would start.
+
+    Args:
+        stack: Configs by name ("base", "exposure/bandit") or file, and keys with their values, each over those before.
+        run: The run folder; None: runs/<date>-<names>.
+        options: `resume=True`, `overwrite=True`, as on the command line.
+
+    Raises:
+        SystemExit: If something in it is wrong, with the message of the command line.
+        ValueError: The same, where it takes the parts to find out.
+    """
+    quiet()
+    words = ["fit"]
+    for one in stack:
+        words += ["--config", json.dumps(one) if isinstance(one, dict) else str(find_config(one))]
+    words += ["--run", run] if run else []
+    words += [f"--{name}={json.dumps(value)}" for name, value in options.items()]
+    return Run(words)
