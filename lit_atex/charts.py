@@ -246,13 +246,16 @@ def _file(name: str) -> str:
 
 
 def png(figure: Figure, dpi: int = 110) -> bytes:
-    """The figure as the bytes of a PNG file."""
+    """The figure as the bytes of a PNG file, with a palette: a third of the size, for pictures that are kept in git."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
 
     FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
+    buffer, small = io.BytesIO(), io.BytesIO()
     figure.savefig(buffer, dpi=dpi)
-    return buffer.getvalue()
+    colours = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    colours.save(small, "PNG", optimize=True)
+    return small.getvalue()
 
 
 def save(figures: dict[str, Figure], folder: Path) -> list[Path]:
