@@ -63,9 +63,7 @@ def test_no_module_has_two_ideas_in_it() -> None:
 
 
 def snippet() -> str:
-    return next(
-        code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class LessWhereSolved" in code
-    )
+    return next(code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class ByLevel" in code)
 
 
 def test_snippet_fits_in_fifteen_lines_and_does_what_it_says() -> None:
@@ -74,7 +72,7 @@ def test_snippet_fits_in_fifteen_lines_and_does_what_it_says() -> None:
     assert len(body) <= 15
     names: dict = {}
     exec(code, names)
-    strategy = names["LessWhereSolved"](least=0.25)
+    strategy = names["ByLevel"](least=0.25)
     competence = Competence()
     state = TrainingState(0, 10, 0, problem_ids=["a", "b"], levels=["easy", "hard"], competence=competence)
     assert strategy.ratios(state) == [0.5, 0.5]  # nothing is known yet
@@ -99,12 +97,12 @@ def test_snippet_runs_from_a_file_of_ones_own(tmp_path, monkeypatch) -> None:
             "--run",
             str(run),
             "--exposure.strategy",
-            "my_exposure.LessWhereSolved",
+            "my_exposure.ByLevel",
             "--trainer.max_steps",
             "2",
         ]
     )
-    assert "my_exposure.LessWhereSolved" in (run / "config.yaml").read_text(encoding="utf-8")
+    assert "my_exposure.ByLevel" in (run / "config.yaml").read_text(encoding="utf-8")
     assert (run / "student" / "model.safetensors").is_file()
 
 
