@@ -188,30 +188,6 @@ class PromptStyle:
         assert isinstance(text, str)
         return text
 
-    def shown(
-        self, problem: Problem, ratio: float, teacher: TeacherPrompt, hinted: bool, tokenizer: PreTrainedTokenizerBase
-    ) -> str:
-        """The prompts of a problem for people to read, as the models see them, each with what made it.
-
-        Args:
-            problem: Whose they are.
-            ratio: What was to be shown to the teacher.
-            teacher: What came of it.
-            hinted: Whether the student is trained after the same prompt.
-            tokenizer: Which decodes them.
-        """
-        student = f"student, thinking {self.student_thinking}", self.student(problem, tokenizer)
-        if hinted:
-            student = f"student, thinking {self.teacher_thinking}, as the teacher", teacher.ids
-        prompts = {
-            student[0]: student[1],
-            f"teacher, thinking {self.teacher_thinking}, exposure {ratio:.3f}": teacher.ids,
-            f"evaluation, thinking {self.eval_thinking}": self.evaluation(problem, tokenizer),
-        }
-        return "\n".join(
-            f"===== {problem.id} · {role} · {len(ids)} tokens\n{tokenizer.decode(ids)}" for role, ids in prompts.items()
-        )
-
     def _teacher_ids(self, problem: Problem, hint: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         if not hint:
             return self.student(problem, tokenizer)

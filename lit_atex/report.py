@@ -1,4 +1,4 @@
-"""Numbers as tables that people read. It knows results, not where they came from."""
+"""Numbers as tables, and prompts as text, that people read. It knows results, not where they came from."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from rich.table import Table
 
 from lit_atex.competence import Competence
 from lit_atex.evaluation import TAUS, Result
+from lit_atex.prompts import PromptStyle, TeacherPrompt
 from lit_atex.stats import paired_interval
-from lit_atex.types import Verdict
+from lit_atex.types import Problem, Verdict
 
 SHARES = ("wrong", "unparsed", "timeout", "cut")
 """What became of the answers that are not correct; "cut" at the length limit overlaps with the others."""
@@ -213,3 +214,29 @@ def with_bars(tokens: Sequence[str], values: Sequence[float]) -> list[tuple[str,
                 lines[-1] += character
                 bars[-1] += level
     return list(zip(lines, bars))
+
+
+def prompts_text(
+    style: PromptStyle, tokenizer: Any, hinted: bool, problem: Problem, ratio: float, teacher: TeacherPrompt
+) -> str:
+    """The prompts of a problem as the models see them, each with the thinking flag that made it.
+
+    Args:
+        style: What makes them.
+        tokenizer: What decodes them.
+        hinted: Whether the student is trained after the teacher's prompt.
+        problem: Whose they are.
+        ratio: What was to be shown to the teacher.
+        teacher: What came of it.
+    """
+    student = f"student, thinking {style.student_thinking}", style.student(problem, tokenizer)
+    if hinted:
+        student = f"student, thinking {style.teacher_thinking}, as the teacher", teacher.ids
+    prompts = {
+        student[0]: student[1],
+        f"teacher, thinking {style.teacher_thinking}, exposure {ratio:.3f}": teacher.ids,
+        f"evaluation, thinking {style.eval_thinking}": style.evaluation(problem, tokenizer),
+    }
+    return "\n".join(
+        f"===== {problem.id} · {role} · {len(ids)} tokens\n{tokenizer.decode(ids)}" for role, ids in prompts.items()
+    )

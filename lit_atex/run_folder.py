@@ -35,7 +35,7 @@ from lit_atex.module import SelfDistillation
 from lit_atex.outcomes import Outcomes, line
 from lit_atex.plots import save_pass_at_k
 from lit_atex.protocol import KINDS, describe, protocol, weights_digest
-from lit_atex.report import evaluation_text, results_table
+from lit_atex.report import evaluation_text, prompts_text, results_table
 from lit_atex.resume import go_on, hold, is_later, read_manifest, release, write_json
 from lit_atex.selection import origin
 from lit_atex.types import Problem
@@ -132,8 +132,8 @@ class RunFolder(pl.Callback):
         ratios = pl_module.exposure if isinstance(pl_module.exposure, list) else [pl_module.exposure] * len(batch)
         teachers = pl_module.prompts.teachers(batch, ratios, pl_module.tokenizer, pl_module.train_room)
         hinted = pl_module.completions == "hinted_reference"
-        shown = pl_module.prompts.shown
-        prompts = [shown(*given, hinted, pl_module.tokenizer) for given in zip(batch, ratios, teachers)]
+        given = (pl_module.prompts, pl_module.tokenizer, hinted)
+        prompts = [prompts_text(*given, *of_one) for of_one in zip(batch, ratios, teachers)]
         whole.write(path, "\n".join(prompts) + "\n")
         log.info("%s\nall prompts of the first batch: %s", prompts[0], path)
 

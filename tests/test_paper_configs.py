@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from lit_atex.cli import main
+from lit_atex.prompts import PromptStyle
 from lit_atex.settings import changed, resolve
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +48,7 @@ def test_the_settings_are_those_that_opsd_published(path):
     assert model["sampling"] == {"temperature": 1.1, "top_p": 0.95, "top_k": 20, "min_p": 0.0, "max_new_tokens": tokens}
     assert model["divergence"]["init_args"]["temperature"] == 1.1
     assert model["teacher"]["class_path"].endswith("Frozen")
-    assert "Problem: {question}" in model["prompts"]["init_args"]["student"]
+    assert "Problem: {question}" in PromptStyle(**model["prompts"]["init_args"]).student_template
     trainer = config["trainer"]
     assert trainer["devices"] * trainer["accumulate_grad_batches"] * config["data"]["batch_size"] == 32
     assert config["data"]["train"]["init_args"]["dataset"] == "siyanzhao/Openthoughts_math_30k_opsd"
