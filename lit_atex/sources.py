@@ -261,6 +261,10 @@ class Hub(Table):
         super().__init__(dataset.rstrip("/").rsplit("/", 1)[-1], columns, answer_only, max_chars)
         self.path, self.configuration, self.split, self.revision = dataset, name, split, revision
 
+    def settings(self) -> dict[str, str]:
+        """See `Source`. Another owner's data set is another one; a folder may move."""
+        return super().settings() | ({} if Path(self.path).expanduser().is_dir() else {"dataset": repr(self.path)})
+
     def rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """See `Table`."""
         return _stream(self.path, self.path, name=self.configuration, split=self.split, revision=self.revision)

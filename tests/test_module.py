@@ -632,3 +632,13 @@ class FSDPStrategy(SingleDeviceStrategy):
 def test_what_would_part_student_and_teacher_or_ranks_is_refused(name, options, told):
     with pytest.raises(ValueError, match=told):
         fit(distillation(name), **options)
+
+
+def test_a_hint_that_rounds_to_nothing_is_evaluated_as_no_hint_is(name):
+    """A curve over exposures begins where the student is measured, thinking mode included."""
+    module = distillation(name)
+    module.configure_model()
+    module.prompts.student_thinking, module.prompts.eval_thinking = True, False
+    none, some = (module.eval_prompts(SIX, exposure)[0] for exposure in (0.0, 0.01))
+    assert some == none != [module.prompts.student(p, module.tokenizer) for p in SIX]
+    assert module.eval_prompts(SIX, 1.0)[0] == [module.prompts.teacher(p, 1.0, module.tokenizer).ids for p in SIX]

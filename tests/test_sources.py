@@ -360,6 +360,7 @@ def test_sources_travel_to_workers_and_tell_their_settings(source):
 
 def test_settings_tell_streams_apart_but_let_files_move():
     assert Embedded(seed=1).settings() != Embedded(seed=2).settings()
+    assert Hub("a/x").settings() != Hub("b/x").settings()
     assert JsonLines("a/x.jsonl").settings() == JsonLines("b/x.jsonl").settings()
     assert JsonLines("a/x.jsonl").settings() != JsonLines("a/y.jsonl").settings()
     assert Hub("a/x", split="train").settings() != Hub("a/x", split="test").settings()
