@@ -114,7 +114,7 @@ def translate(words: Sequence[str]) -> list[str]:
         ValueError: If model, checkpoint, config or set is not there.
     """
     given, others = parser().parse_known_args(list(words))
-    if others and (words := list(words)).index(others[0]) < words.index(given.model):
+    if others and "=" not in others[0] and (words := list(words)).index(others[0]) < words.index(given.model):
         raise ValueError(f"{given.model!r} was read as MODEL: name it before {others[0]}.")  # whose value it may be
     kind, other = ("validation", "test") if given.validation else ("test", "validation")
     run = run_of(given.model)

@@ -87,13 +87,16 @@ def prepare(run: Path, checkpoint: str | None, asks_for_last: bool, overwrite: b
         raise ValueError(
             f"{run / 'manifest.json'} is not lit_atex's, so --overwrite true deletes nothing: name another folder."
         )
-    go_on(run, -1)
+    if not overwrite:
+        go_on(run, -1)
     for path in [path for pattern in BY_FIT + (BY_EVALUATIONS if overwrite else ()) for path in run.glob(pattern)]:
         whole.remove(path)
     whole.remove(run / "manifest.json")  # last: the folder counts as a run's until then
 
 
 _HELD: dict[Path, int] = {}
+HOLDER = "LIT_ATEX_HOLDS"
+"""The folder that this process holds, or the one that started it: ranks may be processes of their own."""
 
 
 def hold(run: Path) -> None:
@@ -102,7 +105,8 @@ def hold(run: Path) -> None:
     Raises:
         ValueError: If another process trains there.
     """
-    if (run := run.resolve()) in _HELD or not run.is_dir():
+    run = run.resolve()
+    if os.environ.get(HOLDER) == str(run) or not run.is_dir():
         return
     descriptor = os.open(run, os.O_RDONLY)
     try:
@@ -112,13 +116,14 @@ def hold(run: Path) -> None:
         raise ValueError(f"--run {run}: another process is training there; wait for its end, or end it.") from None
     except OSError:  # a file system that has no locks
         pass
-    _HELD[run] = descriptor
+    _HELD[run], os.environ[HOLDER] = descriptor, str(run)
 
 
 def release(run: Path) -> None:
     """Let others train there."""
     if (descriptor := _HELD.pop(run.resolve(), None)) is not None:
         os.close(descriptor)
+        os.environ.pop(HOLDER, None)
 
 
 def go_on(run: Path, step: int) -> None:
