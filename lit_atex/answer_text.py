@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 
 MAX_CHARS = 2000  # of an answer; longer ones are not looked at: no right answer to a problem of this kind is longer
 
 MARKS = str.maketrans(dict.fromkeys("°$€£¥₹", " "))  # units that are single signs; math-verify does not know all
 
 BOX = r"\\{1,2}(?:boxed|fbox)\s*\{"
-HASHES = re.compile(r"(?<!#)####(?!#)")
-ANSWER_IS = re.compile(r"\banswer(?:\*\*)?\s{0,4}(?:is\b|:)\s{0,4}:?(?:\*\*)?\s{0,4}", re.IGNORECASE)
-HEADING = re.compile(r"[\W_]*(?:(?:step|part|case|phase) *[0-9]{1,2}(?![0-9]).*|[^0-9=\\$]+)", re.IGNORECASE)
-"""What stands after #### where it is a heading of Markdown; but it may be an answer in words."""
+_HASHES = re.compile(r"(?<!#)####(?!#)")
+_HEADING = re.compile(
+    r"[*_ ]{0,4}(?:(?:step|part|case|phase) ?[0-9]|(?:solution|approach|analysis|plan|conclusion|verification"
+    r"|explanation|summary|check|steps|reasoning|(?:final )?answer)(?![A-Za-z]))",
+    re.IGNORECASE,
+)  # of Markdown
+_ANSWER_IS = re.compile(r"\banswer(?:\*\*)?\s{0,4}(?:is\b|:)\s{0,4}:?(?:\*\*)?\s{0,4}", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\.(?:\s|$)")
+_INLINE_MATH = re.compile(r"\$+([^$]+)\$|\\\((.+?)\\\)")
 
 _WRITTEN = {
     **{"−": "-", "–": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "π": r"\pi ", "∞": r"\infty ", "×": r"\times "},
@@ -36,7 +42,7 @@ _CLEANING = [
     (re.compile(r"(?<!\\)\\(?:(?:left|right)\.?|[bB]igg?[lrm]?|displaystyle|limits)(?![A-Za-z])"), ""),
     (re.compile(r"(?<!\\)\\!|(?<!\\)\\[()\[\]]"), ""),
     (re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~"), " "),
-    (re.compile(r"√ ?(?:\(([^()]*)\)|([0-9]+(?:\.[0-9]+)?|[A-Za-z]))"), r"\\sqrt{\1\2}"),
+    (re.compile(r"√ ?(?:\(([^()]*)\)|([0-9]+(?:\.[0-9]+)?|[A-Za-z]+))"), r"\\sqrt{\1\2}"),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\frac ?([0-9]) ?([0-9])"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\frac ?([0-9]) ?\{"), r"\\frac{\1}{"),
@@ -127,3 +133,19 @@ def label(text: str) -> tuple[str, str]:
 def _opened(command: re.Match[str]) -> str:
     inside = command[1].strip()
     return f" {_UNITS[inside] if command.start() and inside in _UNITS else inside} "
+
+
+def after_hashes(text: str) -> Iterator[tuple[int, str]]:
+    """Where each `#### ...` stands, and what stands on its line; headings of Markdown left out."""
+    for hashes in _HASHES.finditer(text):
+        line = text[hashes.end() : hashes.end() + MAX_CHARS + 1].partition("\n")[0]
+        if not _HEADING.match(line):
+            yield hashes.start(), line
+
+
+def after_answer_is(text: str) -> Iterator[tuple[int, str]]:
+    """Where each "the answer is ..." stands, and what it says to the end of its sentence."""
+    for phrase in _ANSWER_IS.finditer(text):
+        line = text[phrase.end() : phrase.end() + MAX_CHARS + 1].partition("\n")[0]
+        math = _INLINE_MATH.match(line)
+        yield phrase.start(), (math[1] or math[2]) if math else _SENTENCE_END.split(line)[0].removesuffix("**")

@@ -37,7 +37,7 @@ from lit_atex.outcomes import clear
 from lit_atex.progress import StepProgress
 from lit_atex.protocol import KINDS
 from lit_atex.report import outcome_of_run
-from lit_atex.resume import find_checkpoint, hold, prepare
+from lit_atex.resume import find_checkpoint, hold, prepare, release
 from lit_atex.run_folder import RunFolder
 
 log = logging.getLogger("lit_atex")
@@ -182,7 +182,11 @@ class Cli(LightningCLI):
         if self.subcommand == "fit":
             if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
                 hold(self.run_folder)
-            prepare(self.run_folder, checkpoint, config.ckpt_path == "last", config.overwrite)
+            try:
+                prepare(self.run_folder, checkpoint, config.ckpt_path == "last", config.overwrite)
+            except ValueError:
+                release(self.run_folder)
+                raise
         elif config.ckpt_path and checkpoint is None:
             raise ValueError(f"--ckpt_path last: there is no checkpoint in {self.run_folder / 'checkpoints'}.")
         elif self.subcommand in KINDS:
@@ -214,7 +218,13 @@ class Cli(LightningCLI):
         return trainer
 
     def after_fit(self) -> None:
-        """Evaluate the last step if that was not done, and say what came of the run."""
+        """Evaluate the last step if that was not done, and say what came of the run; then others may train here."""
+        try:
+            self._conclude()
+        finally:
+            release(self.run_folder)
+
+    def _conclude(self) -> None:
         folder = self.folder
         if not folder.trained:
             log.warning(
@@ -254,7 +264,7 @@ def needs_sets(key: str, names: list[str]) -> None:
 
 def default_run(config: Any) -> Path:
     """runs/<date>-<names of the config files>."""
-    names = [Path(str(c)).stem for c in config.config or []]
+    names = [Path(str(c)).stem for c in config.config or [] if str(c) != "None"]  # that is of keys without a file
     return dated_run(*(n for n in names if n != "base"))
 
 

@@ -3,7 +3,8 @@
 A held-out problem counts as contaminated if 13 consecutive words of its question stand in the question or solution of a
 training problem. Words are compared without case and punctuation. What stands in more than 10 training problems is a
 template or a common phrase and does not count (both numbers: GPT-3, Brown et al., arXiv:2005.14165, appendix C). A
-shorter question is matched as a whole, by the stream itself, which never trains on a held-out question.
+shorter question is matched as a whole, by the stream itself, which never trains on a held-out question. Of Chinese and
+Japanese, which have no spaces, it is twice as many signs.
 
 The held-out sets are indexed, and training problems stream past: the memory is that of the sets. An endless source, or
 a long one, is read as far as `scan` says, from its beginning; the report says how far.
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ log = logging.getLogger("lit_atex")
 
 _ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Chinese and Japanese: each sign is a word
 _WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+")
+_SIGN = re.compile(rf"[{_ALONE}]")
 _LETTER = re.compile(r"[^\W\d_]")
 _EXAMPLES = 5
 
@@ -51,10 +52,16 @@ class Overlap:
         self._held_out = {same(p.question) for problems in sets.values() for p in problems}
         self._where: dict[str, set[tuple[str, int]]] = {}  # words in a row -> set and place of problems that have them
         self._long = dict.fromkeys(sets, 0)
+        self._lengths: set[int] = set()
         for key, problems in sets.items():
             for i, problem in enumerate(problems):
                 # Numbers alone are no text: without their signs, equal ones stand in different problems.
-                grams = [gram for gram in self._grams(words(problem.question)) if _LETTER.search(gram)]
+                text = words(problem.question)
+                signs = sum(_SIGN.fullmatch(word) is not None for word in text)
+                length = self.n if 2 * signs <= len(text) else 2 * self.n  # about two signs a word
+                grams = [" ".join(text[j : j + length]) for j in range(len(text) - length + 1)]
+                grams = [gram for gram in grams if _LETTER.search(gram)]
+                self._lengths |= {length} if grams else set()
                 self._long[key] += bool(grams)
                 for gram in grams:
                     self._where.setdefault(gram, set()).add((key, i))
@@ -68,9 +75,6 @@ class Overlap:
         """Whether any question is long enough to be looked for."""
         return bool(self._where)
 
-    def _grams(self, text: list[str]) -> Iterable[str]:
-        return (" ".join(text[i : i + self.n]) for i in range(len(text) - self.n + 1))
-
     def add(self, problem: Problem) -> None:
         """Look at a training problem; one whose question is held out is never trained on, and does not count."""
         if same(problem.question) in self._held_out:
@@ -78,9 +82,9 @@ class Overlap:
             return
         self.read += 1
         text, found = words(f"{problem.question}\n{problem.solution}"), set()
-        for i in range(len(text) - self.n + 1):
-            if text[i] in self._first and (gram := " ".join(text[i : i + self.n])) in self._where:
-                found.add(gram)
+        for i in [i for i, word in enumerate(text) if word in self._first]:
+            windows = {" ".join(text[i : i + length]) for length in self._lengths if i + length <= len(text)}
+            found |= windows & self._where.keys()
         for gram in found:
             if len(ids := self._seen.setdefault(gram, [])) <= self.common:
                 ids.append(problem.id)

@@ -15,6 +15,8 @@ from lit_atex.types import Verdict
 
 _ROUNDED = 6  # decimal places from which on a decimal may stand for what it is rounded from
 _EXPRESSION = re.compile(r"[+^-]|^[0-9]")  # of a name that is more than a name
+_EQUATED = re.compile(r"[+^]|(?<![A-Za-z]{2})-(?![A-Za-z]{2})|^[0-9]")  # but not x-intercept
+_IN_BRACKETS = re.compile(r"\([^()]*\)")
 _CHOICES = frozenset("abcdefghijABCDEFGHIJ")
 _MATCHED = 32  # items of a list that are compared each with each
 _COMMANDS = re.compile(r"\\(?:begin|end) ?\{\w+\}|\\[A-Za-z]+")
@@ -216,7 +218,7 @@ def _show(answer: Answer) -> str:
             return answer.text if len(answer.text) == 1 and answer.text not in _CHOICES else answer.text.casefold()
         if answer.value is None:
             return answer.text
-        if _EXPRESSION.search(answer.name):  # an equation: x + y = 0 is not x - y = 0
+        if _EQUATED.search(_IN_BRACKETS.sub("", answer.name)):  # an equation: x + y = 0 is not x - y = 0
             return f"{answer.name}={exact.show(answer.value)}"
         number = exact.rational(answer.value)
         if answer.percent and number is not None and abs(number) < 1:

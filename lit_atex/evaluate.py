@@ -181,8 +181,9 @@ def dated_run(*names: str) -> Path:
 
 def _made(run: Path) -> bool:
     """Whether the folder could be made; it is deleted at the end if nothing was written into it."""
+    run.parent.mkdir(parents=True, exist_ok=True)
     try:
-        run.mkdir(parents=True)
+        run.mkdir()
     except FileExistsError:
         return False
     atexit.register(_remove_if_empty, run)

@@ -5,9 +5,11 @@ It knows the files of a run folder, and no Lightning.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +98,9 @@ def prepare(run: Path, checkpoint: str | None, asks_for_last: bool, overwrite: b
 
 _HELD: dict[Path, int] = {}
 HOLDER = "LIT_ATEX_HOLDS"
-"""The folder that this process holds, or the one that started it: ranks may be processes of their own."""
+"""The folders that this process holds, or the one that started it: ranks may be processes of their own."""
+ORPHANS = 5.0
+"""Seconds to wait for a lock: the workers of a process that was killed end a moment after it."""
 
 
 def hold(run: Path) -> None:
@@ -106,24 +110,32 @@ def hold(run: Path) -> None:
         ValueError: If another process trains there.
     """
     run = run.resolve()
-    if os.environ.get(HOLDER) == str(run) or not run.is_dir():
+    if run in _HELD or str(run) in os.environ.get(HOLDER, "").split(os.pathsep) or not run.is_dir():
         return
-    descriptor = os.open(run, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ValueError(f"--run {run}: another process is training there; wait for its end, or end it.") from None
-    except OSError:  # a file system that has no locks
-        pass
-    _HELD[run], os.environ[HOLDER] = descriptor, str(run)
+    descriptor, until = os.open(run, os.O_RDONLY), time.monotonic() + ORPHANS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < until:
+                time.sleep(0.2)
+                continue
+            os.close(descriptor)
+            raise ValueError(f"--run {run}: another process is training there; wait for its end, or end it.") from None
+        except OSError:  # a file system that has no locks
+            pass
+        break
+    _HELD[run] = descriptor
+    os.environ[HOLDER] = os.pathsep.join(map(str, _HELD))
 
 
 def release(run: Path) -> None:
     """Let others train there."""
     if (descriptor := _HELD.pop(run.resolve(), None)) is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # not by closing alone: a fork may have it too
         os.close(descriptor)
-        os.environ.pop(HOLDER, None)
+        os.environ[HOLDER] = os.pathsep.join(map(str, _HELD))
 
 
 def go_on(run: Path, step: int) -> None:

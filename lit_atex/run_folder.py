@@ -67,7 +67,11 @@ class RunFolder(pl.Callback):
         if self._stage:  # the evaluation after training
             return
         stage = str(getattr(stage, "value", stage))
-        self._stage, self.run = stage, Path(trainer.default_root_dir)
+        self.run = Path(trainer.default_root_dir)
+        if stage == "fit" and trainer.is_global_zero:
+            self.run.mkdir(parents=True, exist_ok=True)
+            hold(self.run)  # before anything is written
+        self._stage = stage
         if stage in KINDS:
             self._outcomes = Outcomes(self.run / "outcomes", stage, _rank(trainer))
             self._outcomes.find(trainer.datamodule, KINDS[stage])  # type: ignore[attr-defined]
@@ -78,7 +82,6 @@ class RunFolder(pl.Callback):
             return
         self.run.mkdir(parents=True, exist_ok=True)
         if stage == "fit":
-            hold(self.run)
             whole.sweep(self.run)
         code = {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(git("status", "--porcelain"))}
         began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -226,10 +229,6 @@ class RunFolder(pl.Callback):
         if trainer.is_global_zero and pl_module.evaluation.results:
             _say(trainer, results_table("predict", pl_module.evaluation.results))
             _say(trainer, f"completions: {self.run / 'predictions'}")
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Let other processes train here."""
-        release(self.run)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Say in the manifest why a training run stopped; on Ctrl-C, say how to go on."""

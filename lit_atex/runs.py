@@ -185,7 +185,8 @@ def _record(name: str, path: Path, manifest: dict[str, Any], results: dict[str, 
     by_step = {int(k[5:]): _by_set(rows) for k, rows in results.items() if k.startswith("step-")}
     # What `lit-atex test --run` of the same folder has measured, if it was of the weights after the last step.
     tested = {f"test/{set_name}": result for set_name, result in _by_set(results.get("test", [])).items()}
-    if tested and _read(path / "outcomes" / "test.protocol.json").get("weights") != manifest.get("weights"):
+    known = _read(path / "outcomes" / "test.protocol.json").get("weights")
+    if tested and "weights" in manifest and known != manifest["weights"]:
         log.warning("%s: its test results are of other weights than its last step's, and left out", name)
         tested = {}
     by_step.setdefault(int(manifest["optimizer_steps"]), {}).update(tested)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from lit_atex.answer_text import ANSWER_IS, BOX, HASHES, MAX_CHARS
+from lit_atex.answer_text import BOX, after_answer_is, after_hashes
 
 _LINE_END = re.compile(r"\n\s*")
-_SENTENCE_END = re.compile(r"[.!?][)\"'”’\]]*[ \t]+(?=[\"'“‘(\[]?[A-Z\d\\$])|[。！？][”’」』）]*")
+_SENTENCE_END = re.compile(r"[.!?][)\"'”’\]]*[ \t]+(?=[\"'“‘(\[]?[A-Z\d\\$])|[。！？][”’」』）]*\s*")
 _INLINE_ITEM = re.compile(r"[ \t](?=Step\s+\d+\s*:)|;[ \t]+(?=\(?\d{1,3}[.)]\s)")
 _LIST_MARK = r"(?:^|\n|[.!?:;][)\"'”’\]]*[ \t])[ \t*#>-]*\(?\d{1,3}"  # "2", but not the 24 of "it is 24. So"
 _ABBREVIATION = r"(?:^|[\s(])(?:[A-Z]|Step \d+|e\.g|i\.e|cf|vs|Eq|Fig|Mr|Mrs|Ms|Dr|St|No)"
@@ -24,6 +24,7 @@ _CLOSING = re.compile(r"\$\$|\\[\])]|\\end\{\w+\*?\}")
 _DOLLARS = re.compile(r"\$(?:[^$\n\\]++|\\.)++\$(?!\d)")  # "$5 and $6" is money
 _DIGITS = r"(?:\d+|\.\d+)(?:(?:[.,:/]|\{,\}|,?\\[,!])\d+)*(?:[eE][-+]?\d+)?(?:\\?%)?"
 _NUMBER = re.compile(rf"[-+−]?{_DIGITS}")
+_TELLS = re.compile(r"[0-9\\=]|^\S+(?: \S+)?$")  # an answer; not the beginning of a sentence
 _SIGNS = "\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2079\u2080-\u2089\u2150-\u218b\u2460-\u249b"  # ² ½ ⁴ ₀ ⅓ ①
 # of "9-3" the 9 and the 3, of "= -3" the -3
 _VALUE = re.compile(rf"(?:(?<![\w)\]}}%])[-+−])?(?:{_DIGITS}|[{_SIGNS}])")
@@ -124,15 +125,11 @@ def _answers(solution: str) -> list[int]:
     """Where the answer is told: the boxes; without one, each `####` or "the answer is" that says what the last does."""
     if boxes := _boxes(solution):
         return [start for start, _ in boxes]
-    for pattern in (HASHES, ANSWER_IS):
-        told = [(m.start(), _said(solution[m.end() : m.end() + MAX_CHARS])) for m in pattern.finditer(solution)]
+    for found in (after_hashes, after_answer_is):
+        told = [(start, said.strip(" .*$")) for start, said in found(solution)]
         if told:
-            return [start for start, said in told if said == told[-1][1]]
+            return [start for start, said in told if said == told[-1][1] and _TELLS.search(said)]
     return []
-
-
-def _said(text: str) -> str:
-    return _SENTENCE_END.split(text.partition("\n")[0])[0].strip(" .*$")
 
 
 def answer_begins(solution: str, steps: list[int]) -> int:

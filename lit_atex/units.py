@@ -6,8 +6,8 @@ import re
 
 _SPELLINGS = """
     m meter metre; cm centimeter centimetre; mm millimeter millimetre; km kilometer kilometre; dm decimeter decimetre
-    in inch inches; ft foot feet; yd yard; mi mile; g gram gramme; kg kilogram; mg milligram; lb pound lbs; oz ounce
-    ton tonne; L l liter litre; mL ml milliliter millilitre; cL cl; gal gallon; s sec second; ms millisecond
+    in inch inches; ft foot feet; yd yard; mi mile; g gram gramme; kg kilogram kilo; mg milligram; lb pound lbs
+    oz ounce; ton tonne; L l liter litre; mL ml milliliter millilitre; cL cl; gal gallon; s sec second; ms millisecond
     min minute mins; h hr hour hrs; day; week wk; month; year yr; Hz hertz; kHz; MHz; N newton; kN; J joule; kJ
     cal calorie; kcal; W watt; kW kilowatt; MW; V volt; A amp ampere; mA; ohm; K kelvin; Pa pascal; kPa; mol mole
     rad radian; deg ° degree degs; degC °C celsius; degF °F fahrenheit; usd $ dollar buck; ct cent ¢; eur € euro
@@ -17,10 +17,10 @@ _SPELLINGS = """
 _NAMES = {name: names[0] for names in map(str.split, re.split(r"[;\n]", _SPELLINGS)) for name in names}
 _LONE = frozenset("mgshLNJWV")  # single letters that stand for a unit rather than a variable
 _NOT_UNITS = re.compile(
-    r"(?:not|or|and|is|are|to|from|than|about|sqrt|times|plus|minus|over|divided|half|halves|third|thirds|fourth|quarter"
-    r"|base|mod|modulo|choose|factorial|remainder|negative|hundred|thousand|million|billion|trillion|dozen|infinity"
-    r"|where|with|when|if|for|except|maybe|[a-z]+ths?|squared|cubed|root(?!s)|tens?|lakh|crore|score(?!s)|grand|kilo"
-    r"|mega|giga|below|above|zero(?!s)|binary|octal|decimal(?!s)|hexadecimal)s?",
+    r"(?:not|or|and|is|are|to|from|than|about|sqrt|times|plus|minus|over|divided|half|halfs|halves|third|thirds|fourth"
+    r"|quarter|base|mod|modulo|choose|factorial|remainder|negative|hundreds?|thousands?|millions?|billions?|trillions?"
+    r"|dozens?|tens|score|lakhs?|crores?|grand|infinity|where|with|when|if|for|except|maybe|[a-z]+ths?|squared|cubed"
+    r"|root|zero|binary|octal|decimal|hexadecimal)",
     re.IGNORECASE,
 )
 _SHAPE = re.compile(r"[A-Za-z°.$€£¥₹¢]+(?:(?: ?[/*] ?| )[A-Za-z.]+|\^\{?-?[1-9]\}?){0,7}")

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
-from lit_atex.answer_text import ANSWER_IS, BOX, HASHES, HEADING, MARKS, MAX_CHARS, clean, unwrap
+from lit_atex.answer_text import BOX, MARKS, after_answer_is, after_hashes, clean, unwrap
 from lit_atex.equivalence import canonical, decide
 from lit_atex.types import Verdict
 from lit_atex.verify_worker import Worker
@@ -25,8 +25,6 @@ Occurrence = Literal["last", "first", "agreed"]
 _KEY = "model.verifier.init_args"
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(rf"{BOX}|\\.|[{{}}]", re.DOTALL)
-_SENTENCE_END = re.compile(r"\.(?:\s|$)")
-_INLINE_MATH = re.compile(r"\$+([^$]+)\$|\\\((.+?)\\\)")
 
 
 class Verifier:
@@ -177,19 +175,8 @@ def _unboxed(text: str) -> str:
     return "".join(char for at, char in enumerate(text) if at not in drop)
 
 
-def _after_hashes(text: str) -> Iterator[str]:
-    said = max((phrase.start() for phrase in ANSWER_IS.finditer(text)), default=0)
-    for hashes in HASHES.finditer(text):
-        line = text[hashes.end() : hashes.end() + MAX_CHARS + 1].partition("\n")[0]
-        if hashes.start() > said or not HEADING.fullmatch(line):
-            yield line
-
-
-def _after_answer_is(text: str) -> Iterator[str]:
-    for phrase in ANSWER_IS.finditer(text):
-        line = text[phrase.end() : phrase.end() + MAX_CHARS + 1].partition("\n")[0]
-        math = _INLINE_MATH.match(line)
-        yield (math[1] or math[2]) if math else _SENTENCE_END.split(line)[0].removesuffix("**")
-
-
-_FORMS = {"boxed": _boxed, "hashes": _after_hashes, "answer_is": _after_answer_is}
+_FORMS: dict[Form, Callable[[str], Iterator[str]]] = {
+    "boxed": _boxed,
+    "hashes": lambda text: (said for _, said in after_hashes(text)),
+    "answer_is": lambda text: (said for _, said in after_answer_is(text)),
+}

@@ -59,10 +59,10 @@ def folder(path: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, which is all there until it is gone; of a link to a folder, what is in there."""
-    if path.is_symlink() and path.is_dir():
-        for inside in path.iterdir():
-            remove(inside)
+    """Delete a file or a folder, which is all there until it is gone; of a link to a folder, the files right in it."""
+    if path.is_symlink() and path.is_dir():  # folders in there may be others'
+        for file in [file for file in path.iterdir() if not file.is_dir()]:
+            file.unlink()
     elif path.is_dir():
         aside = _aside(path)
         shutil.rmtree(aside, ignore_errors=True)

@@ -62,6 +62,13 @@ def test_a_mistake_in_a_grid_is_named_with_its_mend(tmp_path, keys, told):
     assert all(word in str(error.value) for word in told)
 
 
+def test_merge_keys_are_yaml(tmp_path):
+    text = "configs: configs/base.yaml\naxes: {a: {x: &x {trainer.max_steps: 1}, y: {<<: *x, data.batch_size: 2}}}\n"
+    (tmp_path / "grid.yaml").write_text(text)
+    words = read_grid(tmp_path / "grid.yaml").axes["a"]["y"]
+    assert json.loads(words[1]) == {"trainer.max_steps": 1, "data.batch_size": 2}
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -433,7 +440,7 @@ def test_a_grid_that_ships_goes_by_name(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in ("exposure", "ablations/exposure", "configs/ablations/exposure.yaml"):
         assert read_grid(name).path.samefile(ROOT / "configs/ablations/exposure.yaml")
-    with pytest.raises(ValueError, match=r"no config 'nosuch': .* controller, controls"):
+    with pytest.raises(ValueError, match=r"no grid 'nosuch': .* controller, controls"):
         read_grid("nosuch")
     for missing in ("exposure.yaml", "configs/exposure.yaml", "my/exposure", "/exposure"):
         with pytest.raises(ValueError, match=f"there is no grid {missing}"):

@@ -186,6 +186,11 @@ def test_votes_that_are_kept_apart(a: str, b: str) -> None:
     assert canonical(a) != canonical(b)
 
 
+def test_names_are_no_equations() -> None:
+    for named in ("x-intercept = 5", "f(x+1) = 5", "x = 5", "AB = 5"):
+        assert canonical(named) == "5"
+
+
 @given(st.text(max_size=60))
 @example("\ud800")
 @example("9^{9^{9^9}}")

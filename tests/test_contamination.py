@@ -33,6 +33,8 @@ def test_words_lose_case_and_punctuation():
 
 def test_languages_without_spaces_are_compared_sign_by_sign():
     question = "小明有五个苹果，他又买了三个苹果，请问他现在一共有多少个苹果？"
+    opening = "在平面直角坐标系中，已知抛物线的顶点"  # as many problems begin: 17 signs say no more than 8 words
+    assert shares([problem("t", opening + question)], [problem("x", opening + "不在别处")])["contaminated"] == 0
     train = [problem("x", f"题目{question}")]
     found = shares([problem("t", question)], train)
     assert (found["long_enough"], found["contaminated"]) == (1, 1)

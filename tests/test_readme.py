@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -152,6 +154,21 @@ def test_a_run_from_python_is_that_of_the_command_line(tmp_path, monkeypatch) ->
           "--model.divergence", "ReverseKL", "--run", "line"])  # fmt: skip
     for file in ("outcomes/step-2.level-4.jsonl", "decisions.jsonl"):
         assert (run.run_folder / file).read_text() == (tmp_path / "line" / file).read_text()
+
+
+def test_two_runs_from_python_do_not_lock_each_other_out(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    stack = ("base", "tiny", {"trainer.max_steps": 1, "data.validation": None})
+    first, second = load(*stack), load(*stack, "exposure/bandit")
+    assert first.run_folder.name.endswith("-tiny")
+    first.train()
+    second.train()
+    for run in (first, second):
+        assert json.loads((run.run_folder / "manifest.json").read_text(encoding="utf-8"))["finished"] is True
+        hold_in_another = (
+            "import sys; from pathlib import Path; from lit_atex.resume import hold; hold(Path(sys.argv[1]))"
+        )
+        subprocess.run([sys.executable, "-c", hold_in_another, str(run.run_folder)], check=True, cwd=ROOT)
 
 
 def test_what_is_wrong_is_said_from_python_too(tmp_path) -> None:

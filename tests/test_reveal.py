@@ -318,8 +318,22 @@ def test_an_answer_that_is_told_twice_is_hidden_from_the_first_time_on() -> None
     assert reveal(solution, 1.0, hide_answer=True) == "The answer is not plain."
 
 
+@pytest.mark.parametrize(
+    "solution",
+    [
+        "#### Solution\nFirst, 2+2=4.\nThen 4+1=5.\nThe answer is 5.",
+        "Answer: Let x be the number.\nThen x+1=5.\nSo x=4.",
+        "The answer is what we look for.\nIt is found.\nThe answer is 5.",
+    ],
+)
+def test_headings_and_beginnings_of_sentences_tell_no_answer(solution: str) -> None:
+    steps = split_steps(solution)
+    assert reveal(solution, 1.0, hide_answer=True) == "".join(steps[:-1]).rstrip()
+    assert reveal(solution, 1.0, kind="answer_only") == steps[-1]
+
+
 def test_sentences_without_spaces_are_steps() -> None:
-    assert split_steps("先加二。得到“五。”所以呢？答案是5。") == ["先加二。", "得到“五。”", "所以呢？", "答案是5。"]
+    assert split_steps("先加二。得到“五。”\n所以呢？答案是5。") == ["先加二。", "得到“五。”\n", "所以呢？", "答案是5。"]
 
 
 @pytest.mark.parametrize(

@@ -279,6 +279,7 @@ def test_a_test_of_other_weights_than_the_last_steps_is_left_out(grid, tmp_path,
     results, manifest = (json.loads((run / f"{name}.json").read_text()) for name in ("results", "manifest"))
     last = f"step-{manifest['optimizer_steps']}"
     (run / "results.json").write_text(json.dumps(results | {"test": results[last]}))
+    assert "test/level-8" in runs.find([run])[0][0].results[manifest["optimizer_steps"]]  # before this was noted
     (run / "manifest.json").write_text(json.dumps(manifest | {"weights": 1}))
     (run / "outcomes").mkdir(exist_ok=True)
     for weights, there in ((1, True), (2, False)):

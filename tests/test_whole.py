@@ -103,6 +103,7 @@ def test_a_folder_that_is_a_link_is_emptied_and_stays(tmp_path):
     """As checkpoints on a cluster's other disk."""
     (tmp_path / "disk" / "in").mkdir(parents=True)
     (tmp_path / "disk" / "last.ckpt").write_text("")
+    (tmp_path / "disk" / "in" / "of another run").write_text("")
     (tmp_path / "run").mkdir()
     for name in ("checkpoints", "left.aside"):
         (tmp_path / "run" / name).symlink_to(tmp_path / "disk")
@@ -111,4 +112,5 @@ def test_a_folder_that_is_a_link_is_emptied_and_stays(tmp_path):
     assert names(tmp_path / "disk") == ["in", "last.ckpt"]
     whole.remove(tmp_path / "run" / "checkpoints")
     assert (tmp_path / "run" / "checkpoints").is_symlink()
-    assert names(tmp_path / "disk") == []
+    assert names(tmp_path / "disk") == ["in"]
+    assert names(tmp_path / "disk" / "in") == ["of another run"]
