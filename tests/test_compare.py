@@ -267,7 +267,7 @@ def test_problems_that_share_an_id_alone_are_not_paired():
 def test_what_cannot_be_compared(runs, tmp_path):
     missing = tmp_path / "nosuch"
     told = refused(runs[0], str(missing))
-    assert "both need an evaluation of the same kind" in told
+    assert "both need an evaluation by itself" in told
     assert f"{runs[0]} has test, {missing} is no folder" in told
     apart = evaluation(tmp_path / "apart", [row("z", ["1"] * 4)])
     assert "no problem in common" in refused(runs[0], apart)

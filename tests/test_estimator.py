@@ -73,7 +73,7 @@ def test_each_step_logs_what_is_known_after_it(name) -> None:
         logged = {key for key in row if key.startswith("competence/running_level_")}
         assert logged == {f"competence/running_level_{level}" for level in levels if len(levels) > 1}
         for key in logged:
-            assert row[key] == pytest.approx(second.mean(key.removeprefix("competence/running_level_")))
+            assert row[key] == pytest.approx(second.mean(level=key.removeprefix("competence/running_level_")))
     assert estimator.state_dict() == second.state_dict()
     assert len(list(told.problems())) == 4
 
