@@ -22,7 +22,7 @@ from rich.text import Text
 from lit_atex.executor import LOG, Executor, Handle, Local, cores
 from lit_atex.grid import Grid, read_grid, try_out
 from lit_atex.jobs import Job, counted, display, is_finished, jobs_of
-from lit_atex.summary import report
+from lit_atex.report import report
 
 POLL = 0.5
 """Seconds between two looks at the runs."""

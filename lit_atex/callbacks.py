@@ -19,7 +19,7 @@ from lit_atex.exposure import Credit, Exposure, TrainingState
 from lit_atex.measures import ProgressMeasure, RolloutAccuracy, digest_of, probe_of
 from lit_atex.metrics_csv import tensorboard
 from lit_atex.module import SelfDistillation
-from lit_atex.report import with_bars
+from lit_atex.text_tables import with_bars
 from lit_atex.types import Problem
 from lit_atex.window import Seen
 

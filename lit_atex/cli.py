@@ -36,9 +36,9 @@ from lit_atex.module import SelfDistillation
 from lit_atex.outcomes import clear
 from lit_atex.progress import StepProgress
 from lit_atex.protocol import KINDS
-from lit_atex.report import outcome_of_run
 from lit_atex.resume import find_checkpoint, hold, prepare, release
 from lit_atex.run_folder import RunFolder
+from lit_atex.text_tables import outcome_of_run
 
 log = logging.getLogger("lit_atex")
 

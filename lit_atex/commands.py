@@ -38,7 +38,7 @@ MODULES = {
     "inspect": "lit_atex.inspection",
     "compare": "lit_atex.compare",
     "ablate": "lit_atex.ablate",
-    "report": "lit_atex.summary",
+    "report": "lit_atex.report",
 }
 """Each has a function with the command's name, whose signature and docstring are the command's options and help. One
 that takes words in another way than jsonargparse reads them (FOLDER ..., --dry-run) has a `parser` besides."""

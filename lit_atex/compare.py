@@ -20,8 +20,8 @@ from lit_atex.metrics import average_at_k, pass_at_k
 from lit_atex.noise import difference_interval, paired_variances
 from lit_atex.paired import detectable, holm, problems_needed, sign_flip_p
 from lit_atex.protocol import KINDS, differences
-from lit_atex.report import interval_text, markdown_table
 from lit_atex.stats import paired_interval
+from lit_atex.text_tables import interval_text, markdown_table
 from lit_atex.votes import majority_at_k
 
 Row = dict[str, Any]

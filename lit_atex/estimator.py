@@ -12,7 +12,7 @@ from tqdm import tqdm
 from lit_atex.competence import Competence
 from lit_atex.metrics_csv import tensorboard
 from lit_atex.module import SelfDistillation
-from lit_atex.report import competence_table
+from lit_atex.text_tables import competence_table
 
 log = logging.getLogger("lit_atex")
 

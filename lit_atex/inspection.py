@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_atex import whole
-from lit_atex.report import before_after_table, read_results, results_table, with_bars
+from lit_atex.text_tables import before_after_table, read_results, results_table, with_bars
 
 TRACE = {
     "exposure": "exposure/ratio",

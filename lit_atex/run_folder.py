@@ -35,9 +35,9 @@ from lit_atex.module import SelfDistillation
 from lit_atex.outcomes import Outcomes, line
 from lit_atex.plots import save_pass_at_k
 from lit_atex.protocol import KINDS, describe, protocol, weights_digest
-from lit_atex.report import evaluation_text, prompts_text, results_table
 from lit_atex.resume import go_on, hold, is_later, read_manifest, release, write_json
 from lit_atex.selection import origin
+from lit_atex.text_tables import evaluation_text, prompts_text, results_table
 from lit_atex.types import Problem
 from lit_atex.versions import git, versions
 

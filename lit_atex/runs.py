@@ -18,9 +18,9 @@ import yaml
 from lit_atex import whole
 from lit_atex.evaluation import Result
 from lit_atex.metrics import g_pass_at_k, mean_g_pass_at_k, pass_at_k
-from lit_atex.report import read_results
 from lit_atex.resume import read_manifest
 from lit_atex.settings import flat, switched
+from lit_atex.text_tables import read_results
 
 log = logging.getLogger("lit_atex")
 

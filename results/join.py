@@ -18,9 +18,9 @@ from pathlib import Path
 from lit_atex import charts, tables, whole
 from lit_atex.equal_cost import Row, views
 from lit_atex.paired import holm
+from lit_atex.report import markdown
 from lit_atex.runs import by_size
 from lit_atex.spread import over_seeds, t_interval, t_p
-from lit_atex.summary import markdown
 from lit_atex.tables import Tables
 
 NAN = float("nan")

@@ -522,4 +522,4 @@ def test_a_grid_of_two_runs_one_of_which_was_killed_and_one_that_fails(tmp_path,
 
 def test_the_commands_are_known():
     assert MODULES["ablate"] == "lit_atex.ablate"
-    assert MODULES["report"] == "lit_atex.summary"
+    assert MODULES["report"] == "lit_atex.report"

@@ -13,7 +13,7 @@ from lit_atex import charts, runs, tables
 from lit_atex.cells import baselines_of, by_cell, family_of
 from lit_atex.equal_cost import at, views
 from lit_atex.paired import holm
-from lit_atex.summary import markdown
+from lit_atex.report import markdown
 
 STEPS = 6
 

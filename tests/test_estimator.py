@@ -16,7 +16,7 @@ from lit_atex.cli import main
 from lit_atex.competence import Competence
 from lit_atex.estimator import CompetenceEstimator
 from lit_atex.exposure import Exposure
-from lit_atex.report import competence_table
+from lit_atex.text_tables import competence_table
 from lit_atex.types import StepFeedback, Verdict
 
 

@@ -10,8 +10,8 @@ import scipy.stats
 from test_votes import vote
 
 from lit_atex.evaluation import Evaluation, Result, shown_ks
-from lit_atex.report import before_after_table, interval_text, results_table
 from lit_atex.stats import bootstrap_interval, fixed_problems_interval, paired_interval
+from lit_atex.text_tables import before_after_table, interval_text, results_table
 from lit_atex.types import Verdict
 
 

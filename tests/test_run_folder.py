@@ -20,9 +20,9 @@ from lit_atex.cli import main
 from lit_atex.evaluation import Estimate, Result
 from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.models import LanguageModel
-from lit_atex.report import before_after_table, interval_text, read_results
 from lit_atex.resume import hold, prepare, release
 from lit_atex.stats import paired_interval
+from lit_atex.text_tables import before_after_table, interval_text, read_results
 
 ROOT = Path(__file__).parents[1]
 STACK = ["--config", str(ROOT / "configs/base.yaml"), "--config", str(ROOT / "configs/tiny.yaml")]

@@ -17,9 +17,9 @@ from lit_atex.cli import main
 from lit_atex.paired import holm
 from lit_atex.panels import by_cell
 from lit_atex.plots import BAND, LINE
+from lit_atex.report import _baseline, markdown, parser
 from lit_atex.spread import gap, over_seeds, t_interval, t_p
 from lit_atex.stats import without_spread
-from lit_atex.summary import _baseline, markdown, parser
 
 METRIC = "level-8/avg@2"
 STEPS = 6
