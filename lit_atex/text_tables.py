@@ -14,7 +14,7 @@ from rich.table import Table
 from lit_atex.competence import Competence
 from lit_atex.evaluation import TAUS, Result
 from lit_atex.prompts import PromptStyle, TeacherPrompt
-from lit_atex.stats import paired_interval
+from lit_atex.stats import FEW, paired_interval
 from lit_atex.types import Problem, Verdict
 
 SHARES = ("wrong", "unparsed", "timeout", "cut")
@@ -82,6 +82,7 @@ def evaluation_text(
         "*Problems fixed*: sampling noise on these problems alone. Compare two models with `lit-atex compare`, problem "
         "by problem, not by whether these intervals overlap."
     )
+    parts += [few_problems(results)] if few_problems(results) else []
     parts += [f"![pass@k]({plot})"] if plot else []
     for r in results:
         lines = [[k, f"{e.value:.4f}", interval_text(e.over), interval_text(e.fixed)] for k, e in r.metrics.items()]
@@ -118,7 +119,16 @@ def results_table(title: str, results: list[Result]) -> str:
             *(f"{r.metrics[k].value:.3f}" for k in SHARES),
             f"{r.metrics['length'].value:.1f}",
         )
-    return _render(table) + (f"\n{_stability_table(n, results)}" if n > 1 else "")
+    text = _render(table) + (f"\n{_stability_table(n, results)}" if n > 1 else "")
+    return f"{text}\n{few_problems(results)}".rstrip()
+
+
+def few_problems(results: list[Result]) -> str:
+    """A warning about intervals over too few problems; empty if there is no such set."""
+    names = [r.name for r in results if r.problems < FEW]
+    if not names:
+        return ""
+    return f"fewer than {FEW} problems: intervals over problems are too narrow for {', '.join(names)}"
 
 
 def _stability_table(n: int, results: list[Result]) -> str:

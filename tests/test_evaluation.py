@@ -11,7 +11,7 @@ from test_votes import vote
 
 from lit_atex.evaluation import Evaluation, Result, shown_ks
 from lit_atex.stats import bootstrap_interval, fixed_problems_interval, paired_interval
-from lit_atex.text_tables import before_after_table, interval_text, results_table
+from lit_atex.text_tables import before_after_table, evaluation_text, interval_text, results_table
 from lit_atex.types import Verdict
 
 
@@ -180,13 +180,22 @@ def test_tables_show_stability_and_variety():
     second = text[text.rindex("┏") :]
     lines = second.splitlines()
     assert max(map(len, lines)) <= 100
-    cells = [cell.strip() for cell in lines[-2].strip("│").split("│")]
+    cells = [cell.strip() for cell in lines[-3].strip("│").split("│")]
     names = ["g-pass@5_0.5", "g-pass@5_0.75", "g-pass@5_1.0", "mg-pass@5"]
     distinct = result.metrics["distinct"].value
     assert cells == ["set", *(f"{result.metrics[name].value:.3f}" for name in names), f"{distinct:.1f}"]
     assert "G-Pass@5, 75%" in second
     one = [{**r, **{k: r[k][:1] for k in ("verdicts", "lengths", "ended", "answers")}} for r in ROWS]
     assert "G-Pass" not in results_table("test", [evaluated(one, 1)])
+
+
+def test_too_few_problems_for_an_interval_are_named():
+    few, enough = evaluated(ROWS * 2), evaluated([*ROWS * 2, *ROWS[:2]])
+    note = "fewer than 10 problems: intervals over problems are too narrow for set"
+    for text in (results_table("test", [few, enough]), evaluation_text("test", [few], {}, {}, "", None)):
+        assert note in text.splitlines()
+    for text in (results_table("test", [enough]), evaluation_text("test", [enough], {}, {}, "", None)):
+        assert "too narrow" not in text
 
 
 def test_before_and_after_have_each_metric_with_its_paired_difference():

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_atex.stats import (
+    FEW,
     beta_interval,
     bootstrap_interval,
     bootstrap_intervals,
@@ -37,6 +38,17 @@ def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
         low, high = bootstrap_interval(rng.beta(2, 2, size=40), resamples=400, seed=trial)
         hits += low <= 0.5 <= high
     assert 0.90 <= hits / 300 <= 0.98
+
+
+@pytest.mark.parametrize(("problems", "least", "most"), [(5, 0.8, 0.92), (FEW, 0.9, 0.98)])
+def test_few_problems_are_where_intervals_are_too_narrow(problems: int, least: float, most: float) -> None:
+    rng = np.random.default_rng(5)
+    hits = 0
+    for trial in range(400):
+        scores = rng.binomial(8, rng.random(problems)) / 8
+        low, high = bootstrap_interval(scores, resamples=600, seed=trial, shares=True)
+        hits += low <= 0.5 <= high
+    assert least < hits / 400 < most
 
 
 def test_bca_covers_where_percentiles_do_not() -> None:
