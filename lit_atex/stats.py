@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 FEW = 10
-"""Problems below which an interval over problems is too narrow: one of 95 % covers 94 at 10, 88 at 5, 81 at 4 (avg@8)."""
+"""Problems below which an interval over problems is too narrow: one of 95 % covers 94 at 10, 88 at 5, 81 at 4."""
 # Entries of the index matrix that are held at once; bounds memory (8 MB) whatever the number of problems.
 _CHUNK = 1_000_000
 
