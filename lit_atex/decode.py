@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_atex.models import unwrap
+from lit_atex.models import cache_argument, cache_of, unwrap
 from lit_atex.products import linear, norm
 
 LLAMA_LIKE = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
@@ -88,6 +88,7 @@ class ModelDecoder(Decoder):
         """Store the model."""
         self.model = model
         self._cache: Any = None
+        self._cache_argument = cache_argument(model)
 
     def read(self, prompts: Sequence[Sequence[int]], samples: int, room: int) -> Logits:
         """See `Decoder.read`."""
@@ -111,9 +112,9 @@ class ModelDecoder(Decoder):
         self._mask, self._position = self._mask[rows], self._position[rows]
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Logits:
-        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": self._cache}
-        output = self.model(**inputs, use_cache=True, logits_to_keep=1)
-        self._cache = output.past_key_values
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        output = self.model(**inputs, **{self._cache_argument: self._cache}, use_cache=True, logits_to_keep=1)
+        self._cache = cache_of(output)
         return output.logits[:, -1]
 
 
@@ -172,7 +173,7 @@ class LlamaDecoder(Decoder):
         ids, mask, positions = pad_left(prompts, device)
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         output = self.model(**inputs, use_cache=True, logits_to_keep=1)
-        layers = output.past_key_values.layers
+        layers = cache_of(output).layers
         count, self._seen = len(prompts) * samples, ids.shape[1]
         heads, width = layers[0].keys.shape[1], layers[0].keys.shape[3]
         # Under autocast keys may be wider than values; attention runs in the type of the values.

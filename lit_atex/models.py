@@ -7,6 +7,7 @@ nothing of distillation, nor of how a model is used.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import warnings
 from dataclasses import dataclass
@@ -220,6 +221,17 @@ def _forget_quantization(model: Any) -> None:
 def unwrap(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside a PEFT wrapper (its layers hold the adapters), or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator,return-value]
+
+
+def cache_argument(model: nn.Module) -> str:
+    """What the forward pass calls its cache: "cache" in transformers since 5.24, else "past_key_values"."""
+    names = inspect.signature(unwrap(model).forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
+
+
+def cache_of(output: Any) -> Any:
+    """The cache in what a forward pass returned, under either name."""
+    return output.cache if hasattr(output, "cache") else output.past_key_values
 
 
 def end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:

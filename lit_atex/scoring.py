@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lit_atex.decode import pad_left
 from lit_atex.fused import Head
-from lit_atex.models import unwrap
+from lit_atex.models import cache_argument, cache_of, unwrap
 from lit_atex.types import Rollouts
 
 GROUP_TOKENS = 1024  # a forward pass of fewer tokens is mostly overhead
@@ -161,7 +161,7 @@ class _Read:
         output = base.get_decoder()(
             input_ids=ids, attention_mask=self.mask, position_ids=self.positions, use_cache=True
         )
-        self.last, self.layers = output.last_hidden_state[:, -1:], output.past_key_values.layers
+        self.last, self.layers = output.last_hidden_state[:, -1:], cache_of(output).layers
 
     def go_on(self, base: Any, rows: list[int], rollouts: Rollouts) -> Float[Tensor, "tokens hidden"]:
         """States that predict the completions of these rows."""
@@ -176,12 +176,13 @@ class _Read:
             cache = DynamicCache(config=base.config)
             for i, layer in enumerate(self.layers):
                 cache.update(layer.keys[run], layer.values[run], i)
-            output = base.get_decoder()(
+            decoder = base.get_decoder()
+            output = decoder(
                 input_ids=rollouts.ids[:, : fed.shape[1]].masked_fill(~fed, 0),
                 attention_mask=torch.cat([self.mask[run], fed.long()], dim=1),
                 position_ids=self.positions[run, -1:] + 1 + torch.arange(fed.shape[1], device=device),
-                past_key_values=cache,
                 use_cache=True,
+                **{cache_argument(decoder): cache},
             )
             hidden = torch.cat([hidden, output.last_hidden_state], dim=1)
         return hidden[:, : mask.shape[1]][mask]
