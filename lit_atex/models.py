@@ -224,9 +224,12 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
 
 
 def cache_argument(model: nn.Module) -> str:
-    """What the forward pass calls its cache: "cache" in transformers since 5.24, else "past_key_values"."""
+    """What the forward pass calls its cache: "past_key_values", or "cache", as in transformers since 5.24."""
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
     names = inspect.signature(unwrap(model).forward).parameters
-    return "cache" if "cache" in names else "past_key_values"
+    known = [name for name in ("past_key_values", "cache") if name in names]  # neither where it takes **kwargs
+    return known[0] if known else "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"
 
 
 def cache_of(output: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from transformers import (
 
 from lit_atex.checks import check_head
 from lit_atex.fused import Head
-from lit_atex.models import LanguageModel, Lora, end_ids
+from lit_atex.models import LanguageModel, Lora, cache_argument, cache_of, end_ids
 from lit_atex.scoring import completion_hidden, head_of, join
 from lit_atex.types import Rollouts
 
@@ -391,3 +392,20 @@ def test_an_adapter_of_a_packaged_model_finds_its_base(tmp_path):
 def test_a_folder_that_is_not_there_is_said_to_be_missing(name):
     with pytest.raises(ValueError, match=r"model\.student\.init_args\.name=.*there is no such folder"):
         LanguageModel(name).load()
+
+
+class Calls(nn.Module):
+    """A forward pass that takes its cache under the name it is asked for."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.forward = forward
+
+
+def test_a_cache_goes_by_the_name_that_the_forward_pass_gives_it():
+    ours = cache_argument(two_layer_model())
+    assert cache_argument(Calls(lambda input_ids, cache=None: None)) == "cache"
+    assert cache_argument(Calls(lambda input_ids, past_key_values=None: None)) == "past_key_values"
+    assert cache_argument(Calls(lambda **words: None)) == ours  # a wrapper around a model of transformers
+    assert cache_of(SimpleNamespace(cache=1)) == 1
+    assert cache_of(SimpleNamespace(past_key_values=2)) == 2
