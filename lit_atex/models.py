@@ -228,8 +228,10 @@ def cache_argument(model: nn.Module) -> str:
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
     names = inspect.signature(unwrap(model).forward).parameters
-    known = [name for name in ("past_key_values", "cache") if name in names]  # neither where it takes **kwargs
-    return known[0] if known else "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"
+    for name in ("past_key_values", "cache"):
+        if name in names:
+            return name
+    return "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"  # it takes **kwargs
 
 
 def cache_of(output: Any) -> Any:
