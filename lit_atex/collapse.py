@@ -26,13 +26,15 @@ ADVICE = {
     "share_cut": "It no longer ends: raise model.sampling.max_new_tokens, or lower the learning rate.",
     "repetition": "It goes round in circles: lower the learning rate, or set trainer.gradient_clip_val.",
     "answer_rate": "It gives no final answer that can be read: look at samples.jsonl, lower the learning rate.",
+    "accuracy": "What was learned is being lost: go on from an earlier checkpoint with less exposure, or stop there.",
     "deliberation": "It no longer thinks again: show less of the solution (exposure).",
     "distinct_answers": "All samples agree, and pass@k will fall: show less of the solution (exposure).",
 }
 """What to do when a measure is beyond its limit."""
 
 ELSEWHERE = {"entropy": "entropy/student", "share_cut": "length/share_cut", "answer_rate": "competence/unparsed"}
-"""Measures that the module logs itself; here they are logged against the start only."""
+ELSEWHERE |= {"accuracy": "competence/correct"}
+"""Measures that the module logs itself; here they are logged compared only."""
 
 
 class CollapseMonitor(pl.Callback):
@@ -46,6 +48,7 @@ class CollapseMonitor(pl.Callback):
         max_share_cut_change: float | None = 0.3,
         max_repetition_change: float | None = 0.2,
         min_answer_rate_change: float | None = -0.3,
+        max_accuracy_fall: float | None = 0.3,
         min_deliberation_ratio: float | None = None,
         min_distinct_answers_ratio: float | None = None,
         window: int = 5,
@@ -61,10 +64,12 @@ class CollapseMonitor(pl.Callback):
             max_share_cut_change: Greatest rise of the share of rollouts cut at the limit.
             max_repetition_change: Greatest rise of the share of repeated 4-grams of tokens.
             min_answer_rate_change: Deepest fall of the share of rollouts with a final answer, negative.
+            max_accuracy_fall: Furthest that the share of right rollouts may fall below its best. For problems that get
+                no harder as the run goes on.
             min_deliberation_ratio: Least deliberation words in 100 tokens, as a share.
             min_distinct_answers_ratio: Least distinct answers per problem, as a share.
-            window: Optimizer steps, >= 1. The start is the mean over the first so many, and what is compared with it
-                the mean over the last so many: one noisy step does no harm.
+            window: Optimizer steps, >= 1. The start is the mean over the first so many, the best over any so many, and
+                what is compared with it the mean over the last so many: one noisy step does no harm.
             stop_after: Stop the run after so many optimizer steps in a row beyond one limit, >= 1; None: only warn.
 
         Raises:
@@ -77,6 +82,7 @@ class CollapseMonitor(pl.Callback):
             "max_share_cut_change": max_share_cut_change,
             "max_repetition_change": max_repetition_change,
             "min_answer_rate_change": min_answer_rate_change,
+            "max_accuracy_fall": max_accuracy_fall,
             "min_deliberation_ratio": min_deliberation_ratio,
             "min_distinct_answers_ratio": min_distinct_answers_ratio,
         }
@@ -84,7 +90,7 @@ class CollapseMonitor(pl.Callback):
             raise ValueError(f"collapse.window and collapse.stop_after must be at least 1, got {window}, {stop_after}.")
         self.window, self.stop_after = window, stop_after
         self.start: dict[str, float] | None = None
-        """The measures at the start, once there are `window` steps."""
+        """The measures at the start, once there are `window` steps; the accuracy is the best since."""
         self.stopped: str | None = None
         """Why the run was stopped."""
         self._recent: deque[Sums] = deque(maxlen=window)
@@ -130,6 +136,8 @@ class CollapseMonitor(pl.Callback):
         self._recent.append(sums)
         if self.start is None and len(self._recent) == self.window:
             self.start = measures(total(self._recent))
+        if self.start is not None and "accuracy" in self.start:
+            self.start["accuracy"] = max(self.start["accuracy"], measures(total(self._recent)).get("accuracy", 0.0))
         compared, passed = self._judge()
         self._beyond = {limit: self._beyond.get(limit, 0) + 1 for limit in passed}
         for limit in [limit for limit, steps in self._beyond.items() if steps == 1]:
@@ -160,9 +168,10 @@ class CollapseMonitor(pl.Callback):
         assert self.start is not None
         side, _, name = limit.partition("_")
         measure, _, kind = name.rpartition("_")
-        form = "{:.3g} times" if kind == "ratio" else "{:+.3g} against"
+        form = {"ratio": "{:.3g} times its value at the start", "change": "{:+.3g} against its value at the start"}
+        form["fall"] = "{:.3g} below its best"
         return (
-            f"{measure.replace('_', ' ')} {now[measure]:.3g} is {form.format(compared[name])} its value at the start, "
+            f"{measure.replace('_', ' ')} {now[measure]:.3g} is {form[kind].format(compared[name])}, "
             f"{self.start[measure]:.3g}: {'below' if side == 'min' else 'above'} collapse.{limit} "
             f"{self.limits[limit]:g}. {ADVICE[measure]}"
         )

@@ -23,7 +23,11 @@ def layout() -> dict[str, dict[str, list[str | list[str]]]]:
     groups = {
         "exposure, competence, mismatch, reward": {"all four over the same axis": list(TAGS.values())},
         "each alone": {name: [tag] for name, tag in TAGS.items()},
-        "collapse": {"ratio to the start": ["collapse/.*_ratio"], "change from the start": ["collapse/.*_change"]},
+        "collapse": {
+            "ratio to the start": ["collapse/.*_ratio"],
+            "change from the start": ["collapse/.*_change"],
+            "fall from the best": ["collapse/.*_fall"],
+        },
     }
     return {
         group: {title: ["Multiline", [f"^{tag}$" for tag in tags]] for title, tags in charts.items()}

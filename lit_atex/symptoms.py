@@ -30,11 +30,11 @@ Sums = dict[str, float]
 
 
 class Measure(NamedTuple):
-    """A quotient of two sums, and how it is compared with its value at the start: divided by it, or less it."""
+    """A quotient of two sums, and how it is compared: divided by its value at the start, less it, or with its best."""
 
     above: str
     below: str
-    compared: Literal["ratio", "change"]
+    compared: Literal["ratio", "change", "fall"]
     factor: float = 1.0
 
 
@@ -45,10 +45,11 @@ MEASURES = {
     "share_cut": Measure("cut", "rollouts", "change"),
     "repetition": Measure("repeated", "ngrams", "change"),  # share of 4-grams that the rollout had before
     "answer_rate": Measure("answered", "rollouts", "change"),  # a final answer was found, right or wrong
+    "accuracy": Measure("correct", "rollouts", "fall"),
     "deliberation": Measure("deliberation", "tokens", "ratio", 100.0),  # words in 100 tokens
     "distinct_answers": Measure("distinct", "groups", "ratio"),  # final answers per problem, in 0..G; if G > 1
 }
-"""What is logged as `collapse/NAME`, and against the start as `collapse/NAME_ratio` or `collapse/NAME_change`."""
+"""What is logged as `collapse/NAME`, and compared as `collapse/NAME_ratio`, `NAME_change` or `NAME_fall`."""
 
 _WORD = re.compile("[a-z']+")
 _NEEDLES = [f" {'  '.join(phrase.split())} " for phrase in DELIBERATION]
@@ -96,6 +97,7 @@ def count(seen: Seen, samples: int, extract: Callable[[str], str | None]) -> Sum
         "repeated": sum(again for again, _ in repeated),
         "ngrams": sum(all_ for _, all_ in repeated),
         "answered": sum(verdict is not Verdict.UNPARSED for verdict in seen.verdicts),
+        "correct": sum(verdict is Verdict.CORRECT for verdict in seen.verdicts),
         "deliberation": sum(map(deliberation_words, seen.completions)),
     }
     if samples > 1:  # the samples of one problem stand together
@@ -127,11 +129,13 @@ def measures(sums: Sums) -> dict[str, float]:
 
 
 def against(start: dict[str, float], now: dict[str, float]) -> dict[str, float]:
-    """The measures against the start, as `NAME_ratio` or `NAME_change`; a ratio to nothing is left out."""
+    """The measures against the start, or the best of what can fall; a ratio to nothing is left out."""
     found = {}
     for name in (name for name in now if name in start):
         if MEASURES[name].compared == "change":
             found[f"{name}_change"] = now[name] - start[name]
+        elif MEASURES[name].compared == "fall":
+            found[f"{name}_fall"] = start[name] - now[name]
         elif start[name]:
             found[f"{name}_ratio"] = now[name] / start[name]
     return found

@@ -5,6 +5,7 @@ import random
 import re
 from collections import Counter
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
@@ -117,6 +118,7 @@ def test_measures_of_a_batch(problems, samples, seed):
         "share_cut": len(cut) / len(ended),
         "repetition": 1 - sum(len(set(g)) for g in grams) / sum(map(len, grams)) if any(grams) else None,
         "answer_rate": sum(v.value != "unparsed" for v in seen.verdicts) / len(ended),
+        "accuracy": sum(v.value == "correct" for v in seen.verdicts) / len(ended),
         "deliberation": 100 * words / sum(lengths) if sum(lengths) else None,
         "distinct_answers": sum(map(len, groups)) / problems if samples > 1 else None,
     }
@@ -155,7 +157,7 @@ def test_every_limit_bounds_something_that_is_logged():
 # The limits
 
 STEADY = {"rollouts": 10.0, "tokens": 100.0, "finished": 10.0, "tokens_finished": 100.0, "ngrams": 70.0,
-          "repeated": 7.0, "answered": 10.0, "entropy": 50.0}  # fmt: skip
+          "repeated": 7.0, "answered": 10.0, "correct": 5.0, "entropy": 50.0}  # fmt: skip
 
 
 def feed(monitor: CollapseMonitor, *steps: dict) -> list[dict[str, float]]:
@@ -180,6 +182,7 @@ def test_a_warning_says_what_where_and_what_to_do(caplog):
         ({"cut": 4.0}, "max_share_cut_change"),
         ({"repeated": 30.0}, "max_repetition_change"),
         ({"answered": 6.0}, "min_answer_rate_change"),
+        ({"correct": 1.0}, "max_accuracy_fall"),
     ],
 )
 def test_each_limit_fires_alone(caplog, change, limit):
@@ -191,6 +194,20 @@ def test_each_limit_fires_alone(caplog, change, limit):
     caplog.clear()
     feed(monitor, {}, change)
     assert not caplog.records
+
+
+def test_accuracy_falls_from_its_best_not_from_its_start(caplog):
+    """As a run that learned to 0.98 and lost it, and was at its start again when it ended (results/reverse)."""
+    monitor = CollapseMonitor(window=2)
+    learned = [{"correct": c} for c in (4.0, 5.0, 9.0, 10.0, 9.0, 7.0, 4.0, 5.0)]
+    falls = [values.get("accuracy_fall") for values in feed(monitor, *learned)]
+    means = [(a["correct"] + b["correct"]) / 20 for a, b in pairwise(learned)]
+    assert falls[1:] == pytest.approx([max(means[: i + 1]) - mean for i, mean in enumerate(means)])
+    (record,) = caplog.records
+    assert "step 6: accuracy 0.55 is 0.4 below its best, 0.95: above collapse.max_accuracy_fall 0.3" in record.message
+    resumed = CollapseMonitor(window=2)
+    resumed.load_state_dict(monitor.state_dict())
+    assert resumed.add(8, STEADY)["accuracy_fall"] == pytest.approx(0.45)
 
 
 def test_one_noisy_step_does_no_harm_and_a_second_crossing_is_told_again(caplog):
@@ -231,7 +248,8 @@ def test_a_stopped_run_stays_stopped_until_the_limits_change(words, stays):
 
 def test_what_cannot_be_measured_is_not_logged():
     values = CollapseMonitor(window=1).add(0, {"rollouts": 4.0, "tokens": 0.0, "cut": 4.0, "tokens_cut": 0.0})
-    assert values == {"length_cut": 0.0, "share_cut_change": 0.0, "answer_rate_change": 0.0}
+    compared = {"share_cut_change": 0.0, "answer_rate_change": 0.0, "accuracy_fall": 0.0}
+    assert values == {"length_cut": 0.0} | compared
 
 
 @pytest.mark.parametrize("words", [{"window": 0}, {"stop_after": 0}])
@@ -387,5 +405,13 @@ def test_the_page_of_custom_scalars(healthy):
     assert set(wanted) <= set(there)
     rewards = [event.value for event in events.Scalars("exposure/reward")]
     assert len(set(rewards)) > 1
-    for title in ("exposure", "competence", "mismatch", "reward", "ratio to the start", "change from the start"):
+    for title in (
+        "exposure",
+        "competence",
+        "mismatch",
+        "reward",
+        "ratio to the start",
+        "change from the start",
+        "fall from the best",
+    ):
         assert any(re.match(pattern, tag) for pattern in charts[title] for tag in there), title
