@@ -21,7 +21,7 @@ from lit_atex.noise import difference_interval, paired_variances
 from lit_atex.paired import detectable, holm, problems_needed, sign_flip_p
 from lit_atex.protocol import KINDS, differences
 from lit_atex.stats import paired_interval
-from lit_atex.text_tables import interval_text, markdown_table
+from lit_atex.text_tables import few_problems, interval_text, markdown_table
 from lit_atex.votes import majority_at_k
 
 Row = dict[str, Any]
@@ -280,6 +280,8 @@ def report(a: Path, b: Path, found: list[Difference], changes: list[Row], settin
         "*Over problems*: what other problems would give. *Problems fixed*: sampling noise on these alone: "
         "avg@n pairs the samples by their draw, pass@n and maj@n add the noise of both runs as if it were independent."
     )
+    few = few_problems({d.set: d.problems for d in found})
+    parts += [few] if few else []
     parts.append("\n".join(f"- {d.words()}" for d in found if d.metric.startswith("avg")))
     heads = ["set", "problem", "change", "reference", "A's vote", "B's vote", "A correct", "B correct"]
     cells = [[c["set"], c["id"], c["change"], c["reference"], c["first_answer"], c["second_answer"], c["first_correct"],

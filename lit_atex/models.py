@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -234,9 +235,15 @@ def cache_argument(model: nn.Module) -> str:
     return "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"  # it takes **kwargs
 
 
-def cache_of(output: Any) -> Any:
-    """The cache in what a forward pass returned, under either name."""
-    return output.cache if hasattr(output, "cache") else output.past_key_values
+def cache_of(output: Mapping[str, Any]) -> Any:
+    """The cache in what a forward pass returned, under either name.
+
+    Raises:
+        ValueError: If it returned none.
+    """
+    for name in set(output.keys()) & {"cache", "past_key_values"}:  # asking for a name that is not there warns in 5.24
+        return output[name]
+    raise ValueError(f"{type(output).__name__} holds no cache")
 
 
 def end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:

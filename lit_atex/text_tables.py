@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,8 @@ def evaluation_text(
         "*Problems fixed*: sampling noise on these problems alone. Compare two models with `lit-atex compare`, problem "
         "by problem, not by whether these intervals overlap."
     )
-    parts += [few_problems(results)] if few_problems(results) else []
+    few = few_problems({r.name: r.problems for r in results})
+    parts += [few] if few else []
     parts += [f"![pass@k]({plot})"] if plot else []
     for r in results:
         lines = [[k, f"{e.value:.4f}", interval_text(e.over), interval_text(e.fixed)] for k, e in r.metrics.items()]
@@ -120,12 +121,16 @@ def results_table(title: str, results: list[Result]) -> str:
             f"{r.metrics['length'].value:.1f}",
         )
     text = _render(table) + (f"\n{_stability_table(n, results)}" if n > 1 else "")
-    return f"{text}\n{few_problems(results)}".rstrip()
+    return f"{text}\n{few_problems({r.name: r.problems for r in results})}".rstrip()
 
 
-def few_problems(results: list[Result]) -> str:
-    """A warning about intervals over too few problems; empty if there is no such set."""
-    names = [r.name for r in results if r.problems < FEW]
+def few_problems(sizes: Mapping[str, int]) -> str:
+    """A warning about intervals over too few problems; empty if no set is so small.
+
+    Args:
+        sizes: Problems of each set by its name.
+    """
+    names = [name for name, problems in sizes.items() if problems < FEW]
     if not names:
         return ""
     return f"fewer than {FEW} problems: intervals over problems are too narrow for {', '.join(names)}"
@@ -151,10 +156,12 @@ def before_after_table(before: list[Result], after: list[Result]) -> str:
     for heading in ("set", "", "before", "after", "difference", "interval"):
         table.add_column(heading, justify="left" if heading in ("set", "") else "right", no_wrap=True)
     by_name = {r.name: r for r in before}
+    sizes: dict[str, int] = {}
     for b, a in [(by_name[r.name], r) for r in after if r.name in by_name]:
         n, common = a.samples, [i for i in a.per_problem if i in b.per_problem]
         if not common:
             continue
+        sizes[a.name] = len(common)
         shares = np.array([[r.per_problem[i] for i in common] for r in (b, a)])
         average = f"avg@{n}" if b.samples == n else f"avg@{b.samples}/{n}"
         rows = [(average, b.average.value, a.average.value, shares)]
@@ -166,7 +173,7 @@ def before_after_table(before: list[Result], after: list[Result]) -> str:
             shown = (f"{old:.3f}", f"{new:.3f}", f"{gaps.mean():+.3f}", interval_text(paired_interval(gaps)))
             table.add_row("" if i else a.name, metric, *shown)
         table.add_row("", "length", *(f"{r.metrics['length'].value:.1f}" for r in (b, a)), "", "")
-    return _render(table)
+    return f"{_render(table)}\n{few_problems(sizes)}".rstrip()
 
 
 def outcome_of_run(results: dict[str, list[dict[str, Any]]], last: str, selection: dict[str, Any]) -> str:

@@ -190,12 +190,18 @@ def test_tables_show_stability_and_variety():
 
 
 def test_too_few_problems_for_an_interval_are_named():
-    few, enough = evaluated(ROWS * 2), evaluated([*ROWS * 2, *ROWS[:2]])
+    few, enough = (evaluated([ROWS[i % 4] | {"id": f"{i}"} for i in range(n)]) for n in (9, 10))
     note = "fewer than 10 problems: intervals over problems are too narrow for set"
-    for text in (results_table("test", [few, enough]), evaluation_text("test", [few], {}, {}, "", None)):
-        assert note in text.splitlines()
-    for text in (results_table("test", [enough]), evaluation_text("test", [enough], {}, {}, "", None)):
-        assert "too narrow" not in text
+
+    def texts(*results):
+        return (
+            results_table("test", [*results]),
+            evaluation_text("test", [*results], {}, {}, "", None),
+            before_after_table([*results], [*results]),
+        )
+
+    assert all(note in text.splitlines() for text in texts(few))
+    assert not any("too narrow" in text for text in texts(enough))
 
 
 def test_before_and_after_have_each_metric_with_its_paired_difference():

@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -407,5 +406,7 @@ def test_a_cache_goes_by_the_name_that_the_forward_pass_gives_it():
     assert cache_argument(Calls(lambda input_ids, cache=None: None)) == "cache"
     assert cache_argument(Calls(lambda input_ids, past_key_values=None: None)) == "past_key_values"
     assert cache_argument(Calls(lambda **words: None)) == ours  # a wrapper around a model of transformers
-    assert cache_of(SimpleNamespace(cache=1)) == 1
-    assert cache_of(SimpleNamespace(past_key_values=2)) == 2
+    assert cache_of({"logits": 0, "cache": 1}) == 1
+    assert cache_of({"past_key_values": 2}) == 2
+    with pytest.raises(ValueError, match="dict holds no cache"):
+        cache_of({"state": 3})
