@@ -1,4 +1,4 @@
-"""Watches a run for collapse: logs the symptoms against the start, warns beyond limits, and can stop the run.
+"""Watches a run for collapse: logs symptoms against its start or best, warns beyond limits, and can stop the run.
 
 What is measured: `symptoms`. The limits are ours, not the paper's.
 """
@@ -38,7 +38,7 @@ ELSEWHERE |= {"accuracy": "competence/correct"}
 
 
 class CollapseMonitor(pl.Callback):
-    """Logs what a collapse shows in, against the start of the run; warns, and can stop the run, beyond limits."""
+    """Logs what a collapse shows in, against the run's start or best; warns, and can stop the run, beyond limits."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What a collapse shows in: repetition, lengths, answers, deliberation; and the same against what it was at the start.
+"""What a collapse shows in: repetition, lengths, answers, accuracy, deliberation; and that against its start or best.
 
 It reads what was said and how it was judged, and knows no model. Everything is a sum first: then micro-batches, ranks
 and steps add up, and a mean is over all of their tokens or rollouts. The measures are ours, not the paper's.
