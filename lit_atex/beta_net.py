@@ -1,4 +1,4 @@
-"""The network of the Beta policy: statistics of training in, a Beta distribution over exposure out.
+"""The network of the Beta policy: statistics of training in, a Beta distribution out, whose samples are exposures.
 
 It knows nothing of rewards; `learners.py` moves its weights.
 """
@@ -40,7 +40,11 @@ class Within(torch.autograd.Function):
 
 
 class BetaNet(nn.Module):
-    """The policy: raw statistics to the a and b of a Beta distribution over exposure.
+    """The policy: raw statistics to the a and b of a Beta distribution, whose samples stand for exposures.
+
+    As a sample runs from 0 to 1 its exposure runs from `margin` below the least to `margin` above the greatest, and is
+    cut there. So both ends can be chosen, and held: a Beta on the range itself never gives either, and its mean stays
+    well inside while it explores.
 
     A small network gives its mode and the logarithm of a + b - 2, each within its range (`Within`): a, b >= 1, so there
     is one mode, and a density that is finite at the ends. (With a, b = 1 + softplus(.), or a sigmoid, a policy that has
@@ -54,7 +58,9 @@ class BetaNet(nn.Module):
     center: Tensor
     squares: Tensor
 
-    def __init__(self, features: int, hidden: int, mean: float, concentration: float, seed: int) -> None:
+    def __init__(
+        self, features: int, hidden: int, mean: float, concentration: float, seed: int, margin: float = 0.0
+    ) -> None:
         """Set the first policy, which does not depend on the state.
 
         Args:
@@ -63,8 +69,10 @@ class BetaNet(nn.Module):
             mean: Its first mean, in (0, 1).
             concentration: Its first a + b, with a and b > 1, and a + b - 2 within EXCESS.
             seed: Of the first layer's weights.
+            margin: How far samples go beyond each end, in units of the range, >= 0.
         """
         super().__init__()
+        self.margin = margin
         generator = torch.Generator().manual_seed(seed)
         self.first = nn.Linear(features, hidden, dtype=torch.float64)
         self.last = nn.Linear(hidden, 2, dtype=torch.float64)
@@ -77,6 +85,10 @@ class BetaNet(nn.Module):
             self.last.bias.copy_(start)
         for name in ("count", "center", "squares"):
             self.register_buffer(name, torch.zeros(features, dtype=torch.float64))
+
+    def exposure(self, sample: Array) -> Array:
+        """Where samples lie between the least exposure (0) and the greatest (1), any shape."""
+        return (sample * (1 + 2 * self.margin) - self.margin).clip(0, 1)
 
     def observe(self, state: list[float]) -> None:
         """Count a state in mean and variance (Welford); a statistic that is not finite is left out."""

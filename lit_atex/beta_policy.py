@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch.distributions import Beta
 
 from lit_atex.beta_net import EXCESS, BetaNet
 from lit_atex.exposure import TrainingState
-from lit_atex.learners import Learner, Matured, Surrogate
+from lit_atex.learners import GRID, Learner, Matured, Surrogate, shares
 from lit_atex.reward import Decision, Rewarded
 from lit_atex.types import StepFeedback, seeded
 
@@ -55,6 +56,7 @@ class BetaPolicy(Rewarded):
         high: float = 1.0,
         mean: float = 0.5,
         concentration: float = 4.0,
+        margin: float = 0.3,
         horizon: int = 3,
         discount: float = 0.9,
         statistics: list[str] | None = None,
@@ -67,8 +69,10 @@ class BetaPolicy(Rewarded):
             learner: How the policy learns; None: `Surrogate()`.
             low: Least exposure, in [0, 1].
             high: Greatest exposure, in (low, 1].
-            mean: Mean of the first policy between low (0) and high (1), in (0, 1).
+            mean: Mean of the first policy between low (0) and high (1), in (0, 1), before what lies beyond is cut.
             concentration: a + b of the first Beta(a, b), in (2.5, 102), both above 1; 4 at mean 0.5 is broad.
+            margin: How far beyond low and high the Beta reaches, in units of high - low, in [0, 1]; what lies beyond is
+                cut to low or high. At 0 it never gives either, and while it still explores, its mean stays inside.
             horizon: Windows of progress that a decision is judged by (J), >= 1.
             discount: Weight of each further window, in [0, 1].
             statistics: What policy and learner see of STATISTICS, the likeliest to move the best exposure first; None:
@@ -83,11 +87,14 @@ class BetaPolicy(Rewarded):
         where = "exposure.strategy.init_args"
         if not 0 < mean < 1:
             raise ValueError(f"{where}.mean must lie in (0, 1), got {mean}.")
-        least, most = max(1 / min(mean, 1 - mean), 2 + EXCESS[0]), 2 + EXCESS[1]
+        if not 0 <= margin <= 1:
+            raise ValueError(f"{where}.margin must lie in [0, 1], got {margin}.")
+        sample = (mean + margin) / (1 + 2 * margin)
+        least, most = max(1 / min(sample, 1 - sample), 2 + EXCESS[0]), 2 + EXCESS[1]
         if not least < concentration < most:
             raise ValueError(
-                f"{where}.concentration must lie between {least:.3g} and {most:.3g} at mean {mean}, so that the Beta "
-                f"has one mode; got {concentration}."
+                f"{where}.concentration must lie between {least:.3g} and {most:.3g} at mean {mean} and margin "
+                f"{margin}, so that the Beta has one mode; got {concentration}."
             )
         if hidden < 1:
             raise ValueError(f"{where}.hidden must be at least 1, got {hidden}.")
@@ -95,7 +102,7 @@ class BetaPolicy(Rewarded):
         if unknown := [name for name in self.statistics if self.statistics.count(name) > 1 or name not in STATISTICS]:
             raise ValueError(f"{where}.statistics: {unknown[0]} is not one of {', '.join(STATISTICS)}, named once.")
         self.seed, self.hidden = seed or 0, hidden
-        self.policy = BetaNet(max(len(self.statistics), 1), hidden, mean, concentration, self.seed)
+        self.policy = BetaNet(max(len(self.statistics), 1), hidden, sample, concentration, self.seed, margin)
         self.learner = Surrogate() if learner is None else learner
         self.learner.bind(self.policy)
         self._window = dict.fromkeys(STATISTICS[2:8], 0.0)
@@ -122,13 +129,17 @@ class BetaPolicy(Rewarded):
         action = min(max(float(seeded(self.seed, "exposure", self._number).beta(a, b)), 1e-6), 1 - 1e-6)
         density = math.exp(float(Beta(a, b).log_prob(torch.tensor(action, dtype=torch.float64))))
         self._window, self._steps = dict.fromkeys(self._window, 0.0), 0
-        mean = self.low + (self.high - self.low) * a / (a + b)
+        ratio = self._between(self.policy.exposure(np.array(action)))
+        mean = self._between(shares(a, b) @ self.policy.exposure(GRID))
         self._scalars |= {"alpha": a, "beta": b, "mean": mean}
         self._scalars |= {"density": density} | learned
         if self._progress is not None:
             self._scalars["progress"] = self._progress
-        ratio = min(max(self.low + (self.high - self.low) * action, self.low), self.high)
         return ratio, {"state": every, "action": action, "alpha": a, "beta": b, "mean": mean}
+
+    def _between(self, share: Any) -> float:
+        """The exposure that is so far on the way from low to high."""
+        return min(self.low + (self.high - self.low) * float(share), self.high)
 
     def _seen(self, statistics: dict[str, float | None]) -> list[float]:
         """Those that the policy sees, NaN for what is not known; a constant, if none."""
@@ -181,4 +192,5 @@ class BetaPolicy(Rewarded):
     def form(self) -> dict[str, Any]:
         """Learner, statistics and width of the network besides."""
         own = {"learner": type(self.learner).__name__, "statistics": self.statistics, "hidden": self.hidden}
+        own["margin"] = self.policy.margin
         return super().form() | own

@@ -19,7 +19,7 @@ from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.run_folder import RunFolder
 from lit_atex.selection import MEAN, best, check, of_test_set, summary
 
-FORMAT = 4
+FORMAT = 5
 """Of what a checkpoint holds of ours: one more with every key that changes (tests/golden/checkpoint.txt has most)."""
 
 

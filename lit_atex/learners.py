@@ -24,7 +24,7 @@ class Matured(NamedTuple):
 
     Attributes:
         state: The statistics at decision time, raw, always in the same order.
-        action: The sampled exposure, in (0, 1).
+        action: The sample of the Beta, in (0, 1); `BetaNet.exposure` has what it stands for.
         reward: What it earned, in any unit; not finite: the decision is passed over.
     """
 
@@ -152,8 +152,8 @@ class Reinforce(Learner):
 class Surrogate(Learner):
     """Fits a reward model to all matured decisions, and moves the policy uphill on it, at the state now.
 
-    With m(u) and s(u) the mean and SD of what is believed of exposure u (`reward_model.py`), each window takes some
-    steps of Adam uphill on
+    With m(u) and s(u) the mean and SD of what is believed of the exposure that a sample u stands for
+    (`reward_model.py`), each window takes some steps of Adam uphill on
 
         E_Beta[m(u) + optimism * s(u)] + entropy * mean(s)^2 * H(Beta)
 
@@ -201,7 +201,7 @@ class Surrogate(Learner):
             "baseline": float(self.rewards().mean()),
             "advantage": float(share @ mean - mean.mean()),
             "uncertainty": float(spread.mean()),
-            "best": float(GRID[mean.argmax()]),
+            "best": float(self.policy.exposure(GRID)[mean.argmax()]),
             "moved_by_state": float(relevance.sum()),
             "entropy": policy.entropy().item(),
         }
@@ -211,7 +211,7 @@ class Surrogate(Learner):
         return within_reach(np.array([m.reward for m in self.decisions]))
 
     def believe(self, state: list[float]) -> tuple[Array, Array, Array]:
-        """Mean and SD of the effect of each exposure of GRID at this state, in SD of the rewards; and relevance."""
+        """Mean and SD of the effect of each sample of GRID at this state, in SD of the rewards; and relevance."""
         rewards = self.rewards()
         largest = abs(rewards).max()
         rewards = rewards - rewards.mean()
@@ -220,8 +220,8 @@ class Surrogate(Learner):
         rewards = rewards / scale if scale > 1e-9 * largest else np.zeros_like(rewards)
         states = self.policy.standardise(torch.tensor([m.state for m in self.decisions], dtype=torch.float64)).numpy()
         now = self.policy.standardise(torch.tensor(state, dtype=torch.float64)).numpy()
-        actions = np.array([m.action for m in self.decisions])
-        found = effect(states, actions, rewards, now, self.memory, GRID)
+        exposures, every = (self.policy.exposure(x) for x in (np.array([m.action for m in self.decisions]), GRID))
+        found = effect(states, exposures, rewards, now, self.memory, every)
         # A statistic that has never varied moves nothing.
         return found.mean, np.sqrt(np.diagonal(found.covariance).clip(0)), found.relevance * (states != 0).any(0)
 
@@ -236,6 +236,7 @@ class Surrogate(Learner):
 
 
 GRID = (np.arange(64) + 0.5) / 64
+"""Samples of a Beta, for quadrature."""
 LOGS = np.log(GRID), np.log1p(-GRID)
 LEAST = 4
 """Fewer decisions do not move the policy."""
@@ -257,7 +258,7 @@ def within_reach(rewards: Array) -> Array:
 
 
 def shares(a: float, b: float) -> Array:
-    """`[64]` what Beta(a, b) gives to each exposure of GRID, summing to 1."""
+    """`[64]` what Beta(a, b) gives to each sample of GRID, summing to 1."""
     logit = (a - 1) * LOGS[0] + (b - 1) * LOGS[1]
     share = np.exp(logit - logit.max())
     return share / share.sum()

@@ -88,21 +88,29 @@ def test_it_sees_the_statistics_that_it_is_given(names: list[str], values: list[
     assert other.state_dict()["queue"] == policy.state_dict()["queue"]
 
 
-def test_one_sample_a_window_from_the_density_that_is_logged() -> None:
-    policy = BetaPolicy(Still(), low=0.1, high=0.9, mean=0.7, concentration=6, seed=3)
-    ratios = []
+@pytest.mark.parametrize("margin", [0.0, 0.25])
+def test_one_sample_a_window_from_the_density_that_is_logged(margin: float) -> None:
+    policy = BetaPolicy(Still(), low=0.1, high=0.9, mean=0.7, concentration=6, margin=margin, seed=3)
+    alpha = 6 * (0.7 + margin) / (1 + 2 * margin)
+    beta = scipy.stats.beta(alpha, 6 - alpha)
+    ends = margin / (1 + 2 * margin), (1 + margin) / (1 + 2 * margin)  # what lies beyond is cut
+    inside = beta.expect(lambda x: (1 + 2 * margin) * x - margin, lb=ends[0], ub=ends[1])
+    ratios, samples = [], []
     for k in range(400):
         policy.begin_window(state(5 * k), None)
         assert policy.ratios(state(5 * k + 3)) == policy.ratios(state(5 * k)) == [policy.ratios(state())[0]] * 2
         ratios.append(policy.ratios(state())[0])
-        unit = (ratios[-1] - 0.1) / 0.8
         scalars = policy.scalars()
-        assert (scalars["alpha"], scalars["beta"]) == pytest.approx((4.2, 1.8))
-        assert scalars["mean"] == pytest.approx(0.1 + 0.8 * 0.7)
-        assert scalars["density"] == pytest.approx(scipy.stats.beta(4.2, 1.8).pdf(unit), rel=1e-6)
+        assert (scalars["alpha"], scalars["beta"]) == pytest.approx((alpha, 6 - alpha))
+        assert scalars["mean"] == pytest.approx(0.1 + 0.8 * (inside + beta.sf(ends[1])), abs=2e-4)
+        samples.append(seeded(3, "exposure", k).beta(scalars["alpha"], scalars["beta"]))
+        assert policy.finish(None)[-1].details["action"] == samples[-1]
+        assert scalars["density"] == pytest.approx(beta.pdf(samples[-1]), rel=1e-6)
         assert scalars["baseline"] == 0.25
-        assert unit == pytest.approx(seeded(3, "exposure", k).beta(scalars["alpha"], scalars["beta"]))
-    assert scipy.stats.kstest((np.array(ratios) - 0.1) / 0.8, scipy.stats.beta(4.2, 1.8).cdf).pvalue > 0.01
+        wanted = min(max((1 + 2 * margin) * samples[-1] - margin, 0), 1)
+        assert ratios[-1] == pytest.approx(0.1 + 0.8 * wanted)
+    assert scipy.stats.kstest(samples, beta.cdf).pvalue > 0.01
+    assert (ratios.count(0.9) > 20) == (margin > 0)  # it can be held at an end
 
 
 def test_matured_decisions_reach_the_learner_with_the_state_that_they_were_taken_in() -> None:
@@ -110,17 +118,18 @@ def test_matured_decisions_reach_the_learner_with_the_state_that_they_were_taken
     policy = BetaPolicy(learner, horizon=2, discount=0.5)
     progress = [0.0, 1.0, 3.0, 4.0, 4.0]
     credits: list[Credit] = []
-    actions = []
+    ratios = []
     competence = Competence()
     competence.update(feedback())
     for k, p in enumerate(progress):
         credits += policy.begin_window(state(5 * k, competence=competence), p)
-        actions.append(policy.ratios(state())[0])
+        ratios.append(policy.ratios(state())[0])
         policy.update(feedback(k, k + 1.0))
     rewards = [1 + 0.5 * 2, 2 + 0.5 * 1, 1 + 0.0]
     assert [m.reward for m in learner.matured] == rewards
     np.testing.assert_array_equal([m.state for m in learner.matured], learner.states[:3])
-    assert [m.action for m in learner.matured] == pytest.approx(actions[:3])
+    shown = policy.policy.exposure(np.array([m.action for m in learner.matured]))
+    assert shown.tolist() == pytest.approx(ratios[:3])
     assert [(c.decision, c.step, c.reward, c.complete) for c in credits] == [
         (k, 5 * k, r, True) for k, r in enumerate(rewards)
     ]
@@ -250,11 +259,11 @@ def test_a_resumed_policy_goes_on_bit_for_bit(cut: int) -> None:
 
 
 def test_the_start_depends_on_nothing_but_its_settings() -> None:
-    policies = [BetaPolicy(mean=0.3, concentration=8, seed=s) for s in (0, 1)]
+    policies = [BetaPolicy(mean=0.3, concentration=8, margin=0.25, seed=s) for s in (0, 1)]
     for policy in policies:
         policy.begin_window(state(), 0.1)
-        assert policy.scalars()["alpha"] == pytest.approx(2.4)
-        assert policy.scalars()["beta"] == pytest.approx(5.6)
+        assert policy.scalars()["alpha"] == pytest.approx(8 * (0.3 + 0.25) / 1.5)
+        assert policy.scalars()["beta"] == pytest.approx(8 * (0.7 + 0.25) / 1.5)
     assert policies[0].ratios(state()) != policies[1].ratios(state())
 
 
@@ -264,7 +273,10 @@ def test_the_start_depends_on_nothing_but_its_settings() -> None:
         ({"low": 0.5, "high": 0.5}, "low"),
         ({"high": 1.2}, "high"),
         ({"mean": 1.0}, "mean"),
-        ({"mean": 0.9, "concentration": 9.0}, "concentration"),
+        ({"mean": 0.9, "concentration": 9.0, "margin": 0.0}, "concentration"),
+        ({"mean": 0.9, "concentration": 3.5}, "concentration"),
+        ({"margin": -0.1}, "margin"),
+        ({"margin": math.nan}, "margin"),
         ({"concentration": math.inf}, "concentration"),
         ({"hidden": 0}, "hidden"),
         ({"horizon": 0}, "horizon"),

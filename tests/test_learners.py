@@ -23,8 +23,10 @@ from lit_atex.types import seeded
 FEATURES = 3
 
 
-def bound(learner: Learner, mean: float = 0.5, concentration: float = 4.0, seed: int = 0) -> Learner:
-    learner.bind(BetaNet(FEATURES, 8, mean, concentration, seed))
+def bound(
+    learner: Learner, mean: float = 0.5, concentration: float = 4.0, seed: int = 0, margin: float = 0.0
+) -> Learner:
+    learner.bind(BetaNet(FEATURES, 8, mean, concentration, seed, margin))
     return learner
 
 
@@ -203,6 +205,40 @@ def test_the_surrogate_finds_the_best_exposure_and_the_statistic_that_moves_it()
     assert relevance[1] > 0.9
     best = [GRID[learner.believe([0.0, z, 0.0])[0].argmax()] for z in (-1.0, 1.0)]
     assert best == pytest.approx([0.3, 0.7], abs=0.1)
+
+
+def test_exposures_beyond_an_end_are_that_end() -> None:
+    net = BetaNet(FEATURES, 8, 0.5, 4.0, 0, margin=0.25)
+    samples = np.array([0.0, 1 / 6, 1 / 3, 0.5, 5 / 6, 1.0])
+    np.testing.assert_allclose(net.exposure(samples), [0.0, 0.0, 0.25, 0.5, 1.0, 1.0], atol=1e-12)
+    data = decisions(60, best=1.0)
+    learner = bound(Surrogate(), margin=0.25)
+    feed(learner, data)
+    mean, spread, _ = learner.believe([0.0] * FEATURES)
+    np.testing.assert_allclose(mean[GRID > 5 / 6], mean[-1])  # all of them are full exposure
+    np.testing.assert_allclose(spread[GRID < 1 / 6], spread[0])
+    assert mean[-1] - mean.min() > 3 * spread.mean()
+    # The same decisions, by their exposures, are believed the same of.
+    plain = bound(Surrogate())
+    shown = learner.policy.exposure(np.array([m.action for m in data]))
+    feed(plain, [m._replace(action=float(u)) for m, u in zip(data, shown)])
+    expected = plain.believe([0.0] * FEATURES)[0]
+    inside = (GRID > 1 / 6) & (GRID < 5 / 6)
+    there = np.interp(learner.policy.exposure(GRID[inside]), GRID, expected)
+    np.testing.assert_allclose(mean[inside][1:-1], there[1:-1], atol=2e-3)
+
+
+def test_a_policy_that_reaches_beyond_an_end_holds_it_while_it_explores() -> None:
+    means = []
+    for margin in (0.0, 0.25):
+        learner = bound(Surrogate(), margin=margin)
+        for m in decisions(80, best=1.0):
+            reward = -4 * float(learner.policy.exposure(np.array(m.action)) - 1) ** 2
+            learner.learn([m._replace(reward=reward + 0.3 * m.state[0])], m.state)
+        a, b = (x.item() for x in learner.policy(torch.zeros(FEATURES, dtype=torch.float64)))
+        means.append(shares(a, b) @ learner.policy.exposure(GRID))
+    assert means[0] < means[1]
+    assert means[1] > 0.9
 
 
 @pytest.mark.parametrize("spread", [0.0, 7.0])
