@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +32,51 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
         Raises:
             OSError: If it could not be written; nothing is left of it.
+            TypeError: If it could not be read back: the state of a callback or a strategy is no plain data.
         """
+        check_plain(checkpoint.get("callbacks", {}))
         if "://" in str(path):  # not a local file
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        buffer = io.BytesIO()  # torch reports a full disk as an error of its own, which does not say so
-        torch.save(checkpoint, buffer)
         folder = Path(path).parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            whole.write(Path(path), buffer.getbuffer())
+            whole.write(Path(path), lambda file: torch.save(checkpoint, file))
         except OSError as error:
             raise OSError(
                 f"the checkpoint {path} could not be written: {error.strerror}. Earlier checkpoints in {folder} are "
                 "intact: make room, and go on with --resume."
             ) from error
+
+
+def check_plain(states: dict[str, Any]) -> None:
+    """Whether the states of callbacks, and of a strategy among them, can be read back: without code from the file.
+
+    Raises:
+        TypeError: If one cannot; names what it is.
+    """
+    for name, state in states.items():
+        if found := _unreadable(state, name):
+            raise TypeError(
+                f"no checkpoint with {found} could be read back: return numbers, strings, lists, dictionaries and "
+                "tensors from state_dict(), as by float(x), x.tolist() or dict(x)."
+            )
+
+
+def _unreadable(state: Any, where: str) -> str:
+    """The innermost part that cannot be read back, and its type; empty if there is none."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    try:
+        torch.load(file, weights_only=True)
+    except pickle.UnpicklingError:
+        parts = (
+            state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list | tuple) else ()
+        )
+        inner = (found for key, part in parts if (found := _unreadable(part, f"{where}.{key}")))
+        return next(inner, f"{where}, a {type(state).__name__},")
+    return ""
 
 
 class Checkpoint(ModelCheckpoint):
@@ -143,10 +174,15 @@ class Checkpoint(ModelCheckpoint):
         self._save_end(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Have an evaluation after training logged under its last step and epoch: resumed there, they are behind."""
-        if trainer.state.fn == TrainerFn.VALIDATING and not self.validation_due:
-            epoch = trainer.fit_loop.epoch_progress.current
-            trainer.fit_loop.epoch_loop._batches_that_stepped, epoch.completed = trainer.global_step, epoch.ready
+        """Have an evaluation after training logged under its last step and epoch: resumed there, they are behind.
+
+        One that was due before a kill belongs to the pass that was open.
+        """
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+            if not self.validation_due:
+                epoch = trainer.fit_loop.epoch_progress.current
+                epoch.completed = epoch.ready
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the weights if they are the best so far."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -69,6 +70,20 @@ def _states(base: Any, ids: Tensor) -> Tensor | None:
     """Final hidden states by the decoder alone; None if there is none that gives them."""
     decoder = base.get_decoder()
     return None if decoder is None else getattr(decoder(input_ids=ids, use_cache=False), "last_hidden_state", None)
+
+
+def check_precision(model: nn.Module) -> None:
+    """Warn of weights that are trained in half precision: most of what an optimizer adds to them rounds away."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if half := [p for p in trained if p.dtype in (torch.bfloat16, torch.float16)]:
+        share = sum(p.numel() for p in half) / sum(p.numel() for p in trained)
+        warnings.warn(
+            f"{share:.0%} of what is trained is held in {str(half[0].dtype).removeprefix('torch.')}, where what an "
+            "optimizer adds at usual learning rates rounds away (bfloat16: a weight of 0.02 changes by 6e-5 or not at "
+            "all). Set model.student.init_args.dtype to float32, and trainer.precision to bf16-mixed; or train "
+            "adapters (model.student.init_args.lora).",
+            stacklevel=2,
+        )
 
 
 def close(one: Tensor, other: Tensor, tolerance: float) -> bool:

@@ -179,18 +179,19 @@ class Cli(LightningCLI):
         if config.resume and self.subcommand == "fit" and checkpoint is None:
             log.warning("--resume: no checkpoint in %s: the run begins at step 0", self.run_folder / "checkpoints")
         check_format(checkpoint, self.subcommand == "fit")
+        first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # of processes that a launcher started
         if self.subcommand == "fit":
-            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            if first:
                 hold(self.run_folder)
             try:
-                prepare(self.run_folder, checkpoint, config.ckpt_path == "last", config.overwrite)
+                prepare(self.run_folder, checkpoint, config.ckpt_path == "last", config.overwrite, first)
             except ValueError:
                 release(self.run_folder)
                 raise
         elif config.ckpt_path and checkpoint is None:
             raise ValueError(f"--ckpt_path last: there is no checkpoint in {self.run_folder / 'checkpoints'}.")
         elif self.subcommand in KINDS:
-            clear(self.run_folder, self.subcommand, config.resume, config.overwrite)
+            clear(self.run_folder, self.subcommand, config.resume, config.overwrite, first)
         config.ckpt_path = checkpoint
         config.run = str(self.run_folder)
         config.checkpoint.dirpath = str(self.run_folder / "checkpoints")

@@ -261,6 +261,10 @@ class Evaluation(nn.Module):
         if rows:
             self.sets[index].add(rows)
 
+    def scalars(self, stage: str) -> dict[str, float]:
+        """What is logged of `results`, as `STAGE/SET/METRIC`."""
+        return {f"{stage}/{r.name}/{name}": value for r in self.results for name, value in r.scalars().items()}
+
     def close(self) -> None:
         """Compute everything over all ranks into `results`, and begin anew."""
         self.results = [one.result() for one in self.sets]

@@ -106,7 +106,7 @@ class Exposure(ABC):
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold."""
+        """What a checkpoint must hold: numbers, strings, lists, dictionaries and tensors, nothing of other classes."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -91,8 +91,9 @@ class MetricsCsv(Logger):
         rows = [row for row in self._read() if int(row["step"]) <= step]
         if rows and int(rows[-1]["step"]) == step:  # what was measured before that step stays true
             row = rows.pop()
-            measured = {k: v for k, v in row.items() if k.startswith("validation/")}
-            rows += [{"step": row["step"], **measured, "epoch": row.get("epoch", "")}] if measured else []
+            done = any(name.startswith("loss/") for name in row)  # the step itself, which will be taken again
+            row = {k: v for k, v in row.items() if not done or k.startswith("validation/") or k in ("step", "epoch")}
+            rows += [row] if row.keys() - {"step", "epoch"} else []
         self._write(rows)
 
     def _read(self) -> list[dict[str, Any]]:

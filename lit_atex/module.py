@@ -8,6 +8,7 @@ all completion tokens of an optimizer step.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +21,10 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from lit_atex.checks import check_precision
 from lit_atex.distil import distil
 from lit_atex.divergence import Divergence, TokenDivergence
+from lit_atex.frozen import FrozenWeights
 from lit_atex.models import LanguageModel
 from lit_atex.prompts import PromptStyle
 from lit_atex.rollout import RolloutEngine, Sampling
@@ -31,7 +34,7 @@ from lit_atex.supervised import references
 from lit_atex.teacher import Teacher
 from lit_atex.types import Problem, Rollouts, StepFeedback, row_generators, seeded
 from lit_atex.verify import Verifier
-from lit_atex.window import Batch, Seen, StepWindow
+from lit_atex.window import BadSteps, Batch, Seen, StepWindow
 
 log = logging.getLogger("lit_atex")
 
@@ -43,9 +46,6 @@ SHOWN = {
     "tok/s": "throughput/completion_tokens_per_s",
 }
 """The few numbers of the progress bar."""
-
-MAX_BAD_STEPS = 3
-"""Skipped optimizer steps in a row after which the run stops."""
 
 
 class SelfDistillation(Solver):
@@ -109,7 +109,7 @@ class SelfDistillation(Solver):
         self.feedback: StepFeedback | None = None
         """What came of the optimizer step just done; None between steps and after a skipped one."""
         self.seen: Seen | None = None
-        self.step_log, self._window, self.skipped_steps, self._bad_in_a_row = StepLog(), StepWindow(), 0, 0
+        self.step_log, self._window, self.skipped = StepLog(), StepWindow(), BadSteps()
         self.phase = ""
         """What the step is doing now: a name of `time/...`, or empty; for meters."""
         self._seconds: dict[str, float] = {}
@@ -123,9 +123,11 @@ class SelfDistillation(Solver):
         super().configure_model()
         self.train_room = self.room(self.sampling, "model.sampling")
         self.teacher.attach(self.student)
+        self._frozen = FrozenWeights(self.student, "student.")
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer over what is trainable, and its schedule in optimizer steps."""
+        check_precision(self.student)
         optimizer = self.make_optimizer([p for p in self.student.parameters() if p.requires_grad])
         scheduler = self.make_scheduler(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -227,10 +229,14 @@ class SelfDistillation(Solver):
         self._window.totals["seconds/backward"] += time.perf_counter() - self._backward_began  # type: ignore[assignment]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the gradient by the step's tokens; drop it if it is not finite."""
+        """Divide the gradient by the step's tokens; drop it if it is not finite.
+
+        Lightning calls the hook of this name of callbacks before: there gradients are still sums. `gradient/norm` is
+        logged as it is after the division, before clipping.
+        """
         gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
-        finite = self._loss_is_finite and all(bool(torch.isfinite(g).all()) for g in gradients)
-        self._window.totals["not_finite"] = int(not finite)
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        self._window.totals["not_finite"] = int(not (self._loss_is_finite and math.isfinite(norm)))
         self._window.reduce()
         bad = bool(self._window.totals["not_finite"])
         began, self._step_began = self._step_began + self.seconds_evaluating, time.perf_counter()
@@ -238,16 +244,18 @@ class SelfDistillation(Solver):
         if bad or not self._window.totals["tokens"]:
             optimizer.zero_grad(set_to_none=True)  # an optimizer leaves weights without a gradient alone
         if bad:
-            self._count_bad_step()
+            self.skipped.add(self.global_step, self._window.problem_ids)
         else:
+            tokens = max(self._window.totals["tokens"], 1)
             for gradient in gradients:
-                gradient.div_(max(self._window.totals["tokens"], 1))
-            self._bad_in_a_row = 0
+                gradient.div_(tokens)
+            self.skipped.in_a_row = 0
             self.feedback = self._window.feedback(self.global_step, self.sampling.max_new_tokens)
             scalars = self._window.scalars(self.step_seconds) | self.teacher.scalars()
             self.trainer.progress_bar_metrics.update({name: scalars[long] for name, long in SHOWN.items()})
-            self.step_log.add(self.trainer, scalars | {"loss/lr": float(optimizer.param_groups[0]["lr"])})
-        self.step_log.add(self.trainer, {"loss/skipped_steps": float(self.skipped_steps)})
+            scalars |= {"loss/lr": float(optimizer.param_groups[0]["lr"]), "gradient/norm": norm / tokens}
+            self.step_log.add(self.trainer, scalars)
+        self.step_log.add(self.trainer, {"loss/skipped_steps": float(self.skipped.total)})
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, and let the teacher follow: before callbacks, of which one writes the checkpoint."""
@@ -262,17 +270,6 @@ class SelfDistillation(Solver):
         """The feedback of the step before has been read by now."""
         self.feedback = None
 
-    def _count_bad_step(self) -> None:
-        self.skipped_steps += 1
-        self._bad_in_a_row += 1
-        ids = self._window.problem_ids
-        log.warning("step %d skipped: loss or gradient is not finite; problems: %s", self.global_step, ids)
-        if self._bad_in_a_row >= MAX_BAD_STEPS:
-            raise FloatingPointError(
-                f"loss or gradient was not finite in {MAX_BAD_STEPS} optimizer steps in a row (last problems: {ids}). "
-                "Lower the learning rate (model.optimizer), set trainer.gradient_clip_val, or train in float32."
-            )
-
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
         self.phase, began = phase, time.perf_counter()
@@ -283,9 +280,10 @@ class SelfDistillation(Solver):
             self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - began
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the teacher's state and the counters."""
+        """Add the teacher's state and the counters; leave out what is read again at the start."""
         checkpoint["teacher"] = self.teacher.state_dict()
-        checkpoint["skipped_steps"] = (self.skipped_steps, self._bad_in_a_row)
+        checkpoint["skipped_steps"] = (self.skipped.total, self.skipped.in_a_row)
+        self._frozen.leave_out(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore them. After the last batch of a pass, go on at batch 0 of the next one.
@@ -297,4 +295,5 @@ class SelfDistillation(Solver):
             done = progress["current"]["ready"]
             progress["current"] = {name: count - done for name, count in progress["current"].items()}
         self.teacher.load_state_dict(checkpoint["teacher"])
-        self.skipped_steps, self._bad_in_a_row = checkpoint["skipped_steps"]
+        self.skipped.total, self.skipped.in_a_row = checkpoint["skipped_steps"]
+        self._frozen.put_back(checkpoint)

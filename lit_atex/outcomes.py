@@ -116,7 +116,7 @@ def line(row: Row) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def clear(run: Path, name: str, resume: bool, overwrite: bool) -> None:
+def clear(run: Path, name: str, resume: bool, overwrite: bool, clears: bool = True) -> None:
     """Refuse to write over an evaluation, or clear it away.
 
     Args:
@@ -124,6 +124,7 @@ def clear(run: Path, name: str, resume: bool, overwrite: bool) -> None:
         name: Of the evaluation.
         resume: Whether it is gone on with.
         overwrite: Whether it is to be deleted.
+        clears: Whether this process is the one that deletes: the others of a run on several devices check alone.
 
     Raises:
         ValueError: If there is one and neither says what to do with it, or both do.
@@ -137,7 +138,7 @@ def clear(run: Path, name: str, resume: bool, overwrite: bool) -> None:
             f"--run {run} holds an evaluation already ({begun[0]}): go on with --resume, name another folder, or "
             "set --overwrite true to delete it."
         )
-    for path in files if overwrite else ():
+    for path in files if overwrite and clears else ():
         path.unlink()
 
 

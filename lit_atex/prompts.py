@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lit_atex.reveal import MARK, borrow, joined, kind_of, material
@@ -187,6 +187,32 @@ class PromptStyle:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **flags)
         assert isinstance(text, str)
         return text
+
+    def doubts(self, tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int]) -> list[str]:
+        """What of the chat template looks like a mistake: a thinking flag that it does not read; an end that is none.
+
+        Args:
+            tokenizer: Of the model.
+            end_ids: The ids that end a completion.
+        """
+        flags = ("student_thinking", "teacher_thinking", "eval_thinking")
+        given = [f"prompts.{name}" for name in flags if getattr(self, name) is not None]
+        found = []
+        question = Problem("", "1+1?", "", "2")
+        if given and len({self.render(question, "", thinking, tokenizer) for thinking in (True, False)}) == 1:
+            why = "reads no enable_thinking" if tokenizer.chat_template else "is missing"
+            found.append(f"{' and '.join(given)} will change nothing: the model's chat template {why}.")
+        if tokenizer.chat_template is not None:
+            turns = [{"role": "user", "content": question.question}, {"role": "assistant", "content": "2, I think"}]
+            text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+            rest = tokenizer(text.rpartition("I think")[2].lstrip(), add_special_tokens=False)["input_ids"]
+            token = tokenizer.added_tokens_decoder.get(rest[0]) if rest else None
+            if "I think" in text and token is not None and token.special and rest[0] not in end_ids:
+                found.append(
+                    f"the chat template ends a turn with {token.content}, which ends no completion here: answers may "
+                    "run on to max_new_tokens. Add its id to eos_token_id in the generation_config.json of the model."
+                )
+        return found
 
     def _teacher_ids(self, problem: Problem, hint: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         if not hint:

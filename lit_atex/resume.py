@@ -57,7 +57,7 @@ def find_checkpoint(run: Path, given: str | None) -> str | None:
     return given
 
 
-def prepare(run: Path, checkpoint: str | None, asks_for_last: bool, overwrite: bool) -> None:
+def prepare(run: Path, checkpoint: str | None, asks_for_last: bool, overwrite: bool, clears: bool = True) -> None:
     """Refuse to write over another training run, or clear it away.
 
     Args:
@@ -65,6 +65,7 @@ def prepare(run: Path, checkpoint: str | None, asks_for_last: bool, overwrite: b
         checkpoint: What training goes on from, if anything.
         asks_for_last: Whether --resume is given: with no checkpoint yet, an unfinished run begins anew.
         overwrite: Whether to delete what is there.
+        clears: Whether this process is the one that deletes: the others of a run on several devices check alone.
 
     Raises:
         ValueError: If the folder holds a run and neither --resume nor --overwrite says what to do with it.
@@ -89,6 +90,8 @@ def prepare(run: Path, checkpoint: str | None, asks_for_last: bool, overwrite: b
         raise ValueError(
             f"{run / 'manifest.json'} is not lit_atex's, so --overwrite true deletes nothing: name another folder."
         )
+    if not clears:
+        return
     if not overwrite:
         go_on(run, -1)
     for path in [path for pattern in BY_FIT + (BY_EVALUATIONS if overwrite else ()) for path in run.glob(pattern)]:

@@ -164,9 +164,7 @@ class RunFolder(pl.Callback):
         """A whole validation before the first step is the "before" of the run; one cut short is not kept."""
         if trainer.num_sanity_val_steps == float("inf"):
             for logger in trainer.loggers:
-                for result in pl_module.evaluation.results:
-                    values = {f"validation/{result.name}/{k}": v for k, v in result.scalars().items()}
-                    logger.log_metrics(values, step=0)
+                logger.log_metrics(pl_module.evaluation.scalars("validation"), step=0)
 
     def _close(self, trainer: pl.Trainer, pl_module: Any, name: str) -> None:
         rows, self._rows = self._rows, {}
@@ -250,7 +248,7 @@ class RunFolder(pl.Callback):
             pl_module.tokenizer.save_pretrained(folder)
         data: Any = getattr(trainer, "datamodule", None)
         report = data.report() if data is not None else None
-        self._note(optimizer_steps=trainer.global_step, skipped_steps=pl_module.skipped_steps, data=report)
+        self._note(optimizer_steps=trainer.global_step, skipped_steps=pl_module.skipped.total, data=report)
         self._note(weights=weights_digest(pl_module.student))  # so that an evaluation can be told to be of them
         own: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         for reason in [c.stopped for c in own if isinstance(c, CollapseMonitor) and c.stopped]:

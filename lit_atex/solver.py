@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_atex.checks import check_head, check_rows
 from lit_atex.evaluation import Evaluation
+from lit_atex.metrics_csv import write
 from lit_atex.models import LanguageModel, end_ids, unwrap
 from lit_atex.prompts import PromptStyle
 from lit_atex.rollout import RolloutEngine, Sampling, TransformersEngine
@@ -64,6 +66,8 @@ class Solver(pl.LightningModule):
             torch.manual_seed(self.seed)  # new adapters: the same on every rank, as a teacher copies them at once
             self.student, self.tokenizer = self.source.load()
         self.end_ids = end_ids(self.student, self.tokenizer)
+        for doubt in self.prompts.doubts(self.tokenizer, self.end_ids):
+            log.warning("%s", doubt)
         check_head(self.student)
         if isinstance(self.engine, TransformersEngine):
             check_rows(self.student)
@@ -87,10 +91,13 @@ class Solver(pl.LightningModule):
         """Make one set of metrics per validation or test set of the data module."""
         if stage == "fit" and self.eval_exposure > 0:
             raise ValueError("model.eval_exposure must be 0 in fit: validation measures the student, who sees no hint.")
-        if stage == "fit" and (precision := str(self.trainer.precision)) not in ("32-true", "bf16-mixed", "16-mixed"):
+        if stage == "fit" and (precision := str(self.trainer.precision)) not in ("32-true", "bf16-mixed"):
+            why = "would convert the student and not its teacher"
+            if precision == "16-mixed":
+                why = "cannot hold the sum of the divergence over a step's tokens"
             raise ValueError(
-                f"trainer.precision: {precision} would convert the student and not its teacher: leave it out and set "
-                "model.student.init_args.dtype to bfloat16 (or what it is to be), or take bf16-mixed."
+                f"trainer.precision: {precision} {why}: take bf16-mixed; or leave it out, and for adapters on "
+                "a base model in half precision set model.student.init_args.dtype to bfloat16."
             )
         if type(self.trainer.strategy).__name__ in ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"):
             raise ValueError(
@@ -206,6 +213,10 @@ class Solver(pl.LightningModule):
 
     def _close(self, stage: str) -> None:
         self.evaluation.close()
-        if not self.trainer.sanity_checking:
-            scalars = {f"{stage}/{r.name}/{k}": v for r in self.evaluation.results for k, v in r.scalars().items()}
-            self.log_dict(scalars, batch_size=1, sync_dist=True)  # equal on all ranks already
+        if self.trainer.sanity_checking:
+            return
+        scalars, fitting = self.evaluation.scalars(stage), self.trainer.state.fn == TrainerFn.FITTING
+        where = False if fitting else None
+        self.log_dict(scalars, batch_size=1, sync_dist=True, logger=where)  # equal on all ranks already
+        for logger in self.trainer.loggers if fitting else ():  # Lightning would log them under the step before
+            write(logger, scalars | {"epoch": self.trainer.current_epoch}, self.trainer.global_step)

@@ -23,6 +23,7 @@ class StepLog(pl.Callback):
 
     def __init__(self) -> None:
         self._scalars: dict[str, float] = {}
+        self._written = 0
 
     def add(self, trainer: pl.Trainer, scalars: dict[str, float]) -> None:
         """Take numbers, the same on every rank; at once in `trainer.callback_metrics`, for whatever monitors one."""
@@ -31,14 +32,16 @@ class StepLog(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget a step that was interrupted."""
-        self._scalars = {}
+        self._scalars, self._written = {}, trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write them, if the batch closed an optimizer step."""
-        scalars, self._scalars = self._scalars, {}
+        """Write them, if the batch closed an optimizer step; else they wait for the one that does."""
         every, steps = trainer.log_every_n_steps, trainer.global_step  # type: ignore[attr-defined]
+        if steps == self._written:
+            return
+        scalars, self._scalars, self._written = self._scalars, {}, steps
         if scalars and every and (steps % every == 0 or trainer.should_stop):
             for logger in trainer.loggers:
                 write(logger, scalars | {"epoch": trainer.current_epoch}, steps - 1)

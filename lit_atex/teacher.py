@@ -7,7 +7,6 @@ LightningModule, so its weights are not parameters, and not in the checkpoint un
 from __future__ import annotations
 
 import copy
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lit_atex.frozen import fingerprint
 from lit_atex.rollout import evaluating
 from lit_atex.types import StepFeedback
 
@@ -26,15 +26,6 @@ if TYPE_CHECKING:
 def is_adapted(model: nn.Module) -> bool:
     """Whether the model carries PEFT adapters."""
     return hasattr(model, "disable_adapter")
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A hash of all weights, bit for bit, about a second per gigabyte; sums would depend on the number of threads."""
-    digest = hashlib.sha256()
-    for name, weight in model.state_dict().items():
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        digest.update(weight.detach().cpu().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 class Teacher(ABC):
@@ -64,7 +55,7 @@ class Teacher(ABC):
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold to rebuild this teacher."""
+        """What a checkpoint must hold to rebuild this teacher: numbers, strings, lists, dictionaries and tensors."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -127,7 +118,7 @@ class Frozen(Copied):
         if is_adapted(student) and _adapter_is_new(student):
             return
         super().attach(student)
-        self._fingerprint = fingerprint(student)
+        self._fingerprint = fingerprint(student.state_dict())
 
     @contextmanager
     def scorer(self, student: Any) -> Iterator[nn.Module]:

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 ASIDE = ".aside"
 """Ending of what is not whole yet."""
 
 
-def write(path: Path, data: str | bytes | memoryview) -> None:
+def write(path: Path, data: str | bytes | Callable[[BinaryIO], None]) -> None:
     """Replace a file.
+
+    Args:
+        path: The file.
+        data: What it is to hold, or a function that writes it.
 
     Raises:
         OSError: If the disk is full, say; the file is as it was, and nothing is left aside.
@@ -24,13 +29,20 @@ def write(path: Path, data: str | bytes | memoryview) -> None:
     aside = _aside(path)
     try:
         with open(aside, "wb") as file:
-            file.write(data.encode("utf-8") if isinstance(data, str) else data)
+            if callable(data):
+                data(file)
+            else:
+                file.write(data.encode("utf-8") if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except OSError as error:
+    except BaseException as error:
         aside.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        # torch.save makes an error of its own of one that a file raised.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
     _sync(path.parent)
 
 

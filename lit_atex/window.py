@@ -6,6 +6,7 @@ cut into micro-batches or spread over ranks.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from lit_atex.prompts import TeacherPrompt
 from lit_atex.types import Problem, Rollouts, StepFeedback, Verdict
+
+log = logging.getLogger("lit_atex")
 
 
 class Batch(NamedTuple):
@@ -53,6 +56,37 @@ class Seen(NamedTuple):
     completions: list[str]
     verdicts: list[Verdict]
     values: Tensor
+
+
+class BadSteps:
+    """Optimizer steps that were skipped since a loss or gradient was not finite.
+
+    Attributes:
+        total: How many, in the whole run.
+        in_a_row: How many since the last that was not.
+    """
+
+    MOST = 3
+    """In a row, after which the run stops."""
+
+    def __init__(self) -> None:
+        self.total = self.in_a_row = 0
+
+    def add(self, step: int, problem_ids: list[str]) -> None:
+        """Count one.
+
+        Raises:
+            FloatingPointError: If there are too many in a row.
+        """
+        self.total += 1
+        self.in_a_row += 1
+        log.warning("step %d skipped: loss or gradient is not finite; problems: %s", step, problem_ids)
+        if self.in_a_row >= self.MOST:
+            raise FloatingPointError(
+                f"loss or gradient was not finite in {self.MOST} optimizer steps in a row (last problems: "
+                f"{problem_ids}). Lower the learning rate (model.optimizer), set trainer.gradient_clip_val, "
+                "or train in float32."
+            )
 
 
 class StepWindow:

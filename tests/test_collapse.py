@@ -333,7 +333,7 @@ def test_a_resumed_run_logs_what_the_undisturbed_one_logs(tmp_path, name):
 def test_a_skipped_step_does_not_count(name):
     module = distillation(name, engine=Drawn(), divergence=Spoiled(1), chunk_tokens=1000, samples=2)
     run(name, 3, monitor := CollapseMonitor(window=2), module=module)
-    assert module.skipped_steps == 1
+    assert module.skipped.total == 1
     assert sum(sums["rollouts"] for sums in monitor._recent) == 8  # two steps of two problems, two samples each
 
 

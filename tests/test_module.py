@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -314,13 +315,41 @@ def test_gradient_clipping_acts_on_the_mean_gradient(name):
     module = distillation(name, optimizer=lambda p: SGD(p, lr=1.0))
     module.configure_model()
     start = weights(module)
-    fit(module, batch_size=1, accumulate_grad_batches=6, gradient_clip_val=1e-3)
+    log = fit(module, batch_size=1, accumulate_grad_batches=6, gradient_clip_val=1e-3)
     norm = math.sqrt(sum(float((p - start[n]).double().square().sum()) for n, p in weights(module).items()))
     assert norm == pytest.approx(1e-3, rel=1e-2)
     free = distillation(name, optimizer=lambda p: SGD(p, lr=1.0))
-    fit(free, batch_size=1, accumulate_grad_batches=6, gradient_clip_val=1e3)
+    free_log = fit(free, batch_size=1, accumulate_grad_batches=6, gradient_clip_val=1e3)
     norm = math.sqrt(sum(float((p - start[n]).double().square().sum()) for n, p in weights(free).items()))
     assert 1e-2 < norm < 1e3
+    # What is logged is the norm of the mean gradient, before clipping.
+    assert log.values("gradient/norm") == pytest.approx([norm], rel=1e-4)
+    assert free_log.values("gradient/norm") == pytest.approx([norm], rel=1e-4)
+
+
+def test_weights_that_are_trained_in_half_precision_are_said_to_hardly_learn(name):
+    module = distillation(name)
+    module.configure_model()
+    module.student.bfloat16()
+    with pytest.warns(UserWarning, match=r"100% .* bfloat16.*dtype to float32.*bf16-mixed.*lora"):
+        module.configure_optimizers()
+    adapters = distillation(name, LORA)
+    adapters.configure_model()
+    for weight in adapters.student.parameters():
+        if not weight.requires_grad:
+            weight.data = weight.data.bfloat16()
+    adapters.configure_optimizers()  # no warning, which would be an error here
+
+
+def test_a_precision_that_cannot_be_is_refused(name):
+    for precision, why in (
+        ("16-mixed", "cannot hold the sum"),
+        ("bf16-true", "would convert the student and not its teacher"),
+    ):
+        module = distillation(name)
+        module.trainer = SimpleNamespace(precision=precision, strategy=object())
+        with pytest.raises(ValueError, match=rf"trainer\.precision: {precision} {why}.*bf16-mixed"):
+            module.setup("fit")
 
 
 def test_bf16_mixed_runs_and_stays_near_float32(name):
@@ -477,7 +506,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(name, caplog, gradient_o
     torch.testing.assert_close(kept[1][0], kept[0][0], rtol=0, atol=0)
     assert [f is None for _, f in kept] == [False, True, False]
     assert kept[2][1].step == 2
-    assert module.skipped_steps == 1
+    assert module.skipped.total == 1
     assert log.values("loss/skipped_steps") == [0.0, 1.0, 1.0]
     ids = ["d", "e", "f"] if accumulate == 1 else ["c", "d"]
     assert f"step 1 skipped: loss or gradient is not finite; problems: {ids}" in caplog.text
@@ -490,7 +519,7 @@ def test_three_bad_steps_in_a_row_stop_the_run(name):
     start = weights(module)
     with pytest.raises(FloatingPointError, match=r"3 optimizer steps in a row.*learning rate.*gradient_clip_val"):
         fit(module, 10)
-    assert module.skipped_steps == 5
+    assert module.skipped.total == 5
     assert module.global_step == 5
     assert any(not torch.equal(p, start[n]) for n, p in weights(module).items())  # step 2 was a good one
 
@@ -501,7 +530,7 @@ def test_a_model_that_cannot_be_sampled_from_is_skipped_counted_and_stops_the_ru
     torch.nn.init.constant_(module.student.model.norm.weight, math.nan)
     with pytest.raises(FloatingPointError, match="3 optimizer steps in a row"):
         fit(module, 5)
-    assert module.skipped_steps == 3
+    assert module.skipped.total == 3
     assert "student logits are not finite at completion token 0" in caplog.text
     assert "problems: ['a'" in caplog.text
 

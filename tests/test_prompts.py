@@ -54,6 +54,23 @@ def check_golden(name: str, style: PromptStyle, problem: Problem, tokenizer: Pre
     assert text == path.read_text(encoding="utf-8")
 
 
+def test_a_template_that_does_not_do_what_it_is_told_is_named() -> None:
+    end = BYTES.convert_tokens_to_ids("<|im_end|>")
+    style = PromptStyle(student_thinking=False, eval_thinking=True)
+    assert PromptStyle().doubts(BYTES, [end]) == style.doubts(BYTES, [end]) == []
+    other = byte_tokenizer()
+    other.chat_template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|im_end|>{% endfor %}<|assistant|>"
+    flags, turn = style.doubts(other, [end + 1])
+    assert "prompts.student_thinking and prompts.eval_thinking will change nothing" in flags
+    assert "reads no enable_thinking" in flags
+    assert "ends a turn with <|im_end|>" in turn
+    assert "generation_config.json" in turn
+    assert PromptStyle().doubts(other, [end]) == []
+    other.chat_template = None
+    assert ["is missing" in doubt for doubt in style.doubts(other, [end + 1])] == [True]
+    assert PromptStyle().doubts(other, [end + 1]) == []
+
+
 # Golden files
 
 

@@ -110,7 +110,7 @@ def run(model: str, out: str, case: str, devices: int) -> None:
         "collapse": json.dumps(collapse.state_dict()),
         "results": json.dumps([r.to_json() for r in module.evaluation.results], sort_keys=True),
         "validated": validated[0],
-        "skipped": module.skipped_steps,
+        "skipped": module.skipped.total,
     }
     torch.save(found, Path(out) / f"{devices}-{rank}.pt")
 

@@ -1,8 +1,10 @@
 """A run that was cut off and goes on from its checkpoint gives the numbers of the undisturbed run, bit for bit."""
 
 import math
+from collections import Counter, defaultdict, deque
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import SIX
@@ -14,9 +16,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_atex.adaptive import CompetenceBased, MismatchTarget
 from lit_atex.callbacks import ExposureControl
-from lit_atex.checkpoint import Checkpoint
+from lit_atex.checkpoint import Checkpoint, check_plain
 from lit_atex.estimator import CompetenceEstimator
-from lit_atex.exposure import Exposure, Random, TrainingState
+from lit_atex.exposure import Exposure, Fixed, Random, TrainingState
 from lit_atex.models import Lora
 from lit_atex.module import SelfDistillation
 from lit_atex.rollout import TransformersEngine
@@ -225,12 +227,41 @@ def test_bf16_mixed_goes_on(tmp_path, name):
 def test_bad_steps_in_a_row_are_counted_across_the_cut(tmp_path, name):
     first = distillation(name, divergence=Spoiled(2, 3), chunk_tokens=1000)
     run(tmp_path, first, 4, Random())
-    assert first.skipped_steps == 2
+    assert first.skipped.total == 2
     second = distillation(name, divergence=Spoiled(0), chunk_tokens=1000)
     with pytest.raises(FloatingPointError, match="3 optimizer steps in a row"):
         run(tmp_path, second, 6, Random(), resume="step=4.ckpt")
-    assert second.skipped_steps == 3
+    assert second.skipped.total == 3
     third = distillation(name, divergence=Spoiled(1), chunk_tokens=1000)
     *_, log = run(tmp_path, third, 6, Random(), resume="step=4.ckpt")
     assert log.values("loss/skipped_steps") == [2.0, 3.0]
     assert all(math.isfinite(v) for v in log.values("loss/divergence"))
+
+
+class Odd(Random):
+    """Keeps what no checkpoint can be read back with."""
+
+    def state_dict(self):
+        return {"shown": {"a": [1.0, np.float64(0.5)]}}
+
+
+def test_a_state_that_could_not_be_read_back_is_refused_as_it_is_written(tmp_path, name):
+    module = make(name, Frozen, None)
+    module_trainer = trainer(2, callbacks=[ExposureControl(Odd()), Checkpoint(tmp_path)], enable_checkpointing=True)
+    with pytest.raises(TypeError, match=r"ExposureControl\.strategy\.shown\.a\.1, a float64,.*float\(x\)"):
+        module_trainer.fit(module, problems_of(2))
+    assert list(tmp_path.iterdir()) == []
+    check_plain({"mine": {"a": [1, "b", None, (2.0, {"c": torch.ones(2)})], "d": Counter("ab")}})
+    for bad in (np.ones(2), deque([1]), defaultdict(int)):
+        with pytest.raises(TypeError, match=rf"mine\.1\.x, a {type(bad).__name__},"):
+            check_plain({"mine": [0, {"x": bad}]})
+
+
+def test_adapters_go_on_from_their_base_model_alone(tmp_path, name):
+    run(tmp_path, make(name, Frozen, LORA), 1, Fixed(1.0))
+    other = make(name, Frozen, LORA)
+    other.configure_model()
+    frozen = next(p for p in other.student.parameters() if not p.requires_grad)
+    frozen.data[0, 0] += 1
+    with pytest.raises(ValueError, match=r"adapters of another base model.*model\.student\.init_args"):
+        run(tmp_path, other, 2, Fixed(1.0), resume="step=1.ckpt")

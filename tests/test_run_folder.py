@@ -20,6 +20,7 @@ from lit_atex.cli import main
 from lit_atex.evaluation import Estimate, Result
 from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.models import LanguageModel
+from lit_atex.outcomes import clear
 from lit_atex.resume import hold, prepare, release
 from lit_atex.stats import paired_interval
 from lit_atex.text_tables import before_after_table, interval_text, read_results
@@ -526,6 +527,35 @@ def test_a_run_that_begins_anew_deletes_what_fit_wrote_alone(short, tmp_path):
         "results.json",
     }
     assert load(run / "results.json") == {"test": []}
+
+
+def test_other_ranks_check_and_delete_nothing(tmp_path):
+    (tmp_path / "outcomes").mkdir()
+    (tmp_path / "outcomes/test.a.jsonl").write_text('{"id": "1"}\n', encoding="utf-8")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/last.ckpt").write_text("")
+    (tmp_path / "manifest.json").write_text(json.dumps({"finished": False, "commands": []}))
+    everything = sorted(tmp_path.rglob("*"))
+    prepare(tmp_path, None, False, overwrite=True, clears=False)
+    clear(tmp_path, "test", False, overwrite=True, clears=False)
+    assert sorted(tmp_path.rglob("*")) == everything
+    with pytest.raises(ValueError, match="did not finish"):
+        prepare(tmp_path, None, False, overwrite=False, clears=False)
+    with pytest.raises(ValueError, match="holds an evaluation already"):
+        clear(tmp_path, "test", False, overwrite=False, clears=False)
+    clear(tmp_path, "test", False, overwrite=True)
+    prepare(tmp_path, None, False, overwrite=True)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == []
+
+
+def test_validations_within_a_run_are_logged_under_the_steps_that_were_done(tmp_path):
+    fit(tmp_path, 2, "--trainer.val_check_interval", "1")
+    by_step = {row["step"]: row.get("validation/level-4/avg@2") for row in metrics(tmp_path)}
+    results = load(tmp_path / "results.json")
+    assert {f"step-{step}": float(value) for step, value in by_step.items()} == {
+        name: result[0]["metrics"]["avg@2"]["value"] for name, result in results.items()
+    }
+    assert list(results) == ["step-0", "step-1", "step-2"]
 
 
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path):

@@ -55,7 +55,7 @@ def test_lightning_collects_none_of_our_numbers(name) -> None:
     assert len(row) > 30
     assert {key.split("/")[0] for key in row} == {
         *("loss", "mismatch", "entropy", "exposure", "teacher", "data", "competence", "length", "throughput", "time"),
-        *("collapse", "epoch"),
+        *("collapse", "epoch", "gradient"),
     }
     assert {type(value) for value in row.values()} == {float, int}
     assert row["loss/lr"] == 1e-3  # not rounded to float32
@@ -107,6 +107,18 @@ def test_numbers_of_an_interrupted_step_are_forgotten(name) -> None:
         fit(name, 1, Interrupt(), module=module)
     run = fit(name, 1, module=module, accumulate_grad_batches=3, logger=Counting())
     assert [step for step, _ in run.logger.calls] == [0]
+
+
+def test_what_a_micro_batch_adds_waits_for_its_step(name) -> None:
+    class Adds(pl.Callback):
+        """In every micro-batch; what is added last is in the row, as with any name that is added twice."""
+
+        def on_train_batch_end(self, trainer, module, *args) -> None:
+            module.step_log.add(trainer, {"own/batch": float(trainer.fit_loop.total_batch_idx)})
+
+    run = fit(name, 3, Adds(), batch_size=1, accumulate_grad_batches=2, logger=Counting())
+    assert [step for step, _ in run.logger.calls] == [0, 1, 2]
+    assert run.logger.values("own/batch") == [1.0, 3.0, 5.0]
 
 
 def test_a_training_number_can_be_monitored(name, tmp_path) -> None:

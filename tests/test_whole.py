@@ -29,6 +29,28 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path):
     assert (tmp_path / "a.txt").read_text() == "before"
 
 
+def test_a_function_writes_into_the_file_aside(tmp_path):
+    whole.write(tmp_path / "a.txt", lambda file: file.write(b"one"))
+    assert (tmp_path / "a.txt").read_bytes() == b"one"
+
+    def full(file):
+        file.write(b"two")
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError:
+            raise RuntimeError("unexpected pos 3 vs 9")  # as torch.save has it  # noqa: B904
+
+    def broken(file):
+        raise KeyError("no such weight")
+
+    with pytest.raises(OSError, match=r"No space left on device.*a\.txt"):
+        whole.write(tmp_path / "a.txt", full)
+    with pytest.raises(KeyError, match="no such weight"):
+        whole.write(tmp_path / "a.txt", broken)
+    assert (tmp_path / "a.txt").read_bytes() == b"one"
+    assert names(tmp_path) == ["a.txt"]
+
+
 def test_a_folder_is_replaced(tmp_path):
     for name in ("one", "two"):
         with whole.folder(tmp_path / "student") as aside:

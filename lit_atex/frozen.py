@@ -1,0 +1,68 @@
+"""Weights that no step changes, which checkpoints leave out: the model in memory has them. It knows no trainer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """A hash of weights, bit for bit, about a second per gigabyte; sums would depend on the number of threads."""
+    digest = hashlib.sha256()
+    for name, weight in weights.items():
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        digest.update(weight.detach().cpu().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+class FrozenWeights:
+    """Those of a student that is trained by adapters: the base model's, as it is read when a run starts.
+
+    A run of adapters would else write the whole model with each checkpoint, 16 GB of an 8B model in half precision.
+    """
+
+    KEY = "frozen_weights"
+
+    def __init__(self, student: nn.Module, prefix: str) -> None:
+        """Find them.
+
+        Args:
+            student: The model.
+            prefix: What a checkpoint's names of its weights begin with.
+        """
+        self._student, self._prefix = student, prefix
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self._weights())
+
+    def _weights(self) -> dict[str, Tensor]:
+        named = self._student.state_dict(keep_vars=True, prefix=self._prefix)
+        return {name: x.detach() for name, x in named.items() if isinstance(x, nn.Parameter) and not x.requires_grad}
+
+    def leave_out(self, checkpoint: dict[str, Any]) -> None:
+        """Take them out of a checkpoint, and note which they are."""
+        if not (frozen := self._weights()):
+            return
+        kept = {name: weight for name, weight in checkpoint["state_dict"].items() if name not in frozen}
+        checkpoint |= {"state_dict": kept, self.KEY: self._fingerprint}
+
+    def put_back(self, checkpoint: dict[str, Any]) -> None:
+        """Complete a checkpoint that was read.
+
+        Raises:
+            ValueError: If the model in memory has others.
+        """
+        if self.KEY not in checkpoint:
+            return
+        if checkpoint[self.KEY] != self._fingerprint:
+            raise ValueError(
+                "the checkpoint holds adapters of another base model: model.student.init_args (name, dtype, lora) now "
+                "give other frozen weights than when the run began. Put the original ones back, or start a new run."
+            )
+        checkpoint["state_dict"] |= self._weights()
