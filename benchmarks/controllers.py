@@ -29,7 +29,7 @@ NOISES = (0.3, 1.0, 0.1)
 """In this order, so that a run cut short has the middle one."""
 
 
-def strategy(name: str, student: str, seed: int) -> Exposure:
+def strategy(name: str, student: str, seed: int, margin: float) -> Exposure:
     """One increment is the whole reward, but for (d), (f) and where the name says J=3."""
     reward = {"horizon": 3, "discount": 0.9} if student[0] in "df" or "J=3" in name else {"horizon": 1, "discount": 1.0}
     if "J=1" in name:
@@ -41,7 +41,7 @@ def strategy(name: str, student: str, seed: int) -> Exposure:
     if name == "Bandit":
         return Bandit(**reward, seed=seed)
     learner = Reinforce() if name == "Reinforce" else Surrogate()
-    return BetaPolicy(learner, **reward, statistics=[] if "no state" in name else None, seed=seed)
+    return BetaPolicy(learner, **reward, statistics=[] if "no state" in name else None, margin=margin, seed=seed)
 
 
 def names(student: str) -> list[str]:
@@ -49,10 +49,10 @@ def names(student: str) -> list[str]:
     return ["Random", "Fixed 1", "Bandit", "Reinforce", "Surrogate", *more]
 
 
-def run(job: tuple[str, float, str, int]) -> tuple[float, float, float]:
-    student, noise, name, seed = job
+def run(job: tuple[str, float, str, int, float]) -> tuple[float, float, float]:
+    student, noise, name, seed, margin = job
     torch.set_num_threads(1)
-    course = simulate(STUDENTS[student], strategy(name, student, seed), WINDOWS, noise, seed)
+    course = simulate(STUDENTS[student], strategy(name, student, seed, margin), WINDOWS, noise, seed)
     return course.distance(WINDOWS - 50, WINDOWS), course.distance(30, 40), float(course.regret.sum())
 
 
@@ -65,13 +65,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--only", default="", help="strategies whose name begins so")
     parser.add_argument("--students", default="abcdef", help="their letters, in the order in which they are run")
+    parser.add_argument("--margin", type=float, default=0.0, help="how far a Beta policy reaches beyond the ends")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "results" / "controllers.csv")
     options = parser.parse_args()
     began = time.perf_counter()
     students = [student for letter in options.students for student in STUDENTS if student[0] == letter]
     cells = [(s, n, name) for n in NOISES for s in students for name in names(s) if name.startswith(options.only)]
-    jobs = [(*cell, seed) for cell in cells for seed in range(FIRST_SEED, FIRST_SEED + options.seeds)]
+    jobs = [(*cell, seed, options.margin) for cell in cells for seed in range(FIRST_SEED, FIRST_SEED + options.seeds)]
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     head = [
         "student",

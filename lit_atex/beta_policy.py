@@ -56,7 +56,7 @@ class BetaPolicy(Rewarded):
         high: float = 1.0,
         mean: float = 0.5,
         concentration: float = 4.0,
-        margin: float = 0.3,
+        margin: float = 0.0,
         horizon: int = 3,
         discount: float = 0.9,
         statistics: list[str] | None = None,
@@ -72,7 +72,8 @@ class BetaPolicy(Rewarded):
             mean: Mean of the first policy between low (0) and high (1), in (0, 1), before what lies beyond is cut.
             concentration: a + b of the first Beta(a, b), in (2.5, 102), both above 1; 4 at mean 0.5 is broad.
             margin: How far beyond low and high the Beta reaches, in units of high - low, in [0, 1]; what lies beyond is
-                cut to low or high. At 0 it never gives either, and while it still explores, its mean stays inside.
+                cut to low or high. At 0 it never gives either, and its mean stays inside while it explores; 0.3 settles
+                at an end, if that is best, and explores more widely: for hundreds of decisions (results/margin).
             horizon: Windows of progress that a decision is judged by (J), >= 1.
             discount: Weight of each further window, in [0, 1].
             statistics: What policy and learner see of STATISTICS, the likeliest to move the best exposure first; None:

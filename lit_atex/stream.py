@@ -97,8 +97,8 @@ def read(
     def judge() -> None:
         if tally.bad.total() > max_bad_share * tally.rows:
             raise ValueError(
-                f"{key}: {tally.describe()}\nThat is more than data.max_bad_share={max_bad_share}: mend the rows or"
-                f" the column names in {key}, or raise data.max_bad_share."
+                f"{key}: {tally.describe()}\nThat is more than data.max_bad_share={max_bad_share}: mend the rows, or "
+                f"what {key} says of them (columns, max_chars); or leave these rows out: raise data.max_bad_share."
             )
 
     for row in named(source, key):

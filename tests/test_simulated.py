@@ -51,8 +51,10 @@ def test_regret_counts_from_the_best() -> None:
     assert simulate(STUDENTS["b"], Fixed(0.0), 20, 1.0, 0).regret.sum() == pytest.approx(20.0)
 
 
-def policy(seed: int, learner: Surrogate | None = None, horizon: int = 1, discount: float = 1.0) -> BetaPolicy:
-    return BetaPolicy(learner, horizon=horizon, discount=discount, seed=seed)
+def policy(
+    seed: int, learner: Surrogate | None = None, horizon: int = 1, discount: float = 1.0, margin: float = 0.0
+) -> BetaPolicy:
+    return BetaPolicy(learner, horizon=horizon, discount=discount, margin=margin, seed=seed)
 
 
 def test_it_learns_in_a_hundred_decisions() -> None:
@@ -81,6 +83,14 @@ def off(student: str, seeds: range, **options: float) -> np.ndarray:
 def test_it_settles_near_the_best(student: str, bound: float) -> None:
     # Random is off by 0.31, 0.03 and 0.49; the means over 20 seeds are in results/controllers.md: 0.06, 0.03, 0.12.
     assert off(student, range(2)).mean() < bound
+
+
+@pytest.mark.slow
+def test_a_policy_that_reaches_beyond_the_end_settles_there() -> None:
+    # The means over 20 seeds: 0.12 and 0.06 (results/controllers.md).
+    inside, beyond = (off("b", range(4), margin=margin) for margin in (0.0, 0.3))
+    assert beyond.mean() < 0.1
+    assert beyond.mean() < inside.mean()
 
 
 @pytest.mark.slow
