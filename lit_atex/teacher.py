@@ -69,6 +69,7 @@ class Copied(Teacher):
 
     def attach(self, student: PreTrainedModel) -> None:
         """Copy the weights."""
+        self._names = {name for name, weight in student.named_parameters() if weight.requires_grad}
         self._copy = copy.deepcopy(student).requires_grad_(False).eval()
 
     @contextmanager
@@ -88,14 +89,20 @@ class Copied(Teacher):
         return ((ours, weight) for ours, weight in pairs if weight.requires_grad)
 
     def state_dict(self) -> dict[str, Any]:
-        """The copy: it cannot be rebuilt."""
+        """What of the copy is trained in the student: it cannot be rebuilt, and the rest is the base model's."""
         assert self._copy is not None
-        return {"copy": self._copy.state_dict()}
+        return {"copy": {name: w for name, w in self._copy.state_dict().items() if name in self._names}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put the copy back."""
+        """Put the copy back.
+
+        Raises:
+            ValueError: If what is trained is not what it was.
+        """
         assert self._copy is not None
-        self._copy.load_state_dict(state["copy"])
+        if state["copy"].keys() != self._names:
+            raise ValueError("the checkpoint's teacher has other trained weights: set model.student.init_args back.")
+        self._copy.load_state_dict(state["copy"], strict=False)
 
 
 class Frozen(Copied):

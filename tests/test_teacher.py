@@ -185,6 +185,10 @@ def test_no_teacher_is_a_submodule(name, tmp_path, teacher, lora):
     checkpoint = torch.load(tmp_path / "x.ckpt", weights_only=True)
     weights = module.student.state_dict(keep_vars=True)  # a base model that stays as it is is not written with adapters
     assert set(checkpoint["state_dict"]) == {f"student.{n}" for n, w in weights.items() if w.requires_grad}
+    if "copy" in checkpoint["teacher"]:
+        assert set(checkpoint["teacher"]["copy"]) == {
+            n for n, w in module.student.named_parameters() if w.requires_grad
+        }
     held = {Frozen: {"fingerprint"}, Ema: {"copy"}, Gated: {"copy", "gate"}, Live: set()}[teacher]
     assert set(checkpoint["teacher"]) == held
     trained = [p for p in module.student.parameters() if p.requires_grad]
