@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import nn
 
 from lit_atex import whole
 from lit_atex.evaluation import metric_names
@@ -34,7 +36,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             OSError: If it could not be written; nothing is left of it.
             TypeError: If it could not be read back: the state of a callback or a strategy is no plain data.
         """
-        check_plain(checkpoint.get("callbacks", {}))
+        check_plain(checkpoint)
         if "://" in str(path):  # not a local file
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -49,34 +51,37 @@ class WholeCheckpointIO(TorchCheckpointIO):
             ) from error
 
 
-def check_plain(states: dict[str, Any]) -> None:
-    """Whether the states of callbacks, and of a strategy among them, can be read back: without code from the file.
+PLAIN = {type(None), bool, int, float, complex, str, bytes, torch.Tensor, nn.Parameter, torch.Size, torch.dtype}
+HOLDERS = {dict, OrderedDict, Counter, list, tuple, set}
+
+
+def check_plain(state: Any, where: str = "") -> None:
+    """Whether what a checkpoint is to hold can be read back, which is done without running code from the file.
+
+    Args:
+        state: The checkpoint, or a part of it.
+        where: The keys that lead to this part.
 
     Raises:
-        TypeError: If one cannot; names what it is.
+        TypeError: If it cannot; names the part.
     """
-    for name, state in states.items():
-        if found := _unreadable(state, name):
-            raise TypeError(
-                f"no checkpoint with {found} could be read back: return numbers, strings, lists, dictionaries and "
-                "tensors from state_dict(), as by float(x), x.tolist() or dict(x)."
-            )
-
-
-def _unreadable(state: Any, where: str) -> str:
-    """The innermost part that cannot be read back, and its type; empty if there is none."""
+    if type(state) in PLAIN:
+        return
+    if type(state) in HOLDERS:
+        named = [*state, *state.items()] if isinstance(state, dict) else [*enumerate(state)]
+        for key, part in (x if isinstance(x, tuple) and len(x) == 2 else ("", x) for x in named):
+            check_plain(part, f"{where}.{key}")
+        return
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
     try:
         torch.load(file, weights_only=True)
-    except pickle.UnpicklingError:
-        parts = (
-            state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list | tuple) else ()
-        )
-        inner = (found for key, part in parts if (found := _unreadable(part, f"{where}.{key}")))
-        return next(inner, f"{where}, a {type(state).__name__},")
-    return ""
+    except pickle.UnpicklingError as error:
+        raise TypeError(
+            f"no checkpoint with {where.removeprefix('.')}, a {type(state).__name__}, could be read back: return "
+            "numbers, strings, lists, dictionaries and tensors from state_dict(), as by float(x), x.tolist(), dict(x)."
+        ) from error
 
 
 class Checkpoint(ModelCheckpoint):
@@ -118,6 +123,7 @@ class Checkpoint(ModelCheckpoint):
     state_key = "Checkpoint"  # Lightning's own changes with the settings
     validation_due = False
     """Whether a validation follows the checkpoint that the run goes on from."""
+    _lightnings_step = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Fit the trainer with our way of writing files; clear away what a killed process left.
@@ -174,18 +180,21 @@ class Checkpoint(ModelCheckpoint):
         self._save_end(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Have an evaluation after training logged under its last step and epoch: resumed there, they are behind.
+        """Have what is logged logged under the steps that were done, where Lightning takes the number of the last one.
 
-        One that was due before a kill belongs to the pass that was open.
+        And an evaluation after training under its last epoch: resumed there, that is behind; one that was due before a
+        kill belongs to the pass that was open.
         """
-        if trainer.state.fn == TrainerFn.VALIDATING:
-            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
-            if not self.validation_due:
-                epoch = trainer.fit_loop.epoch_progress.current
-                epoch.completed = epoch.ready
+        loop = trainer.fit_loop.epoch_loop
+        self._lightnings_step, loop._batches_that_stepped = loop._batches_that_stepped, trainer.global_step
+        if trainer.state.fn == TrainerFn.VALIDATING and not self.validation_due:
+            epoch = trainer.fit_loop.epoch_progress.current
+            epoch.completed = epoch.ready
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the weights if they are the best so far."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = self._lightnings_step
         super().on_validation_end(trainer, pl_module)
         if not trainer.sanity_checking:
             self._keep_best(trainer)

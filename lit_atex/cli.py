@@ -6,6 +6,7 @@ It wires objects together and knows nothing of what they do.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -213,6 +214,11 @@ class Cli(LightningCLI):
         if not self.datamodule.validation_names:
             kwargs["limit_val_batches"] = 0  # else Lightning warns of an empty list of loaders
         trainer = super().instantiate_trainer(default_root_dir=run, logger=loggers, callbacks=callbacks, **kwargs)
+        if (started := int(os.environ.get("WORLD_SIZE", 1))) not in (1, trainer.world_size):
+            raise ValueError(
+                f"a launcher started {started} processes, and the trainer has {trainer.world_size}: set "
+                "--trainer.devices (and --trainer.num_nodes) to what was started, and --trainer.strategy ddp."
+            )
         own: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         own.remove(self.folder)  # the prompts that it shows hold the exposure that is decided in the same hook
         own.insert(1 + next(i for i, c in enumerate(own) if isinstance(c, ExposureControl)), self.folder)

@@ -168,8 +168,8 @@ def dated_run(*names: str) -> Path:
         if os.environ.get(variable, "1") != "1" and variable not in alone:
             raise ValueError(
                 f"several processes seem to have been started, as by {launcher} ({variable}={os.environ[variable]}); "
-                "they must agree on the folder of the run: name it with --run (torchrun ... -m -- lit_atex fit ... "
-                "--run DIR: without the --, torchrun takes --run for its own)."
+                "they must agree on the folder of the run: name it with --run (torchrun -m -- lit_atex fit ... --run "
+                "DIR; without the --, torchrun takes --run for its own), and set --trainer.devices to their number."
             )
     first = run = Path("runs") / "-".join([datetime.datetime.now().strftime("%Y%m%d-%H%M%S"), *names])
     number = 1

@@ -11,6 +11,11 @@ import torch
 from torch import Tensor, nn
 
 
+def is_adapted(model: nn.Module) -> bool:
+    """Whether the model carries PEFT adapters."""
+    return hasattr(model, "disable_adapter")
+
+
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """A hash of weights, bit for bit, about a second per gigabyte; sums would depend on the number of threads."""
     digest = hashlib.sha256()
@@ -21,9 +26,10 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 
 
 class FrozenWeights:
-    """Those of a student that is trained by adapters: the base model's, as it is read when a run starts.
+    """Those of the base model of a student with adapters, as it is read when a run starts.
 
     A run of adapters would else write the whole model with each checkpoint, 16 GB of an 8B model in half precision.
+    Which they are is found once; of a student without adapters there are none.
     """
 
     KEY = "frozen_weights"
@@ -32,25 +38,30 @@ class FrozenWeights:
         """Find them.
 
         Args:
-            student: The model.
+            student: The model, as it was read.
             prefix: What a checkpoint's names of its weights begin with.
         """
         self._student, self._prefix = student, prefix
+        named = student.state_dict(keep_vars=True, prefix=prefix) if is_adapted(student) else {}
+        self._names = [
+            n for n, weight in named.items() if isinstance(weight, nn.Parameter) and not weight.requires_grad
+        ]
 
     @cached_property
     def _fingerprint(self) -> str:
         return fingerprint(self._weights())
 
     def _weights(self) -> dict[str, Tensor]:
-        named = self._student.state_dict(keep_vars=True, prefix=self._prefix)
-        return {name: x.detach() for name, x in named.items() if isinstance(x, nn.Parameter) and not x.requires_grad}
+        weights = self._student.state_dict(prefix=self._prefix)
+        return {name: weights[name] for name in self._names}
 
     def leave_out(self, checkpoint: dict[str, Any]) -> None:
-        """Take them out of a checkpoint, and note which they are."""
-        if not (frozen := self._weights()):
+        """Take them out of a checkpoint, and note which they are; none, if one of them is trained by now."""
+        trained = {f"{self._prefix}{name}" for name, weight in self._student.named_parameters() if weight.requires_grad}
+        if not self._names or trained.intersection(self._names):
             return
-        kept = {name: weight for name, weight in checkpoint["state_dict"].items() if name not in frozen}
-        checkpoint |= {"state_dict": kept, self.KEY: self._fingerprint}
+        checkpoint["state_dict"] = {n: w for n, w in checkpoint["state_dict"].items() if n not in set(self._names)}
+        checkpoint[self.KEY] = self._fingerprint
 
     def put_back(self, checkpoint: dict[str, Any]) -> None:
         """Complete a checkpoint that was read.
@@ -65,4 +76,4 @@ class FrozenWeights:
                 "the checkpoint holds adapters of another base model: model.student.init_args (name, dtype, lora) now "
                 "give other frozen weights than when the run began. Put the original ones back, or start a new run."
             )
-        checkpoint["state_dict"] |= self._weights()
+        checkpoint["state_dict"] = self._weights() | checkpoint["state_dict"]

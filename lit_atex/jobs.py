@@ -58,9 +58,12 @@ class Job:
     def steps(self) -> int:
         """Optimizer steps done, as its metrics.csv says; 0 if it does not."""
         with contextlib.suppress(OSError, ValueError), open(self.folder / "metrics.csv", "rb") as file:
+            where = file.readline().rstrip().split(b",").index(b"loss/skipped_steps")  # which each step's row has
             file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
             whole = file.read().split(b"\n")[1:-1]  # the first may be cut by us, the last by its writer
-            return int(whole[-1].split(b",")[0]) + 1 if whole else 0
+            steps = [row.split(b",") for row in whole]
+            # A validation is under the number of steps that were done, a step under its own, from 0.
+            return int(steps[-1][0]) + (steps[-1][where] != b"") if steps else 0
         return 0
 
     def tail(self) -> str:

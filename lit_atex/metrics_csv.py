@@ -16,6 +16,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lit_atex import whole
 
+OF_STEPS = frozenset(
+    [
+        *("loss", "gradient", "mismatch", "entropy", "exposure", "teacher", "data", "competence", "length"),
+        *("throughput", "time", "collapse"),
+    ]
+)
+"""The groups of what a training step logs; whatever else is in a row was measured before it."""
+
 
 def tensorboard(trainer: pl.Trainer) -> Any:
     """The run's TensorBoard writer, or None."""
@@ -91,8 +99,7 @@ class MetricsCsv(Logger):
         rows = [row for row in self._read() if int(row["step"]) <= step]
         if rows and int(rows[-1]["step"]) == step:  # what was measured before that step stays true
             row = rows.pop()
-            done = any(name.startswith("loss/") for name in row)  # the step itself, which will be taken again
-            row = {k: v for k, v in row.items() if not done or k.startswith("validation/") or k in ("step", "epoch")}
+            row = {k: v for k, v in row.items() if k.partition("/")[0] not in OF_STEPS}
             rows += [row] if row.keys() - {"step", "epoch"} else []
         self._write(rows)
 

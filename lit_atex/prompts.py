@@ -203,10 +203,15 @@ class PromptStyle:
             why = "reads no enable_thinking" if tokenizer.chat_template else "is missing"
             found.append(f"{' and '.join(given)} will change nothing: the model's chat template {why}.")
         if tokenizer.chat_template is not None:
-            turns = [{"role": "user", "content": question.question}, {"role": "assistant", "content": "2, I think"}]
-            text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-            rest = tokenizer(text.rpartition("I think")[2].lstrip(), add_special_tokens=False)["input_ids"]
-            token = tokenizer.added_tokens_decoder.get(rest[0]) if rest else None
+            turns = [{"role": "system", "content": self.system}] if self.system else []
+            turns += [{"role": "user", "content": question.question}, {"role": "assistant", "content": "2, I think"}]
+            try:
+                text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+                rest = tokenizer(text.rpartition("I think")[2].lstrip(), add_special_tokens=False)["input_ids"]
+                token = tokenizer.added_tokens_decoder.get(rest[0]) if rest else None
+            except Exception as error:  # whatever a template raises that knows no answers
+                log.debug("how a turn ends was not looked at: %s", error)
+                return found
             if "I think" in text and token is not None and token.special and rest[0] not in end_ids:
                 found.append(
                     f"the chat template ends a turn with {token.content}, which ends no completion here: answers may "

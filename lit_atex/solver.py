@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_atex.checks import check_head, check_rows
 from lit_atex.evaluation import Evaluation
-from lit_atex.metrics_csv import write
 from lit_atex.models import LanguageModel, end_ids, unwrap
 from lit_atex.prompts import PromptStyle
 from lit_atex.rollout import RolloutEngine, Sampling, TransformersEngine
@@ -213,10 +211,5 @@ class Solver(pl.LightningModule):
 
     def _close(self, stage: str) -> None:
         self.evaluation.close()
-        if self.trainer.sanity_checking:
-            return
-        scalars, fitting = self.evaluation.scalars(stage), self.trainer.state.fn == TrainerFn.FITTING
-        where = False if fitting else None
-        self.log_dict(scalars, batch_size=1, sync_dist=True, logger=where)  # equal on all ranks already
-        for logger in self.trainer.loggers if fitting else ():  # Lightning would log them under the step before
-            write(logger, scalars | {"epoch": self.trainer.current_epoch}, self.trainer.global_step)
+        if not self.trainer.sanity_checking:
+            self.log_dict(self.evaluation.scalars(stage), batch_size=1, sync_dist=True)  # equal on all ranks already

@@ -15,17 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lit_atex.frozen import fingerprint
+from lit_atex.frozen import fingerprint, is_adapted
 from lit_atex.rollout import evaluating
 from lit_atex.types import StepFeedback
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-def is_adapted(model: nn.Module) -> bool:
-    """Whether the model carries PEFT adapters."""
-    return hasattr(model, "disable_adapter")
 
 
 class Teacher(ABC):

@@ -339,9 +339,12 @@ def test_the_table_shows_the_steps_that_are_done(tmp_path):
     assert job.steps() == 0
     job.folder.mkdir()
     metrics = job.folder / "metrics.csv"
-    metrics.write_text("step,loss\n0,1\n1,1\n2,")  # the last row is not whole yet
+    head = "step,validation/a,loss/skipped_steps\n"
+    metrics.write_text(f"{head}0,1,0\n1,,0\n2,")  # the last row is not whole yet
     assert job.steps() == 2
-    metrics.write_text("step,loss\n" + "".join(f"{i},{'1' * 50}\n" for i in range(1000)))
+    metrics.write_text(f"{head}0,1,0\n1,,0\n2,1,\n")  # a validation after two steps
+    assert job.steps() == 2
+    metrics.write_text(head + "".join(f"{i},{'1' * 50},0\n" for i in range(1000)))
     assert job.steps() == 1000
     console = Console(record=True, width=100)
     console.print(table([job]))

@@ -71,6 +71,29 @@ def test_a_template_that_does_not_do_what_it_is_told_is_named() -> None:
     assert PromptStyle().doubts(other, [end + 1]) == []
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% if messages[-1].role != 'user' %}{{ raise_exception('one turn') }}{% endif %}{{ messages[0].content }}",
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.reasoning_content.split() }}{% endif %}{% endfor %}",
+        "{{ messages[0].content }}",
+    ],
+)
+def test_a_template_that_knows_no_answers_is_left_alone(template: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    assert PromptStyle().doubts(tokenizer, [-1]) == []
+
+
+def test_a_template_that_needs_a_system_message_is_given_it() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    assert len(PromptStyle(system="Be brief.").doubts(tokenizer, [-1])) == 1
+
+
 # Golden files
 
 

@@ -19,7 +19,7 @@ from lit_atex.callbacks import ExposureControl
 from lit_atex.checkpoint import Checkpoint, check_plain
 from lit_atex.estimator import CompetenceEstimator
 from lit_atex.exposure import Exposure, Fixed, Random, TrainingState
-from lit_atex.models import Lora
+from lit_atex.models import LanguageModel, Lora
 from lit_atex.module import SelfDistillation
 from lit_atex.rollout import TransformersEngine
 from lit_atex.teacher import Ema, Frozen, Gated, Live
@@ -248,13 +248,17 @@ class Odd(Random):
 def test_a_state_that_could_not_be_read_back_is_refused_as_it_is_written(tmp_path, name):
     module = make(name, Frozen, None)
     module_trainer = trainer(2, callbacks=[ExposureControl(Odd()), Checkpoint(tmp_path)], enable_checkpointing=True)
-    with pytest.raises(TypeError, match=r"ExposureControl\.strategy\.shown\.a\.1, a float64,.*float\(x\)"):
+    with pytest.raises(TypeError, match=r"callbacks\.ExposureControl\.strategy\.shown\.a\.1, a float64,.*float\(x\)"):
         module_trainer.fit(module, problems_of(2))
     assert list(tmp_path.iterdir()) == []
     check_plain({"mine": {"a": [1, "b", None, (2.0, {"c": torch.ones(2)})], "d": Counter("ab")}})
     for bad in (np.ones(2), deque([1]), defaultdict(int)):
         with pytest.raises(TypeError, match=rf"mine\.1\.x, a {type(bad).__name__},"):
             check_plain({"mine": [0, {"x": bad}]})
+        with pytest.raises(TypeError, match=rf"a {type(bad).__name__},"):
+            check_plain({"teacher": {"a": bad}, "optimizer_states": [{"param_groups": [{"lr": 1e-3}]}]})
+    with pytest.raises(TypeError, match=r"optimizer_states\.0\.param_groups\.0\.lr, a float64,"):
+        check_plain({"optimizer_states": [{"param_groups": [{"lr": np.float64(1e-3)}]}]})
 
 
 def test_adapters_go_on_from_their_base_model_alone(tmp_path, name):
@@ -265,3 +269,38 @@ def test_adapters_go_on_from_their_base_model_alone(tmp_path, name):
     frozen.data[0, 0] += 1
     with pytest.raises(ValueError, match=r"adapters of another base model.*model\.student\.init_args"):
         run(tmp_path, other, 2, Fixed(1.0), resume="step=1.ckpt")
+
+
+class Unfreezes(Callback):
+    """Trains from the first step on what the model was read with as frozen."""
+
+    def on_train_batch_start(self, trainer, module, *args):
+        for weight in module.student.parameters():
+            weight.requires_grad_(True)
+
+
+class Half(LanguageModel):
+    """Half of its layers are not trained."""
+
+    def load(self):
+        student, tokenizer = super().load()
+        for weight in student.model.layers[0].parameters():
+            weight.requires_grad_(False)
+        return student, tokenizer
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_what_is_trained_later_is_in_the_checkpoint(tmp_path, name, lora):
+    def one(steps, resume=None):
+        module = make(name, Frozen, lora)
+        if lora is None:
+            module.source = Half(name=module.source.name)
+        save = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)
+        fit = trainer(steps, callbacks=[Unfreezes(), save], enable_checkpointing=True)
+        kept = None if resume is None else tmp_path / resume
+        fit.fit(module, problems_of(2, SIX, seed=3), ckpt_path=kept, weights_only=True)
+        return torch.load(tmp_path / f"step={steps}.ckpt", weights_only=True)["state_dict"], module
+
+    straight, module = one(4)
+    assert straight.keys() == module.state_dict().keys()
+    torch.testing.assert_close(one(4, "step=3.ckpt")[0], straight, rtol=0, atol=0)

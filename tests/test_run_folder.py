@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
@@ -304,7 +305,7 @@ def as_if_killed(short, run):
     (run / "manifest.json").write_text(json.dumps(manifest))
     logger = MetricsCsv(str(run))
     for step in (3, 4):
-        logger.log_metrics({"loss/divergence": 99.0, "other/new": 1.0}, step)
+        logger.log_metrics({"loss/divergence": 99.0, "exposure/new": 1.0}, step)
     with open(run / "samples.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps({"step": 3}) + "\n" + json.dumps({"step": 4}) + "\n")
 
@@ -459,14 +460,34 @@ def test_another_process_goes_on_in_the_same_file(tmp_path):
 def test_going_on_from_a_step_keeps_what_was_measured_before_it(tmp_path):
     logger = MetricsCsv(str(tmp_path))
     for step in range(4):
-        logger.log_metrics({"loss": float(step), "validation/a": 0.5}, step)
+        logger.log_metrics({"loss/a": float(step), "exposure/b": 1.0, "validation/a": 0.5, "own/val": 7.0}, step)
     again = MetricsCsv(str(tmp_path))
     again.go_on_from(2)
-    again.log_metrics({"loss": 20.0}, 2)
+    assert table(tmp_path / "metrics.csv")[2:] == [{"step": "2", "validation/a": "0.5", "own/val": "7.0"}]
+    again.log_metrics({"loss/a": 20.0}, 2)
     assert table(tmp_path / "metrics.csv")[1:] == [
-        {"step": "1", "loss": "1.0", "validation/a": "0.5"},
-        {"step": "2", "loss": "20.0", "validation/a": "0.5"},
+        {"step": "1", "loss/a": "1.0", "exposure/b": "1.0", "validation/a": "0.5", "own/val": "7.0"},
+        {"step": "2", "loss/a": "20.0", "validation/a": "0.5", "own/val": "7.0"},
     ]
+    again.go_on_from(0)
+    again.log_metrics({"loss/a": 3.0}, 0)
+    assert len(table(tmp_path / "metrics.csv")) == 1
+
+
+class LogsInValidation(pl.Callback):
+    """Has a number of its own."""
+
+    def on_validation_epoch_end(self, trainer, module):
+        module.log("own/val", float(trainer.global_step))
+
+
+def test_what_a_callback_logs_in_validation_is_in_the_row_of_ours(tmp_path):
+    own = ["--trainer.callbacks", f"{__name__}.LogsInValidation", "--trainer.val_check_interval", "1"]
+    fit(tmp_path, 3, *own)
+    rows = metrics(tmp_path)
+    assert [row["step"] for row in rows] == ["0", "1", "2", "3"]
+    assert [row.get("own/val") for row in rows[1:]] == ["1.0", "2.0", "3.0"]
+    assert all("validation/level-4/avg@2" in row for row in rows)
 
 
 # Tables
