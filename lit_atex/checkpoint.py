@@ -68,8 +68,9 @@ def check_plain(state: Any, where: str = "") -> None:
     if type(state) in PLAIN:
         return
     if type(state) in HOLDERS:
-        named = [*state, *state.items()] if isinstance(state, dict) else [*enumerate(state)]
-        for key, part in (x if isinstance(x, tuple) and len(x) == 2 else ("", x) for x in named):
+        for key in state if isinstance(state, dict) else ():
+            check_plain(key, f"{where}, its key {key}")
+        for key, part in state.items() if isinstance(state, dict) else enumerate(state):
             check_plain(part, f"{where}.{key}")
         return
     file = io.BytesIO()

@@ -257,6 +257,9 @@ def test_a_state_that_could_not_be_read_back_is_refused_as_it_is_written(tmp_pat
             check_plain({"mine": [0, {"x": bad}]})
         with pytest.raises(TypeError, match=rf"a {type(bad).__name__},"):
             check_plain({"teacher": {"a": bad}, "optimizer_states": [{"param_groups": [{"lr": 1e-3}]}]})
+    check_plain({("a", 1): {2: {3}}})
+    with pytest.raises(TypeError, match=r"a, its key 0\.5, a float64,"):
+        check_plain({"a": {np.float64(0.5): 1}})
     with pytest.raises(TypeError, match=r"optimizer_states\.0\.param_groups\.0\.lr, a float64,"):
         check_plain({"optimizer_states": [{"param_groups": [{"lr": np.float64(1e-3)}]}]})
 
