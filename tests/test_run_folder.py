@@ -569,6 +569,12 @@ def test_other_ranks_check_and_delete_nothing(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == []
 
 
+def test_more_processes_than_the_trainer_knows_of_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = refused("fit", *STACK, "--run", str(tmp_path / "run"))
+    assert "a launcher started 2 processes, and the trainer has 1: set --trainer.devices" in told
+
+
 def test_validations_within_a_run_are_logged_under_the_steps_that_were_done(tmp_path):
     fit(tmp_path, 2, "--trainer.val_check_interval", "1")
     by_step = {row["step"]: row.get("validation/level-4/avg@2") for row in metrics(tmp_path)}
