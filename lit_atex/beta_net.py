@@ -114,6 +114,19 @@ class BetaNet(nn.Module):
         excess = (LOW + (HIGH - LOW) * width).exp()
         return 1 + excess * mode, 1 + excess * (1 - mode)
 
+    def at(self, z: Array) -> tuple[float, float]:
+        """A and b at one state `[features]`, standardised; without gradients, in NumPy."""
+        _, _, mode, excess = self._at(z)
+        return 1 + excess * mode, 1 + excess * (1 - mode)
+
+    def _at(self, z: Array) -> tuple[Array, Array, float, float]:
+        parameters = self.first.weight, self.first.bias, self.last.weight, self.last.bias
+        first, offset, last, bias = (p.detach().numpy() for p in parameters)
+        hidden = np.tanh(first @ z + offset)
+        raw = last @ hidden / DAMPING + bias
+        mode, width = raw.clip(0, 1).tolist()
+        return hidden, raw, mode, math.exp(LOW + (HIGH - LOW) * width)
+
     def slope(self, z: Array, worth: Callable[[float, float], tuple[float, float]]) -> None:
         """Set the parameters' `grad`, as autograd would for a loss of a and b at one state.
 
@@ -124,11 +137,8 @@ class BetaNet(nn.Module):
             worth: The derivatives by a and b of what is to rise, at an a and b.
         """
         parameters = self.first.weight, self.first.bias, self.last.weight, self.last.bias
-        first, offset, last, bias = (p.detach().numpy() for p in parameters)
-        hidden = np.tanh(first @ z + offset)
-        raw = last @ hidden / DAMPING + bias
-        mode, width = raw.clip(0, 1).tolist()
-        excess = math.exp(LOW + (HIGH - LOW) * width)
+        hidden, raw, mode, excess = self._at(z)
+        last = self.last.weight.detach().numpy()
         by_a, by_b = worth(1 + excess * mode, 1 + excess * (1 - mode))
         by = -excess * np.array([by_a - by_b, (HIGH - LOW) * (mode * by_a + (1 - mode) * by_b)])
         by[(raw < 0) & (by > 0) | (raw > 1) & (by < 0)] = 0.0  # as in `Within`

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.distributions import Beta
 
 from lit_atex.beta_net import EXCESS, BetaNet
 from lit_atex.exposure import TrainingState
-from lit_atex.learners import GRID, Learner, Matured, Surrogate, shares
+from lit_atex.learners import GRID, Learner, Matured, Surrogate, log_beta, shares
 from lit_atex.reward import Decision, Rewarded
 from lit_atex.types import StepFeedback, seeded
 
@@ -124,11 +123,10 @@ class BetaPolicy(Rewarded):
         seen = self._seen(every)
         matured = [Matured(self._seen(d.details["state"]), d.details["action"], reward) for d, reward in earned]
         learned = self.learner.learn(matured, seen)
-        with torch.no_grad():
-            a, b = (float(x) for x in self.policy(torch.tensor(seen, dtype=torch.float64)))
+        a, b = self.policy.at(self.policy.standardise(torch.tensor(seen, dtype=torch.float64)).numpy())
         # Counter-based, so that every rank and every resumed run draws the same; off the ends, where log Beta may end.
         action = min(max(float(seeded(self.seed, "exposure", self._number).beta(a, b)), 1e-6), 1 - 1e-6)
-        density = math.exp(float(Beta(a, b).log_prob(torch.tensor(action, dtype=torch.float64))))
+        density = math.exp((a - 1) * math.log(action) + (b - 1) * math.log1p(-action) - log_beta(a, b))
         self._window, self._steps = dict.fromkeys(self._window, 0.0), 0
         ratio = self._between(self.policy.exposure(np.array(action)))
         mean = self._between(shares(a, b) @ self.policy.exposure(GRID))

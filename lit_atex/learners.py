@@ -187,32 +187,31 @@ class Surrogate(Learner):
         self.decisions = [*self.decisions, *matured][-math.ceil(3 * self.memory) :]
         if len(self.decisions) < LEAST:
             return {}
-        mean, spread, relevance = self.believe(state)
+        rewards = self.rewards()
+        mean, spread, relevance = self.believe(state, rewards)
         value, temperature = mean + self.optimism * spread, self.entropy * float(spread.mean()) ** 2
-        now = torch.tensor(state, dtype=torch.float64)
-        z = self.policy.standardise(now).numpy()
+        z = self.policy.standardise(torch.tensor(state, dtype=torch.float64)).numpy()
         for _ in range(self.steps):
             self.policy.slope(z, lambda a, b: uphill(a, b, value, temperature))
             self.optimizer.step()
-        with torch.no_grad():
-            policy = self.density(now)
-        share = shares(policy.concentration1.item(), policy.concentration0.item())
+        a, b = self.policy.at(z)
+        share = shares(a, b)
         return {
-            "baseline": float(self.rewards().mean()),
+            "baseline": float(rewards.mean()),
             "advantage": float(share @ mean - mean.mean()),
             "uncertainty": float(spread.mean()),
             "best": float(self.policy.exposure(GRID)[mean.argmax()]),
             "moved_by_state": float(relevance.sum()),
-            "entropy": policy.entropy().item(),
+            "entropy": entropy(a, b),
         }
 
     def rewards(self) -> Array:
         """`[decisions]` what they earned, without outliers."""
         return within_reach(np.array([m.reward for m in self.decisions]))
 
-    def believe(self, state: list[float]) -> tuple[Array, Array, Array]:
+    def believe(self, state: list[float], rewards: Array | None = None) -> tuple[Array, Array, Array]:
         """Mean and SD of the effect of each sample of GRID at this state, in SD of the rewards; and relevance."""
-        rewards = self.rewards()
+        rewards = self.rewards() if rewards is None else rewards
         largest = abs(rewards).max()
         rewards = rewards - rewards.mean()
         scale = rewards.std()
@@ -262,6 +261,17 @@ def shares(a: float, b: float) -> Array:
     logit = (a - 1) * LOGS[0] + (b - 1) * LOGS[1]
     share = np.exp(logit - logit.max())
     return share / share.sum()
+
+
+def log_beta(a: float, b: float) -> float:
+    """Logarithm of the beta function, which normalises the density."""
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def entropy(a: float, b: float) -> float:
+    """Of Beta(a, b), in nats."""
+    at_a, at_b, at_both = torch.digamma(torch.tensor([a, b, a + b], dtype=torch.float64)).tolist()
+    return log_beta(a, b) - (a - 1) * at_a - (b - 1) * at_b + (a + b - 2) * at_both
 
 
 def uphill(a: float, b: float, value: Array, temperature: float) -> tuple[float, float]:

@@ -12,11 +12,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from scipy.special import digamma
+from scipy.special import betaln, digamma
 
 from lit_atex import reward_model
 from lit_atex.beta_net import BetaNet, Within
-from lit_atex.learners import GRID, Learner, Matured, Reinforce, Surrogate, shares, uphill, within_reach
+from lit_atex.learners import (
+    GRID,
+    Learner,
+    Matured,
+    Reinforce,
+    Surrogate,
+    entropy,
+    log_beta,
+    shares,
+    uphill,
+    within_reach,
+)
 from lit_atex.reward_model import effect, polynomials
 from lit_atex.types import seeded
 
@@ -205,6 +216,23 @@ def test_the_surrogate_finds_the_best_exposure_and_the_statistic_that_moves_it()
     assert relevance[1] > 0.9
     best = [GRID[learner.believe([0.0, z, 0.0])[0].argmax()] for z in (-1.0, 1.0)]
     assert best == pytest.approx([0.3, 0.7], abs=0.1)
+
+
+@given(st.floats(1, 100), st.floats(1, 100))
+def test_entropy_and_normaliser_are_those_of_scipy(a: float, b: float) -> None:
+    assert entropy(a, b) == pytest.approx(stats.beta(a, b).entropy(), rel=1e-9, abs=1e-9)
+    assert log_beta(a, b) == pytest.approx(betaln(a, b), rel=1e-12, abs=1e-12)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=FEATURES, max_size=FEATURES), st.integers(0, 3))
+def test_the_policy_is_the_same_in_numpy(state: list[float], seed: int) -> None:
+    net = BetaNet(FEATURES, 8, 0.5, 4.0, seed)
+    for _ in range(3):
+        net.observe(torch.randn(FEATURES).tolist())
+    with torch.no_grad():
+        net.last.weight.normal_()
+    now = torch.tensor(state, dtype=torch.float64)
+    assert net.at(net.standardise(now).numpy()) == pytest.approx([x.item() for x in net(now)], rel=1e-12)
 
 
 def test_exposures_beyond_an_end_are_that_end() -> None:
