@@ -72,7 +72,7 @@ class BetaPolicy(Rewarded):
             concentration: a + b of the first Beta(a, b), in (2.5, 102), both above 1; 4 at mean 0.5 is broad.
             margin: How far beyond low and high the Beta reaches, in units of high - low, in [0, 1]; what lies beyond is
                 cut to low or high. At 0 it never gives either, and its mean stays inside while it explores; 0.3 settles
-                at an end, if that is best, and explores more widely: for hundreds of decisions (results/margin).
+                nearer to an end that is best, and explores more widely: for hundreds of decisions (results/margin).
             horizon: Windows of progress that a decision is judged by (J), >= 1.
             discount: Weight of each further window, in [0, 1].
             statistics: What policy and learner see of STATISTICS, the likeliest to move the best exposure first; None:

@@ -227,10 +227,11 @@ def test_entropy_and_normaliser_are_those_of_scipy(a: float, b: float) -> None:
 @given(st.lists(st.floats(-5, 5), min_size=FEATURES, max_size=FEATURES), st.integers(0, 3))
 def test_the_policy_is_the_same_in_numpy(state: list[float], seed: int) -> None:
     net = BetaNet(FEATURES, 8, 0.5, 4.0, seed)
+    generator = torch.Generator().manual_seed(seed)
     for _ in range(3):
-        net.observe(torch.randn(FEATURES).tolist())
+        net.observe(torch.randn(FEATURES, generator=generator).tolist())
     with torch.no_grad():
-        net.last.weight.normal_()
+        net.last.weight.normal_(generator=generator)
     now = torch.tensor(state, dtype=torch.float64)
     assert net.at(net.standardise(now).numpy()) == pytest.approx([x.item() for x in net(now)], rel=1e-12)
 
