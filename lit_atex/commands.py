@@ -82,6 +82,7 @@ def main(args: list[str] | None = None) -> None:
     # Before torch is loaded: threads that wait sleep. If they spin, a tiny model is 7 % faster on an idle machine, and
     # a step takes ten times as long or worse on one with other work (docs/speed.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what Apple's GPUs lack is done by the CPU
     from lit_atex.console import is_mistake, quiet
 
     quiet()

@@ -131,7 +131,7 @@ class ProbeNLL(ProgressMeasure):
             rollouts = _rollouts([ids for _, ids in part], module.device)
             with evaluating(module.student):
                 scores = token_log_probs(module.student, [p for p, _ in part], rollouts, module.chunk_tokens)
-            total, tokens = total + float(scores.double().sum()), tokens + len(scores)
+            total, tokens = total + float(scores.cpu().double().sum()), tokens + len(scores)
         return _mean(total, tokens)
 
 
@@ -179,7 +179,7 @@ class ProbeMatch(ProgressMeasure):
             _, scores = fused_divergence(
                 ForwardKL(), hidden, head, teacher_hidden, teacher_head, ids, module.chunk_tokens
             )
-            total, tokens = total - float(scores.value.double().sum()), tokens + len(ids)
+            total, tokens = total - float(scores.value.cpu().double().sum()), tokens + len(ids)
         return _mean(total, tokens)
 
     def state_dict(self) -> dict[str, Any]:

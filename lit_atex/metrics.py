@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
+from lit_atex.types import widest
 from lit_atex.votes import Answers, Correct, distinct_answers, majority_at_k
 
 
@@ -33,7 +34,8 @@ def average_at_k(correct: Int[Tensor, " problems"], samples: Int[Tensor, " probl
         ValueError: If a count is out of range.
     """
     _check(correct, samples)
-    return correct.double() / samples.double()
+    wide = widest(samples.device)
+    return correct.to(wide) / samples.to(wide)
 
 
 def pass_at_k(
@@ -61,7 +63,8 @@ def pass_at_k(
     tries = torch.arange(k, device=samples.device)
     wrong, drawn = (samples - correct)[:, None] - tries, samples[:, None] - tries
     # A factor is 0 once the wrong samples are used up; the factors after it would be negative and must not count.
-    return 1 - (wrong.clamp(min=0).double() / drawn.double()).prod(dim=1)
+    wide = widest(samples.device)
+    return 1 - (wrong.clamp(min=0).to(wide) / drawn.to(wide)).prod(dim=1)
 
 
 def g_pass_at_k(
@@ -120,8 +123,9 @@ def mean_g_pass_at_k(
 
 def _at_least(correct: Tensor, samples: Tensor, k: int, least: int) -> Tensor:
     """P(at least `least` of k drawn without replacement are correct); each term by its logarithm."""
-    hits = torch.arange(least, k + 1, device=samples.device).double()
-    c, n = correct.double()[:, None], samples.double()[:, None]
+    wide = widest(samples.device)
+    hits = torch.arange(least, k + 1, device=samples.device).to(wide)
+    c, n = correct.to(wide)[:, None], samples.to(wide)[:, None]
     possible = (hits <= c) & (k - hits <= n - c)
     hits = hits.expand(possible.shape)
     log = _log_choose(c, hits.minimum(c)) + _log_choose(n - c, (k - hits).minimum(n - c)) - _log_choose(n, n * 0 + k)
@@ -145,9 +149,10 @@ def _check(correct: Tensor, samples: Tensor, k: int | None = None, name: str = "
 
 
 class MeanOverProblems(Metric):
-    """Collects one float64 value per problem, over updates and ranks, and averages them; nan over nothing.
+    """Collects one value per problem, over updates and ranks, and averages them; nan over nothing.
 
-    By itself it takes any value per problem: a length, a share. The subclasses compute theirs.
+    By itself it takes any value per problem: a length, a share. The subclasses compute theirs. In float64, also where
+    the docstrings here say so: in float32 on a device that has no other (`types.widest`).
 
     Args:
         **kwargs: Those of `torchmetrics.Metric`.
@@ -162,7 +167,7 @@ class MeanOverProblems(Metric):
 
     def update(self, values: Float[Tensor, " problems"]) -> None:
         """Add problems, each with its value."""
-        self.values.append(values.to(self.device, torch.float64))  # type: ignore[union-attr]
+        self.values.append(values.to(widest(self.device)).to(self.device))  # type: ignore[union-attr]
 
     @property
     def update_called(self) -> bool:
@@ -176,7 +181,7 @@ class MeanOverProblems(Metric):
         float32 one, and a collective over two dtypes is undefined.
         """
         if isinstance(self.values, list) and not self.values:
-            self.values = [torch.zeros(0, dtype=torch.float64, device=self.device)]
+            self.values = [torch.zeros(0, dtype=widest(self.device), device=self.device)]
         super().sync(*args, **kwargs)
 
     def compute(self) -> Tensor:
@@ -194,7 +199,7 @@ class MeanOverProblems(Metric):
     def _gathered(self) -> Tensor:
         if isinstance(self.values, Tensor):  # after a sync
             return self.values
-        return torch.cat([torch.zeros(0, dtype=torch.float64, device=self.device), *self.values])
+        return torch.cat([torch.zeros(0, dtype=widest(self.device), device=self.device), *self.values])
 
 
 class _OfCounts(MeanOverProblems):

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from lit_atex.decode import Decoder, compaction, decoder_for
 from lit_atex.sampling import Sampling, draw
-from lit_atex.types import Rollouts
+from lit_atex.types import Rollouts, widest
 
 
 class RolloutEngine(ABC):
@@ -83,13 +83,14 @@ class TransformersEngine(RolloutEngine):
             logits = decoder.read(prompts, samples, sampling.max_new_tokens)
             # Reading a number makes the host wait for the device: on a GPU, not at every token.
             every = 1 if logits.device.type == "cpu" else 16
-            return sample(decoder, logits, uniforms.to(logits.device), sampling, end_ids, every)
+            uniforms = uniforms.to(widest(logits.device)).to(logits.device)
+            return sample(decoder, logits, uniforms, sampling, end_ids, every)
 
 
 def sample(
     decoder: Decoder,
     logits: Float[Tensor, "rollouts vocab"],
-    uniforms: Float64[Tensor, "rollouts tokens"],
+    uniforms: Float[Tensor, "rollouts tokens"],
     sampling: Sampling,
     end_ids: Collection[int],
     every: int,

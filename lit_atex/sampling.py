@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -51,13 +51,13 @@ class Sampling:
 
 
 def draw(
-    logits: Float[Tensor, "rollouts vocab"], uniforms: Float64[Tensor, " rollouts"], sampling: Sampling
+    logits: Float[Tensor, "rollouts vocab"], uniforms: Float[Tensor, " rollouts"], sampling: Sampling
 ) -> Int64[Tensor, " rollouts"]:
     """Draws one token per row: the first id whose cumulative probability exceeds the row's uniform number.
 
     Args:
         logits: Next-token logits; -inf is allowed and never drawn.
-        uniforms: One number in [0, 1) per row; not read if greedy.
+        uniforms: One number in [0, 1) per row, or 1 if rounding made it so; not read if greedy.
         sampling: Temperature and filters.
 
     Returns:
@@ -90,24 +90,24 @@ def _restrict(scores: Float[Tensor, "rollouts vocab"], sampling: Sampling) -> Fl
 
 
 def _inverse_cdf(
-    weights: Float[Tensor, "rollouts vocab"], uniforms: Float64[Tensor, " rollouts"]
+    weights: Float[Tensor, "rollouts vocab"], uniforms: Float[Tensor, " rollouts"]
 ) -> Int64[Tensor, " rollouts"]:
     """The first index whose cumulative weight exceeds `uniforms` times the total; never an index of weight 0.
 
-    In two stages, the block and the place in it: one cheap sum over the vocabulary and short float64 cumulative sums,
-    where a cumulative sum in float32 would drown ids of probability below 1e-7.
+    In two stages, the block and the place in it: one cheap sum over the vocabulary and short cumulative sums, in the
+    type of `uniforms`: in float32, the widest that some devices have, blocks of probability below 1e-7 may drown.
     """
     spare = -weights.shape[1] % BLOCK
     blocks = (F.pad(weights, (0, spare)) if spare else weights).unflatten(1, (-1, BLOCK))
-    sums = blocks.sum(2).double()
+    sums = blocks.sum(2).to(uniforms.dtype)
     block, rest = _first_above(sums, uniforms * sums.sum(1))
-    inside = blocks[torch.arange(len(blocks), device=blocks.device), block].double()
+    inside = blocks[torch.arange(len(blocks), device=blocks.device), block].to(uniforms.dtype)
     return block * BLOCK + _first_above(inside, rest)[0]
 
 
 def _first_above(
-    weights: Float64[Tensor, "rollouts cells"], target: Float64[Tensor, " rollouts"]
-) -> tuple[Int64[Tensor, " rollouts"], Float64[Tensor, " rollouts"]]:
+    weights: Float[Tensor, "rollouts cells"], target: Float[Tensor, " rollouts"]
+) -> tuple[Int64[Tensor, " rollouts"], Float[Tensor, " rollouts"]]:
     """The first cell of positive weight whose cumulative weight exceeds `target`, and how far `target` is into it."""
     cumulative = weights.cumsum(1)
     reachable = cumulative.masked_fill(weights <= 0, -1.0)

@@ -16,6 +16,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from enum import Enum
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -127,6 +128,16 @@ class StepFeedback(NamedTuple):
     def accuracy(self) -> float:
         """Share of rollouts whose final answer is correct; 0.0 if there are none."""
         return sum(v is Verdict.CORRECT for v in self.verdicts) / max(len(self.verdicts), 1)
+
+
+@cache
+def widest(device: torch.device | str) -> torch.dtype:
+    """float64, or float32 on a device that has none, as Apple's (MPS) and some of Intel's."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return torch.float32
+    return torch.float64
 
 
 def seeded(seed: int, purpose: str, *counters: int | str) -> np.random.Generator:
