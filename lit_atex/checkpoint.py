@@ -139,7 +139,9 @@ class Checkpoint(ModelCheckpoint):
             )
         data: Any = getattr(trainer, "datamodule", None)
         if stage == "fit" and self.best_by is not None and data is not None and data.validation_names:
-            check(self.best_by, data, metric_names(pl_module.eval_samples), self.allow_test_selection)  # type: ignore[arg-type]
+            solver: Any = pl_module
+            known = [*metric_names(solver.eval_samples), *solver.own.paths]
+            check(self.best_by, data, known, self.allow_test_selection)
         super().setup(trainer, pl_module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpointIO()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,8 +31,8 @@ from lit_atex.votes import majority_at_k
 
 TAUS = (0.5, 0.75, 1.0)
 """The shares of G-Pass@k that are shown, as in its paper."""
-WITHOUT_BOUND = ("length", "distinct")
-"""The metrics that are no shares: tokens per completion, different answers per problem."""
+SHARES = ("wrong", "unparsed", "timeout", "cut")
+"""What became of the answers that are not correct; "cut" at the length limit overlaps with the others."""
 
 Interval = tuple[float, float]
 
@@ -61,7 +61,8 @@ class Result:
         problems: How many there were.
         samples: Completions per problem (n).
         metrics: By name: "avg@n"; "pass@k" for all k; "maj@k", "g-pass@k_tau" and "mg-pass@k" for the k of `shown_ks`;
-            "distinct" answers; "length" in tokens; the shares "wrong", "unparsed", "timeout", and "cut" at the limit.
+            "distinct" answers; "length" in tokens; the shares "wrong", "unparsed", "timeout", and "cut" at the limit;
+            the user's own.
         per_problem: Share of correct completions by problem id, for paired comparisons.
     """
 
@@ -76,13 +77,19 @@ class Result:
         """avg@n: mean share of correct completions."""
         return self.metrics[f"avg@{self.samples}"]
 
+    @property
+    def own(self) -> list[str]:
+        """Names of the user's own metrics."""
+        return [name for name in self.metrics if name not in metric_names(self.samples)]
+
     def scalars(self) -> dict[str, float]:
         """What is logged."""
         n = self.samples
         names = [f"avg@{n}", *(f"pass@{k}" for k in shown_ks(n)), f"maj@{n}", f"mg-pass@{n}", "distinct"]
         found = {name: self.metrics[name].value for name in names if name in self.metrics}
         shares = {name: self.metrics[name].value for name in ("unparsed", "timeout", "cut")}
-        return {**found, **shares, "mean_length": self.metrics["length"].value}
+        own = {name: self.metrics[name].value for name in self.own}
+        return {**found, **shares, "mean_length": self.metrics["length"].value, **own}
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready data, null for nan; `average` and its interval once more, for a reader in a hurry."""
@@ -124,15 +131,21 @@ def shown_ks(n: int) -> list[int]:
     return sorted({2**i for i in range(n.bit_length()) if 2**i <= n} | {n})
 
 
-def metric_names(n: int) -> list[str]:
-    """The names in `Result.metrics` for n samples."""
-    return _Set("", n).names
+@lru_cache(maxsize=8)
+def metric_names(n: int) -> tuple[str, ...]:
+    """The names in `Result.metrics` for n samples, without the user's own."""
+    return tuple(_Set("", n).names)
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric lies in [0, 1] by its name; of the user's own none is known to."""
+    return "@" in name or name in SHARES
 
 
 class _Set(nn.Module):
     """The metrics of one set: values stream in, and are synced over ranks when the set is closed."""
 
-    def __init__(self, name: str, samples: int) -> None:
+    def __init__(self, name: str, samples: int, own: Sequence[str] = ()) -> None:
         super().__init__()
         self.name, self.samples = name, n = name, samples
         ks = shown_ks(n)
@@ -141,7 +154,7 @@ class _Set(nn.Module):
         counts |= {f"g-pass@{k}_{tau}": GPassAtK(k, tau) for k in ks for tau in TAUS if k > 1}
         counts |= {f"mg-pass@{k}": GPassAtK(k) for k in ks if k > 1}
         votes: dict[str, MeanOverProblems] = {f"maj@{k}": MajorityAtK(k) for k in ks}
-        plain = ["length", "cut", *(v.value for v in Verdict if v is not Verdict.CORRECT)]
+        plain = ["length", "cut", *(v.value for v in Verdict if v is not Verdict.CORRECT), *own]
         self.of_counts, self.of_votes, self.plain = list(counts), list(votes), plain
         self.names = [*counts, *votes, "distinct", *plain]
         # a list, as the names of a ModuleDict must not contain dots
@@ -182,7 +195,7 @@ class _Set(nn.Module):
         rows = [rows[i] for i in order]
         values = {name: metric.per_problem().cpu().numpy()[order] for name, metric in self.named().items()}
         table = np.stack(list(values.values()), axis=1)
-        over = bootstrap_intervals(table, shares=[name not in WITHOUT_BOUND for name in values])
+        over = bootstrap_intervals(table, shares=[self._is_share(name, rows) for name in values])
         metrics = {
             name: Estimate(float(v.mean()) if len(v) else float("nan"), interval, self._fixed(name, v, rows))
             for (name, v), interval in zip(values.items(), over)
@@ -198,7 +211,7 @@ class _Set(nn.Module):
             return fixed_problems_interval(solved, np.full_like(solved, n))
         if name in self.plain:
             drawn = np.array([row[name] for row in rows], dtype=float).reshape(-1, n)
-            if name not in WITHOUT_BOUND:
+            if self._is_share(name, rows):
                 return fixed_problems_interval(drawn.sum(1), np.full(len(drawn), n))
             return noise.noise_interval(values, noise.sample_variances(drawn))
         answers, correct = [row["answers"] for row in rows], [row["correct"] for row in rows]
@@ -218,6 +231,12 @@ class _Set(nn.Module):
             variances = noise.count_variances(curve, solved, n)
         return noise.noise_interval(values, variances, trials=len(values) * (n // k))
 
+    def _is_share(self, name: str, rows: list[dict[str, Any]]) -> bool:
+        """Whether a metric lies in [0, 1]: of the user's own, those of which every value is a bool."""
+        if name in metric_names(self.samples):
+            return is_share(name)
+        return all(isinstance(value, bool) for row in rows for value in row[name])
+
     def _over_ranks(self) -> list[dict[str, Any]]:
         """The rows in the order rank, update, problem: that of the metrics' values."""
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
@@ -235,6 +254,7 @@ def _compact(row: dict[str, Any]) -> dict[str, Any]:
         **by_verdict,
         **{"id": row["id"], "answers": row["answers"], "length": row["lengths"]},
         "cut": [not ended for ended in row["ended"]],
+        **row.get("own", {}),
     }
 
 
@@ -247,10 +267,10 @@ class Evaluation(nn.Module):
         """Filled by `close`, in the order of the sets."""
         self.begin([], 1)
 
-    def begin(self, names: list[str], samples: int) -> None:
-        """Make fresh metrics for these sets, with n = `samples` completions a problem."""
+    def begin(self, names: list[str], samples: int, own: Sequence[str] = ()) -> None:
+        """Make fresh metrics for these sets, with n = `samples` completions a problem; `own`: names of the user's."""
         self.names, self.samples = names, samples
-        self.sets: Any = nn.ModuleList(_Set(name, samples) for name in names)
+        self.sets: Any = nn.ModuleList(_Set(name, samples, own) for name in names)
 
     def add(self, index: int, rows: list[dict[str, Any]]) -> None:
         """Count the rows of `Solver.answer` for set number `index`.

@@ -121,7 +121,7 @@ class Grid:
         sets = list(config["data"].get("validation") or {})
         if not sets:
             raise ValueError("data.validation is empty, so the runs would measure nothing: name at least one set.")
-        known = metric_names(config["model"]["eval_samples"])
+        known = [*metric_names(config["model"]["eval_samples"]), *(config["model"].get("eval_metrics") or {})]
         for metric in self.metrics:
             name, _, measure = metric.rpartition("/")
             if name not in sets or measure not in known:

@@ -70,6 +70,7 @@ class SelfDistillation(Solver):
         part_tokens: int = 16384,
         completions: Literal["student", "reference", "hinted_reference"] = "student",
         seed: int = 0,
+        eval_metrics: dict[str, str] | None = None,
     ) -> None:
         """Store the parts; weights are read when the trainer starts.
 
@@ -88,15 +89,16 @@ class SelfDistillation(Solver):
             eval_samples: Completions per problem in validation and test (n), >= 1.
             eval_exposure: Of the reference, shown in them, in [0, 1]: above 0 they measure the teacher's prompt.
             chunk_tokens: Completion tokens whose logits are alive at a time; less memory and slower if small.
-            part_tokens: Tokens that go through student or teacher at a time, padding included; a larger micro-batch is
-                differentiated in parts, so that memory does not grow with it.
+            part_tokens: Tokens that go through student or teacher at a time, padding included; more are done in parts.
             completions: What is trained on: rollouts, or references after either prompt (`supervised.py`).
             seed: Seed of all sampling; the command line sets it from `seed_everything`.
+            eval_metrics: Of your own, by name: dotted paths of functions of a completion and its problem (`own.py`).
 
         Raises:
             ValueError: If a number is out of range.
         """
-        super().__init__(student, prompts, engine, eval_sampling, verifier, eval_samples, eval_exposure, seed)
+        evaluation = eval_sampling, verifier, eval_samples, eval_exposure
+        super().__init__(student, prompts, engine, *evaluation, seed, eval_metrics)
         for name, value in {"samples": samples, "chunk_tokens": chunk_tokens, "part_tokens": part_tokens}.items():
             if value < 1:
                 raise ValueError(f"model.{name} must be at least 1, got {value}.")
@@ -112,9 +114,8 @@ class SelfDistillation(Solver):
         self.step_log, self._window, self.skipped = StepLog(), StepWindow(), BadSteps()
         self.phase = ""
         """What the step is doing now: a name of `time/...`, or empty; for meters."""
-        self._seconds: dict[str, float] = {}
+        self._loss_is_finite, self._seconds = True, dict[str, float]()
         self.step_seconds = self._step_began = self._backward_began = 0.0
-        self._loss_is_finite = True
 
     def configure_model(self) -> None:
         """Read the weights once; the teacher takes its own from memory, before a checkpoint is restored."""
@@ -129,8 +130,8 @@ class SelfDistillation(Solver):
         """The optimizer over what is trainable, and its schedule in optimizer steps."""
         check_precision(self.student)
         optimizer = self.make_optimizer([p for p in self.student.parameters() if p.requires_grad])
-        scheduler = self.make_scheduler(optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        schedule: Any = {"scheduler": self.make_scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def configure_callbacks(self) -> StepLog:
         """What writes a step's numbers: after all callbacks, before checkpoints."""

@@ -251,27 +251,44 @@ def paired_variances(
         passed.append(count_variances(curve, np.array(right).sum(1), m))
         vote = lambda a, c: majority_at_k(a, c, k)  # noqa: E731
         votes.append(vote_variances(given, right) if m == k else jackknife_variances(vote, given, right))
-    samples = [np.array(right, dtype=float) for right in correct]
-    moved = sample_variances(samples[1] - samples[0]) if n[0] == n[1] else sum(map(sample_variances, samples))
-    return [np.asarray(moved), passed[0] + passed[1], votes[0] + votes[1]]
+    moved = difference_variances(*(np.array(right) for right in correct))
+    return [moved, passed[0] + passed[1], votes[0] + votes[1]]
 
 
-def difference_interval(gaps: ArrayLike, variances: ArrayLike, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """Normal interval of the mean of differences of shares, each with its own variance.
+def difference_variances(first: ArrayLike, second: ArrayLike) -> Floats:
+    """Sampling variance of the difference of each problem's means, paired by their draw if there are equally many.
 
     Args:
-        gaps: `[problems]` in [-1, 1].
+        first: `[problems, n]` values of the samples of one run.
+        second: `[problems, m]` of the other.
+
+    Returns:
+        `[problems]`; nan with one sample.
+    """
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    return sample_variances(b - a) if a.shape == b.shape else sample_variances(a) + sample_variances(b)
+
+
+def difference_interval(
+    gaps: ArrayLike, variances: ArrayLike, trials: int | None, level: float = 0.95
+) -> tuple[float, float]:
+    """Normal interval of the mean of differences, each with its own variance.
+
+    Args:
+        gaps: `[problems]`; of shares in [-1, 1].
         variances: `[problems]` their sampling variances; nan where they cannot be known.
-        trials: Trials that agree if all gaps are equal and the variances 0, >= 1.
+        trials: Of shares: trials that agree if all gaps are equal and the variances 0, >= 1. None: of no shares.
         level: Coverage aimed at, in (0, 1).
 
     Returns:
-        `(low, high)` in [-1, 1]; nan with an unknown variance, or if gaps differ and no noise was seen.
+        `(low, high)`, of shares in [-1, 1]; nan with an unknown variance, or without noise where gaps differ or are not
+        of shares.
     """
     g, s = np.asarray(gaps, dtype=np.float64), np.asarray(variances, dtype=np.float64)
-    if np.isnan(s).any() or not (s.any() or (g == g[0]).all()):
+    if np.isnan(s).any() or not (s.any() or (trials is not None and (g == g[0]).all())):
         return float("nan"), float("nan")
-    if not s.any():
+    if trials is not None and not s.any():
         return without_spread(float(g[0]), trials, level, least=-1.0)
     reach = NormalDist().inv_cdf((1 + level) / 2) * float(np.sqrt(s.sum())) / g.size
-    return max(-1.0, float(g.mean()) - reach), min(1.0, float(g.mean()) + reach)
+    most = float("inf") if trials is None else 1.0
+    return max(-most, float(g.mean()) - reach), min(most, float(g.mean()) + reach)

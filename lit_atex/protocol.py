@@ -26,7 +26,10 @@ log = logging.getLogger("lit_atex")
 KINDS = {"validate": "validation", "test": "test"}
 """Which sets an evaluation by itself is of."""
 
-OF_THE_MODEL = ("model.student", "weights", "ckpt_path", "trainer.", "data.eval_batch_size", "seed_everything")
+OF_THE_MODEL = (
+    *("model.student", "weights", "ckpt_path", "trainer.", "data.eval_batch_size", "seed_everything"),
+    "model.eval_metrics",  # of the user's own: those that both have are compared
+)
 """Beginnings of the keys in which two evaluations that are compared may differ."""
 
 
@@ -51,6 +54,7 @@ def protocol(trainer: pl.Trainer, module: Solver, stage: str) -> dict[str, Any]:
     known["model.student.lora"] = asdict(source.lora) if source.lora is not None else None
     known |= {"weights": weights_digest(module.student), "seed_everything": module.seed}
     known |= {"model.eval_samples": module.eval_samples}
+    known |= {f"model.eval_metrics.{name}": path for name, path in module.own.paths.items()}
     known |= {f"model.eval_sampling.{k}": v for k, v in asdict(module.eval_sampling).items()}
     known |= {"model.prompts.student": style.student_template, "model.prompts.system": style.system}
     known |= {"model.prompts.eval_thinking": style.eval_thinking}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_atex import charts, runs, tables, whole
-from lit_atex.compare import p_text
+from lit_atex.difference import p_text
 from lit_atex.equal_cost import VIEWS
 from lit_atex.tables import Row, Tables
 from lit_atex.text_tables import interval_text, markdown_table

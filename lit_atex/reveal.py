@@ -11,10 +11,10 @@ the hint in parts, so that a hint that is too long can lose some of them. For ea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from itertools import accumulate
 from typing import NamedTuple
 
+from lit_atex.own import by_path
 from lit_atex.steps import answer_begins, answer_step, mask_numbers, step_borders
 from lit_atex.types import Problem, seeded
 
@@ -184,12 +184,8 @@ def kind_of(name: str) -> Kind:
     """
     if name in KINDS:
         return KINDS[name]
-    module, _, function = name.rpartition(".")
-    try:
-        found = getattr(import_module(module), function) if module else None
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"prompts.hint: {name} could not be imported: {error}.") from error
-    if not callable(found):
+    found = by_path(name, "prompts.hint")
+    if found is None:
         raise ValueError(
             f"prompts.hint: {name!r} is none of {', '.join(KINDS)}, nor the dotted path of a function of your own, "
             "which takes what these take (lit_atex/reveal.py)."

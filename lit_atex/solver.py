@@ -14,8 +14,9 @@ import lightning.pytorch as pl
 import torch
 
 from lit_atex.checks import check_head, check_rows
-from lit_atex.evaluation import Evaluation
+from lit_atex.evaluation import Evaluation, metric_names
 from lit_atex.models import LanguageModel, end_ids, unwrap
+from lit_atex.own import OwnMetrics
 from lit_atex.prompts import PromptStyle
 from lit_atex.rollout import RolloutEngine, Sampling, TransformersEngine
 from lit_atex.types import Problem, Rollouts, Verdict, row_generators
@@ -43,6 +44,7 @@ class Solver(pl.LightningModule):
         eval_samples: int = 8,
         eval_exposure: float = 0.0,
         seed: int = 0,
+        eval_metrics: dict[str, str] | None = None,
     ) -> None:
         """Store the parts; weights are read when the trainer starts. The arguments are those of `SelfDistillation`."""
         super().__init__()
@@ -53,6 +55,7 @@ class Solver(pl.LightningModule):
         self.source, self.prompts, self.engine, self.verifier = student, prompts, engine, verifier
         self.eval_sampling, self.eval_samples, self.eval_exposure = eval_sampling, eval_samples, eval_exposure
         self.seed = seed
+        self.own = OwnMetrics(eval_metrics, metric_names(eval_samples))
         self.evaluation = Evaluation()
         self.seconds_evaluating = self._evaluation_began = 0.0
 
@@ -104,7 +107,7 @@ class Solver(pl.LightningModule):
             )
         data: Any = getattr(self.trainer, "datamodule", None)
         names = getattr(data, "test_names" if stage in ("test", "predict") else "validation_names", [])
-        self.evaluation.begin(list(names), self.eval_samples)
+        self.evaluation.begin(list(names), self.eval_samples, list(self.own.paths))
 
     def decode(self, rollouts: Rollouts) -> list[str]:
         """Completions as text, without special tokens; for graders and readers, never encoded again."""
@@ -154,7 +157,7 @@ class Solver(pl.LightningModule):
             lengths, ended, completions = rollouts.lengths.tolist(), rollouts.ended.tolist(), self.decode(rollouts)
         verdicts = self.verifier.verify(completions, [problems[i].answer for i in fit for _ in range(n)])
         answers = [self._vote(text, verdict) for text, verdict in zip(completions, verdicts)]
-        rows = []
+        rows: list[dict[str, Any]] = []
         for i, p in enumerate(problems):
             mine = slice(fit.index(i) * n, fit.index(i) * n + n) if i in fit else None
             rows.append(
@@ -168,6 +171,8 @@ class Solver(pl.LightningModule):
                     "ended": ended[mine] if mine else [True] * n,
                 }
             )
+            if self.own.paths:
+                rows[-1]["own"] = self.own.of(p, rows[-1]["completions"])
         return rows
 
     def _vote(self, completion: str, verdict: Verdict) -> str | None:

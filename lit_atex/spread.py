@@ -15,7 +15,7 @@ from math import atan, cos, isnan, pi, sin, sqrt
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lit_atex.evaluation import WITHOUT_BOUND
+from lit_atex.evaluation import is_share
 from lit_atex.paired import sign_flip_p
 from lit_atex.stats import beta_quantile, paired_interval
 
@@ -50,7 +50,7 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
 def over_seeds(metric: str, values: list[float]) -> Interval:
     """`t_interval` of a metric ("SET/METRIC"); without what no share can be, which takes nothing from its coverage."""
     low, high = t_interval(values)
-    if metric.rpartition("/")[2] in WITHOUT_BOUND:
+    if not is_share(metric.rpartition("/")[2]):
         return low, high
     return float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
 

@@ -12,13 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_atex.competence import Competence
-from lit_atex.evaluation import TAUS, Result
+from lit_atex.evaluation import SHARES, TAUS, Result
 from lit_atex.prompts import PromptStyle, TeacherPrompt
 from lit_atex.stats import FEW, paired_interval
 from lit_atex.types import Problem, Verdict
-
-SHARES = ("wrong", "unparsed", "timeout", "cut")
-"""What became of the answers that are not correct; "cut" at the length limit overlaps with the others."""
 
 
 def read_results(rows: list[dict[str, Any]]) -> list[Result]:
@@ -121,6 +118,7 @@ def results_table(title: str, results: list[Result]) -> str:
             f"{r.metrics['length'].value:.1f}",
         )
     text = _render(table) + (f"\n{_stability_table(n, results)}" if n > 1 else "")
+    text += f"\n{_own_table(results)}" if results[0].own else ""
     return f"{text}\n{few_problems({r.name: r.problems for r in results})}".rstrip()
 
 
@@ -146,8 +144,21 @@ def _stability_table(n: int, results: list[Result]) -> str:
     return _render(table)
 
 
+def _own_table(results: list[Result]) -> str:
+    """The user's own metrics."""
+    table = Table()
+    for heading in ("own metrics", "", "value", "over problems", "problems fixed"):
+        table.add_column(heading, justify="left" if heading in ("own metrics", "") else "right", no_wrap=True)
+    for r in results:
+        for i, name in enumerate(r.own):
+            e = r.metrics[name]
+            shown = (f"{e.value:.3f}", interval_text(e.over), interval_text(e.fixed))
+            table.add_row("" if i else r.name, name, *shown)
+    return _render(table)
+
+
 def before_after_table(before: list[Result], after: list[Result]) -> str:
-    """avg@n, pass@n and length before and after training, with paired differences and their intervals over problems.
+    """avg@n, pass@n, length and the user's own before and after training; paired differences of the first two.
 
     Sets without a problem in common are left out; where the two differ in problems, a difference is over the common;
     where they differ in samples, pass@n is left out.
@@ -173,6 +184,8 @@ def before_after_table(before: list[Result], after: list[Result]) -> str:
             shown = (f"{old:.3f}", f"{new:.3f}", f"{gaps.mean():+.3f}", interval_text(paired_interval(gaps)))
             table.add_row("" if i else a.name, metric, *shown)
         table.add_row("", "length", *(f"{r.metrics['length'].value:.1f}" for r in (b, a)), "", "")
+        for name in [name for name in a.own if name in b.metrics]:
+            table.add_row("", name, *(f"{r.metrics[name].value:.3f}" for r in (b, a)), "", "")
     return f"{_render(table)}\n{few_problems(sizes)}".rstrip()
 
 

@@ -11,7 +11,8 @@ import pytest
 import scipy.stats
 
 from lit_atex.cli import main
-from lit_atex.compare import changed, differences_of, paired
+from lit_atex.compare import changed
+from lit_atex.difference import differences_of, paired
 from lit_atex.metrics import pass_at_k
 from lit_atex.noise import count_variances, difference_interval, paired_variances, sample_variances, vote_variances
 from lit_atex.outcomes import Outcomes
