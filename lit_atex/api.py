@@ -23,11 +23,23 @@ class Run(Cli):
         run_folder: Where it writes.
     """
 
+    _begun = False
+
     def _run_subcommand(self, subcommand: str) -> None:
         """Made, not run."""
 
     def train(self) -> None:
-        """Train, evaluate the last step, and mark the run as finished, as `lit-atex fit` does."""
+        """Train, evaluate the last step, and mark the run as finished, as `lit-atex fit` does.
+
+        Raises:
+            RuntimeError: If it was called before, whether or not it came to its end.
+        """
+        if self._begun:
+            raise RuntimeError(
+                f"this run has been trained: load(..., run={str(self.run_folder)!r}, resume=True) goes on with it, "
+                'at its end with a higher {"trainer.max_steps": ...}.'
+            )
+        self._begun = True
         super()._run_subcommand("fit")
 
 

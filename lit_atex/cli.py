@@ -176,28 +176,34 @@ class Cli(LightningCLI):
                 raise ValueError("--resume needs --run, the folder of the run that was stopped or killed.")
             config.ckpt_path = "last"
         self.run_folder = Path(config.run) if config.run else default_run(config)
-        checkpoint = find_checkpoint(self.run_folder, config.ckpt_path)
-        if config.resume and self.subcommand == "fit" and checkpoint is None:
-            log.warning("--resume: no checkpoint in %s: the run begins at step 0", self.run_folder / "checkpoints")
-        check_format(checkpoint, self.subcommand == "fit")
         first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # of processes that a launcher started
-        if self.subcommand == "fit":
-            if first:
-                hold(self.run_folder)
-            try:
-                prepare(self.run_folder, checkpoint, config.ckpt_path == "last", config.overwrite, first)
-            except ValueError:
+        if self.subcommand == "fit" and first:
+            hold(self.run_folder)
+        try:  # what is there is looked at once nobody else writes to it
+            config.ckpt_path = self._claim(config, first)
+        except ValueError:
+            if self.subcommand == "fit":
                 release(self.run_folder)
-                raise
-        elif config.ckpt_path and checkpoint is None:
-            raise ValueError(f"--ckpt_path last: there is no checkpoint in {self.run_folder / 'checkpoints'}.")
-        elif self.subcommand in KINDS:
-            clear(self.run_folder, self.subcommand, config.resume, config.overwrite, first)
-        config.ckpt_path = checkpoint
+            raise
         config.run = str(self.run_folder)
         config.checkpoint.dirpath = str(self.run_folder / "checkpoints")
         if config.weights_only is None:
             config.weights_only = True  # a checkpoint of ours holds tensors and plain data, no code
+
+    def _claim(self, config: Any, first: bool) -> str | None:
+        """The checkpoint to go on from; the run folder in the state that it then must have, or a ValueError."""
+        checkpoint = find_checkpoint(self.run_folder, config.ckpt_path)
+        training = self.subcommand == "fit"
+        if config.resume and training and checkpoint is None:
+            log.warning("--resume: no checkpoint in %s: the run begins at step 0", self.run_folder / "checkpoints")
+        check_format(checkpoint, training)
+        if training:
+            prepare(self.run_folder, checkpoint, config.ckpt_path == "last", config.overwrite, first)
+        elif config.ckpt_path and checkpoint is None:
+            raise ValueError(f"--ckpt_path last: there is no checkpoint in {self.run_folder / 'checkpoints'}.")
+        elif self.subcommand in KINDS:
+            clear(self.run_folder, self.subcommand, config.resume, config.overwrite, first)
+        return checkpoint
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer whose loggers and callbacks write into the run folder, beside those of `trainer.*`."""
@@ -234,11 +240,8 @@ class Cli(LightningCLI):
     def _conclude(self) -> None:
         folder = self.folder
         if not folder.trained:
-            log.warning(
-                "nothing left to train: the run is at step %d, and trainer.max_steps is %d.",
-                self.trainer.global_step,
-                self.trainer.max_steps,
-            )
+            steps, most = self.trainer.global_step, self.trainer.max_steps
+            log.warning("nothing left to train: the run is at step %d, and trainer.max_steps is %d.", steps, most)
         name = f"step-{self.trainer.global_step}"
         if self.datamodule.validation_names and name not in folder.results:
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)

@@ -163,6 +163,11 @@ def test_two_runs_from_python_do_not_lock_each_other_out(tmp_path, monkeypatch) 
     assert first.run_folder.name.endswith("-tiny")
     first.train()
     second.train()
+    with pytest.raises(RuntimeError, match=r"has been trained: .*resume=True\) goes on"):
+        first.train()
+    more = load(*stack, {"trainer.max_steps": 2}, run=str(first.run_folder), resume=True)
+    more.train()
+    assert more.trainer.global_step == 2
     for run in (first, second):
         assert json.loads((run.run_folder / "manifest.json").read_text(encoding="utf-8"))["finished"] is True
         hold_in_another = (
