@@ -41,7 +41,7 @@ class Meter(pl.Callback):
 
         def watch() -> None:
             while not self._stop.is_set():
-                phase = pl_module.phase or "rest"
+                phase = pl_module.clock.phase or "rest"
                 self.peak[phase] = max(self.peak[phase], process.memory_info().rss)
                 time.sleep(0.002)
 

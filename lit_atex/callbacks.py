@@ -75,12 +75,13 @@ class ExposureControl(pl.Callback):
                 trainer.max_steps,
                 trainer.max_epochs,
             )
-        kind = type(self.strategy)
-        if kind.update is not Exposure.update and kind.state_dict is Exposure.state_dict:
-            log.warning(
-                "%s has an `update` but no `state_dict`: if this run is resumed, what it has learned is lost.",
-                kind.__name__,
-            )
+        both: tuple[tuple[Any, Any], ...] = ((type(self.strategy), Exposure), (type(self.progress), ProgressMeasure))
+        forgets = "%s has an `update` but no `state_dict`: if this run is resumed, what it has learned is lost."
+        for kind, base in both:
+            if kind.update is not base.update and kind.state_dict is base.state_dict:
+                log.warning(forgets, kind.__name__)
+        if not self.strategy.needs_progress and type(self.progress) is not RolloutAccuracy:
+            log.warning("exposure.progress is not read: %s learns nothing.", type(self.strategy).__name__)
         if self.strategy.needs_progress and self.progress.needs_probe and not probe_of(trainer):
             raise ValueError(
                 f"exposure.progress ({type(self.progress).__name__}) reads a probe: set data.probe to a small held-out "

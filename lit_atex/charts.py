@@ -43,11 +43,13 @@ def _mean(values: list[float]) -> float:
 
 
 def _band(axis: Axes, xs: list[float], rows: list[Row], alpha: float = 0.35) -> None:
-    """The 95 % interval over seeds; nothing where there was one seed."""
+    """The 95 % interval over seeds; nothing where it is unknown, as of one seed."""
     low, high = ([row[name] for row in rows] for name in ("seeds_low", "seeds_high"))
-    if len(xs) == 1:  # which an area of no width would not show
-        axis.vlines(xs, low, high, color=BAND, linewidth=2)
-    else:
+    known = [False, *map(isfinite, low), False]
+    alone = [i for i in range(len(xs)) if known[i + 1] and not (known[i] or known[i + 2])]
+    for i in alone:  # which an area of no width would not show
+        axis.vlines(xs[i], low[i], high[i], color=BAND, linewidth=2)
+    if len(alone) < sum(known):
         axis.fill_between(xs, low, high, color=BAND, alpha=alpha, linewidth=0)
 
 
@@ -116,7 +118,8 @@ def _against_exposure(
         low, high = zip(*(axis.get_ylim() for axis in of_name))
         for axis in of_name:
             axis.set_ylim(min(low), max(high))
-    about = "left: exposure held fixed; right: other strategies (mean exposure); 95 % over seeds, Student's t"
+    about = "left: exposure held fixed; right: other strategies (mean exposure)" if others else "exposure held fixed"
+    about += "; 95 % over seeds, Student's t"
     about += "; grey dashes: before training" if before else ""
     figure.suptitle(about, fontsize=8, color=DARK)
     figure.supxlabel("exposure", fontsize=9)

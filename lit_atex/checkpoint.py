@@ -19,11 +19,10 @@ from torch import nn
 from lit_atex import whole
 from lit_atex.evaluation import metric_names
 from lit_atex.metrics_csv import MetricsCsv
+from lit_atex.resume import FORMAT
 from lit_atex.run_folder import RunFolder
 from lit_atex.selection import MEAN, best, check, of_test_set, summary
-
-FORMAT = 5
-"""Of what a checkpoint holds of ours: one more with every key that changes (tests/golden/checkpoint.txt has most)."""
+from lit_atex.window import StepWindow
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -45,9 +44,10 @@ class WholeCheckpointIO(TorchCheckpointIO):
             folder.mkdir(parents=True, exist_ok=True)
             whole.write(Path(path), lambda file: torch.save(checkpoint, file))
         except OSError as error:
+            kept = "Earlier checkpoints are intact" if any(folder.glob("*.ckpt")) else "There is none before it"
             raise OSError(
-                f"the checkpoint {path} could not be written: {error.strerror}. Earlier checkpoints in {folder} are "
-                "intact: make room, and go on with --resume."
+                f"the checkpoint {path} could not be written: {error.strerror}. {kept}: make room, and go on with "
+                "--resume."
             ) from error
 
 
@@ -124,7 +124,7 @@ class Checkpoint(ModelCheckpoint):
     state_key = "Checkpoint"  # Lightning's own changes with the settings
     validation_due = False
     """Whether a validation follows the checkpoint that the run goes on from."""
-    _lightnings_step = 0
+    _lightnings_step, _stops = 0, False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Fit the trainer with our way of writing files; clear away what a killed process left.
@@ -151,7 +151,7 @@ class Checkpoint(ModelCheckpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make up for the validation that followed the checkpoint, unless it was done before the kill."""
         super().on_train_start(trainer, pl_module)
-        self._last_global_step_saved = self._step = trainer.global_step
+        self._last_global_step_saved, self._stops = trainer.global_step, False
         epoch, loop = trainer.fit_loop.epoch_progress, trainer.fit_loop.epoch_loop.val_loop
         at_end = trainer.fit_loop.restarted_mid_epoch and trainer.current_epoch == epoch.current.ready  # of a pass
         due, self.validation_due = self.validation_due, False
@@ -170,9 +170,10 @@ class Checkpoint(ModelCheckpoint):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         """Save the last step while its epoch is open: resumed from there, a longer run is as if never stopped."""
-        if trainer.global_step == self._step:  # in the midst of a window of accumulation: its gradients are in no file
+        if in_the_midst(trainer):
+            trainer.should_stop, self._stops = False, self._stops or trainer.should_stop  # at the end of the window
             return
-        self._step = trainer.global_step
+        trainer.should_stop |= self._stops
         _write_metrics(trainer)
         super().on_train_batch_end(trainer, *args, **kwargs)
         if trainer.global_step == trainer.max_steps or trainer.should_stop:
@@ -220,6 +221,9 @@ class Checkpoint(ModelCheckpoint):
         elif trainer.is_global_zero:
             path.unlink(missing_ok=True)
 
+    def _should_skip_saving_checkpoint(self, trainer: pl.Trainer) -> bool:
+        return super()._should_skip_saving_checkpoint(trainer) or in_the_midst(trainer)
+
     def _save_end(self, trainer: pl.Trainer) -> None:
         if self._last_global_step_saved != trainer.global_step and not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
@@ -254,32 +258,10 @@ class Checkpoint(ModelCheckpoint):
         super().load_state_dict(state)
 
 
-def check_format(checkpoint: str | None, fits: bool) -> None:
-    """Whether this version of the code can read a checkpoint; of weights alone, it can evaluate them.
-
-    Raises:
-        ValueError: If it cannot.
-    """
-    if checkpoint is None or not Path(checkpoint).is_file():
-        return
-    read = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
-    if "callbacks" not in read and fits:
-        raise ValueError(f"{checkpoint} holds weights alone: a run goes on from last.ckpt (--resume).")
-    if "callbacks" in read and (found := read.get("lit_atex_format")) != FORMAT:
-        raise ValueError(
-            f"{checkpoint} is of another version of lit_atex (its format is {found}, this one's {FORMAT}): use the "
-            "version that wrote it (git_commit in manifest.json), go on from the run's student/, if it has one "
-            "(--model.student.init_args.name), or begin anew (--overwrite true)."
-        )
-
-
-def purge_step(checkpoint: str | None, run: Path) -> int | None:
-    """First step whose TensorBoard events were written after the checkpoint; None for a new run."""
-    if checkpoint is None or not Path(checkpoint).is_file():
-        return None
-    step: int = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
-    evaluated = (run / "outcomes").glob(f"step-{step}.*")  # under the same number as the step that comes next
-    return step + any(evaluated)
+def in_the_midst(trainer: pl.Trainer) -> bool:
+    """Whether a window of accumulation is open: its gradients are in no file."""
+    module: Any = trainer.lightning_module
+    return isinstance(getattr(module, "window", None), StepWindow) and module.window.is_open
 
 
 def _write_metrics(trainer: pl.Trainer) -> None:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -22,7 +23,7 @@ from lit_atex import bandit as bandit
 from lit_atex import beta_policy as beta_policy
 from lit_atex import vllm_engine as vllm_engine
 from lit_atex.callbacks import ExposureControl, SampleLog
-from lit_atex.checkpoint import Checkpoint, check_format, purge_step
+from lit_atex.checkpoint import Checkpoint
 from lit_atex.collapse import CollapseMonitor
 from lit_atex.commands import main as main
 from lit_atex.console import with_known_classes, with_near_key
@@ -34,10 +35,8 @@ from lit_atex.evaluate import dated_run, find_config, translate
 from lit_atex.inspection import decided
 from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.module import SelfDistillation
-from lit_atex.outcomes import clear
 from lit_atex.progress import StepProgress
-from lit_atex.protocol import KINDS
-from lit_atex.resume import find_checkpoint, hold, prepare, release
+from lit_atex.resume import claim, hold, purge_step, release
 from lit_atex.run_folder import RunFolder
 from lit_atex.text_tables import outcome_of_run
 
@@ -155,6 +154,11 @@ class Cli(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed", compute_fn=as_seed)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=as_seed)
 
+    def _set_seed(self) -> None:
+        if as_seed(seed := self._get(self.config, "seed_everything")) < 0:
+            raise ValueError(f"seed_everything must be at least 0, got {seed}.")
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Decide on the run folder, and refuse one that holds another run."""
         from transformers.utils.logging import disable_progress_bar
@@ -180,7 +184,7 @@ class Cli(LightningCLI):
         if self.subcommand == "fit" and first:
             hold(self.run_folder)
         try:  # what is there is looked at once nobody else writes to it
-            config.ckpt_path = self._claim(config, first)
+            config.ckpt_path = claim(self.run_folder, str(self.subcommand), config, self._told, first)
         except ValueError:
             if self.subcommand == "fit":
                 release(self.run_folder)
@@ -190,20 +194,10 @@ class Cli(LightningCLI):
         if config.weights_only is None:
             config.weights_only = True  # a checkpoint of ours holds tensors and plain data, no code
 
-    def _claim(self, config: Any, first: bool) -> str | None:
-        """The checkpoint to go on from; the run folder in the state that it then must have, or a ValueError."""
-        checkpoint = find_checkpoint(self.run_folder, config.ckpt_path)
-        training = self.subcommand == "fit"
-        if config.resume and training and checkpoint is None:
-            log.warning("--resume: no checkpoint in %s: the run begins at step 0", self.run_folder / "checkpoints")
-        check_format(checkpoint, training)
-        if training:
-            prepare(self.run_folder, checkpoint, config.ckpt_path == "last", config.overwrite, first)
-        elif config.ckpt_path and checkpoint is None:
-            raise ValueError(f"--ckpt_path last: there is no checkpoint in {self.run_folder / 'checkpoints'}.")
-        elif self.subcommand in KINDS:
-            clear(self.run_folder, self.subcommand, config.resume, config.overwrite, first)
-        return checkpoint
+    def _told(self, config: Any) -> dict[str, Any]:
+        """The settings as plain data."""
+        told: dict[str, Any] = yaml.safe_load(self._parser("fit").dump(config, skip_none=False))
+        return told
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer whose loggers and callbacks write into the run folder, beside those of `trainer.*`."""
@@ -269,7 +263,10 @@ def needs_sets(key: str, names: list[str]) -> None:
         ValueError: If there is no set.
     """
     if not names:
-        raise ValueError(f"{key} is empty, so there is nothing to evaluate: name at least one set.")
+        raise ValueError(
+            f"{key} is empty, so there is nothing to evaluate: name at least one set; with `lit-atex evaluate`, --sets "
+            "NAME or FILE, or --validation for the validation sets."
+        )
 
 
 def default_run(config: Any) -> Path:

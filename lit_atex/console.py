@@ -58,19 +58,23 @@ def with_known_classes(message: str) -> str:
     from lit_atex.sources import Source
     from lit_atex.teacher import Teacher
 
+    message = re.sub(r"- Expected a path but \S+ either not accessible or invalid -? ?", "", message)
     bases: dict[str, type] = {"strategy": Exposure, "progress": ProgressMeasure, "learner": Learner, "teacher": Teacher}
     bases |= {"divergence": Divergence, "engine": RolloutEngine}
     bases |= dict.fromkeys(("train", "validation", "test", "probe"), Source)
     keys = re.findall(r'Parser key "([\w.-]+)"', message)
     base = bases.get(keys[-1].rsplit(".", 1)[-1]) if keys else None
-    wrong = re.search(r"dot import path string: (\S+)|class_path '(\S+)': (?:No module|module .* has no)", message)
+    path = r"class_path '(\S+)': (?:No module|module .* has no)|Import path (\S+) does not correspond to a subclass"
+    wrong = re.search(rf"dot import path string: (\S+)|{path}", message)
     if base is None or wrong is None:
         return message
-    names = ", ".join(sorted(_concrete(base)))
+    names = sorted(_concrete(base))
+    near = difflib.get_close_matches((wrong[1] or wrong[2] or wrong[3]).rpartition(".")[2], names, 1)
     known = (
-        f"Known: {names}; or the dotted path of a class of your own, a subclass of {base.__module__}.{base.__name__}"
+        f"{f'Is it {near[0]}? ' if near else ''}Known: {', '.join(names)}; or the dotted path of a class of your own, "
     )
-    if wrong[2]:  # a path: what could not be imported may be another module than the one that is named
+    known += f"a subclass of {base.__module__}.{base.__name__}"
+    if not wrong[1]:  # a path: what could not be imported may be another module than the one that is named
         return f"{message}. {known}"
     return f'Parser key "{keys[-1]}": there is no {base.__name__} of the name {wrong[1]}. {known}'
 
@@ -79,14 +83,16 @@ def with_near_key(message: str, keys: list[str]) -> str:
     """The message of argparse or jsonargparse; if it is about a key that is not there, with the key that is nearest."""
     wrong = re.search(r"unrecognized arguments: --([\w.-]+)|does not accept option '([\w.-]+)'", message)
     inside = re.search(r"class_path '([\w.]+)\.(\w+)': Option '([\w.-]+)' is not accepted", message)
+    takes = ""
     if inside and (found := getattr(sys.modules.get(inside[1]), inside[2], None)):
         keys, name = list(inspect.signature(found).parameters), inside[3]
+        takes = f". {inside[2]} takes {', '.join(keys) or 'none'}"
     elif wrong:
         name = wrong[1] or wrong[2]
     else:
         return message
     near = [key for key in keys if key.startswith(name)] or difflib.get_close_matches(name, keys, 1)
-    return f"{message}. Is it {near[0]}?" if near else message
+    return f"{message}. Is it {near[0]}?" if near else message + takes
 
 
 def _concrete(base: type) -> set[str]:

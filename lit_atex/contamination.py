@@ -21,8 +21,8 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lit_atex.resume import write_json
-from lit_atex.stream import same
-from lit_atex.types import BadRow, Problem
+from lit_atex.stream import Tally, read, same
+from lit_atex.types import Problem
 
 log = logging.getLogger("lit_atex")
 
@@ -144,11 +144,10 @@ class ContaminationCheck(pl.Callback):
             return
         kinds = {"validation": data.validation_names, "test": data.test_names}
         sets = {f"{kind}.{name}": data.held_out(f"data.{kind}.{name}") for kind in kinds for name in kinds[kind]}
-        overlap, rows = Overlap(sets, self.n, self.common), 0
-        for row in islice(data.train, self.scan) if overlap else ():
-            rows += 1
-            if not isinstance(row, BadRow):
-                overlap.add(row)
+        overlap, tally = Overlap(sets, self.n, self.common), Tally()
+        rows: Any = islice(data.train, self.scan)
+        for problem in read(rows, tally, "data.train", data.max_bad_share) if overlap else ():
+            overlap.add(problem)
         found = overlap.report()
         if trainer.is_global_zero:
             Path(trainer.default_root_dir).mkdir(parents=True, exist_ok=True)
@@ -156,7 +155,7 @@ class ContaminationCheck(pl.Callback):
             counts = {
                 "training_problems": overlap.read,
                 "left_out": overlap.left_out,
-                "there_may_be_more": rows == self.scan,
+                "there_may_be_more": tally.rows == self.scan,
             }
             path = Path(trainer.default_root_dir) / "contamination.json"
             write_json(path, {**settings, **counts, "sets": found})

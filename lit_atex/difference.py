@@ -58,7 +58,9 @@ class Difference:
             head += f"no difference: none of these {self.problems} problems was solved more often in either run; "
             return head + f"the truth may lie in [{low:+.3f}, {high:+.3f}]."
         if np.isnan(self.detectable):
-            return head + f"all {self.problems} problems differ by the same amount, so nothing says what could be seen."
+            p = self.p if np.isnan(self.p_holm) else self.p_holm
+            head += f"all {self.problems} problems differ by {self.difference:+.3f} (p {p_text(p)}), so nothing says "
+            return head + f"what could be seen; the truth may lie in [{low:+.3f}, {high:+.3f}]."
         head += (
             f"these {self.problems} problems show a true difference of {self.detectable:.3f} in 8 of 10 repetitions "
             "(two-sided test at 5 %), a smaller one less often. "

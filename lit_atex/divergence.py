@@ -1,8 +1,7 @@
 """How far the student's next-token distribution is from the teacher's, per token; it knows logits, not models.
 
 Everywhere p is the teacher, q the student, both softmax(logits / temperature); values are in nats, and only the
-student's logits receive a gradient. Masking, averaging over tokens, chunking and output heads are the caller's business
-(`fused`). When to use which, and what other libraries call them: docs/divergences.md.
+student's logits receive a gradient. Masks, means over tokens and heads are the caller's (`fused`): docs/divergences.md.
 """
 
 from __future__ import annotations
@@ -140,8 +139,11 @@ class Divergence(ABC):
             Values and statistics in float32, or float64 if an input is.
 
         Raises:
-            ValueError: The vocabularies differ in size.
+            ValueError: The shapes do not fit, or the vocabularies differ in size.
         """
+        shapes = [list(x.shape) for x in (student_logits, teacher_logits, ids)]
+        if len(shapes[0]) != 2 or shapes[1] != shapes[0] or shapes[2] != shapes[0][:1]:
+            raise ValueError(f"logits must be [tokens, vocab], of one vocabulary, and ids [tokens]: got {shapes}")
         log_p, log_q = self.log_probs(student_logits, teacher_logits)
         value, clipped = self._value(log_p, log_q, ids)
         with torch.no_grad():
@@ -156,9 +158,6 @@ class Divergence(ABC):
 
     def log_probs(self, student_logits: Logits, teacher_logits: TeacherLogits) -> tuple[Logits, Logits]:
         """(log p, log q) at the temperature, in new tensors; the teacher's without a graph."""
-        if student_logits.shape[-1] != teacher_logits.shape[-1]:
-            sizes = f"{student_logits.shape[-1]} and {teacher_logits.shape[-1]}"
-            raise ValueError(f"student and teacher have {sizes} vocabulary entries; choose a teacher with as many")
         dtype = torch.promote_types(torch.promote_types(student_logits.dtype, teacher_logits.dtype), torch.float32)
         student, teacher = student_logits.to(dtype), teacher_logits.detach().to(dtype)
         if self.temperature != 1:
@@ -183,9 +182,11 @@ class VocabularyDivergence(Divergence):
         """c(p_v, q_v) for every entry; the formula of the divergence, and its only one."""
 
     def _value(self, log_p: Entries, log_q: Entries, ids: Ids) -> tuple[Values, Values]:
-        terms = self.contributions(*self._supported(log_p, log_q))
+        sides = self._supported(log_p, log_q)
         if self.clip is None:
+            terms = self.contributions(*sides)
             return terms.sum(-1), torch.zeros_like(terms[:, 0])
+        terms = self.contributions(*(side.clamp(min=-1e30) for side in sides))  # inf capped would have a NaN gradient
         if self.clip.kind == "vocab":
             return terms.clamp(max=self.clip.at).sum(-1), (terms > self.clip.at).any(-1).to(terms.dtype)
         value = terms.sum(-1)

@@ -116,7 +116,7 @@ class Reinforce(Learner):
         super().__init__(lr)
         self.entropy, self.decay = _within("entropy", entropy, 0), _within("decay", decay, 0, 0.999)
         self.baseline: float | None = None
-        self.variance = 0.0
+        self.variance = self.weight = 0.0
 
     def move(self, matured: list[Matured], state: list[float]) -> dict[str, float]:
         """One step, if anything has matured."""
@@ -134,19 +134,21 @@ class Reinforce(Learner):
         """The reward against what was usual before it, in SD; counts the reward in."""
         if self.baseline is None:
             self.baseline = reward
-        apart = reward - self.baseline
-        self.variance = self.decay * self.variance + (1 - self.decay) * apart**2
-        self.baseline += (1 - self.decay) * apart
-        return apart / math.sqrt(self.variance) if self.variance > 0 else 0.0
+            return 0.0
+        apart, share = reward - self.baseline, 1 - self.decay
+        self.variance = self.decay * self.variance + share * apart**2
+        self.weight = self.decay * self.weight + share  # of what the variance is a mean of; it began at 0
+        self.baseline += share * apart
+        return apart / math.sqrt(self.variance / self.weight) if self.variance > 0 else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer and running moments."""
-        return super().state_dict() | {"baseline": self.baseline, "variance": self.variance}
+        return super().state_dict() | {name: getattr(self, name) for name in ("baseline", "variance", "weight")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         super().load_state_dict(state)
-        self.baseline, self.variance = state["baseline"], state["variance"]
+        self.baseline, self.variance, self.weight = (state[name] for name in ("baseline", "variance", "weight"))
 
 
 class Surrogate(Learner):

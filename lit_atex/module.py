@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import compress
 from typing import Any, Literal
 
@@ -27,6 +25,7 @@ from lit_atex.divergence import Divergence, TokenDivergence
 from lit_atex.frozen import FrozenWeights
 from lit_atex.models import LanguageModel
 from lit_atex.prompts import PromptStyle
+from lit_atex.resume import open_next_pass
 from lit_atex.rollout import RolloutEngine, Sampling
 from lit_atex.solver import Solver
 from lit_atex.step_log import StepLog
@@ -34,7 +33,7 @@ from lit_atex.supervised import references
 from lit_atex.teacher import Teacher
 from lit_atex.types import Problem, Rollouts, StepFeedback, row_generators, seeded
 from lit_atex.verify import Verifier
-from lit_atex.window import BadSteps, Batch, Seen, StepWindow
+from lit_atex.window import BadSteps, Batch, PhaseClock, Seen, StepWindow
 
 log = logging.getLogger("lit_atex")
 
@@ -111,10 +110,8 @@ class SelfDistillation(Solver):
         self.feedback: StepFeedback | None = None
         """What came of the optimizer step just done; None between steps and after a skipped one."""
         self.seen: Seen | None = None
-        self.step_log, self._window, self.skipped = StepLog(), StepWindow(), BadSteps()
-        self.phase = ""
-        """What the step is doing now: a name of `time/...`, or empty; for meters."""
-        self._loss_is_finite, self._seconds = True, dict[str, float]()
+        self.step_log, self.window, self.skipped = StepLog(), StepWindow(), BadSteps()
+        self.clock, self._loss_is_finite = PhaseClock(), True
         self.step_seconds = self._step_began = self._backward_began = 0.0
 
     def configure_model(self) -> None:
@@ -129,7 +126,10 @@ class SelfDistillation(Solver):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer over what is trainable, and its schedule in optimizer steps."""
         check_precision(self.student)
-        optimizer = self.make_optimizer([p for p in self.student.parameters() if p.requires_grad])
+        try:
+            optimizer = self.make_optimizer([p for p in self.student.parameters() if p.requires_grad])
+        except ValueError as error:
+            raise ValueError(f"model.optimizer: {error}") from error
         schedule: Any = {"scheduler": self.make_scheduler(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -138,8 +138,14 @@ class SelfDistillation(Solver):
         return self.step_log
 
     def on_fit_start(self) -> None:
-        """Start the clock of the first step."""
+        """Start the clock of the first step, and forget one that was interrupted."""
         self._step_began, self.seconds_evaluating = time.perf_counter(), 0.0
+        self.window.clear()
+        self._loss_is_finite, self.feedback, self.seen = True, None, None
+        if self.prompts.hint == "other" and getattr(getattr(self.trainer, "datamodule", None), "batch_size", 2) < 2:
+            raise ValueError(
+                "prompts.hint: other shows a solution of the same batch: set data.batch_size to 2 or more."
+            )
 
     def training_step(self, problems: list[Problem], batch_idx: int) -> Float[Tensor, ""]:
         """Rollouts -> hints -> both sides' scores on the same ids -> divergence.
@@ -152,27 +158,27 @@ class SelfDistillation(Solver):
         torch.manual_seed(int(dropout))
         ratios = self.exposure if isinstance(self.exposure, list) else [self.exposure] * len(problems)
         assert len(ratios) == len(problems), "module.exposure must have one ratio per problem"
-        self._seconds = {}
+        self.clock.seconds = {}
         prompts = [self.prompts.student(p, self.tokenizer) for p in problems]
         fits = [len(ids) <= min(self.prompts.max_prompt_tokens, self.train_room) for ids in prompts]
         if skipped := [p.id for p, fit in zip(problems, fits) if not fit]:
             log.warning("prompts longer than prompts.max_prompt_tokens or the context, skipped: %s", skipped)
         given: Any = (problems, prompts, ratios)
         problems, prompts, ratios = (list(compress(xs, fits)) for xs in given)
-        with self._timed("rollout"):
-            rollouts = self.rollout(problems, prompts)
+        with self.clock.timed("rollout"):
+            rollouts = self.rollout(problems, prompts, self.window.drawn)
         teacher_prompts = self.prompts.teachers(problems, ratios, self.tokenizer, self.train_room)
         if self.completions == "hinted_reference":
             prompts = [t.ids for t in teacher_prompts]
         loss, tokens = self.distil(prompts, [t.ids for t in teacher_prompts], rollouts)
-        with self._timed("verify"):
+        with self.clock.timed("verify"):
             completions = self.decode(rollouts)
             verdicts = self.verifier.verify(completions, [p.answer for p in problems for _ in range(self.samples)])
         values = tokens.value.detach()
         self.seen = Seen(problems, prompts, teacher_prompts, ratios, rollouts, completions, verdicts, values)
         names = ("mismatch", "student_entropy", "teacher_entropy", "clipped", "negative")
         self._loss_is_finite &= bool(torch.isfinite(loss))
-        self._window.add(
+        self.window.add(
             Batch(
                 problem_ids=[p.id for p in problems],
                 levels=[p.level for p in problems],
@@ -182,15 +188,19 @@ class SelfDistillation(Solver):
                 sums={"loss": loss.detach(), **{name: getattr(tokens, name).sum() for name in names}},
                 truncated=sum(t.truncated for t in teacher_prompts),
                 skipped=len(skipped),
-                seconds=self._seconds,
+                seconds=self.clock.seconds,
             )
         )
         # Lightning divides by the accumulated micro-batches and averages over ranks: a sum survives both.
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
-    def rollout(self, problems: list[Problem], prompts: list[list[int]]) -> Rollouts:
-        """References, or completions of the student as it is now, seeded by run, step, problem and sample alone."""
-        generators = row_generators(self.seed, "rollout", [(self.global_step, p.id) for p in problems], self.samples)
+    def rollout(self, problems: list[Problem], prompts: list[list[int]], drawn: Any = None) -> Rollouts:
+        """References, or completions of the student as it is now, seeded by run, step, problem and sample alone.
+
+        `drawn` counts how often a problem was sampled in this step: its samples go on.
+        """
+        keys: list[tuple[int | str, ...]] = [(self.global_step, p.id) for p in problems]
+        generators = row_generators(self.seed, "rollout", keys, self.samples, drawn)
         if not problems:
             return Rollouts.nothing(0, self.device)
         if self.completions != "student":
@@ -218,45 +228,46 @@ class SelfDistillation(Solver):
             The divergence summed over completion tokens, with gradient; and its values per token.
         """
         given = (self.divergence, self.student, self.teacher, prompts, teacher_prompts, rollouts)
-        return distil(*given, self.samples, self.chunk_tokens, self.part_tokens, timed=self._timed)
+        return distil(*given, self.samples, self.chunk_tokens, self.part_tokens, timed=self.clock.timed)
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Start the clock of the backward pass."""
-        self.phase, self._backward_began = "backward", time.perf_counter()
+        self.clock.phase, self._backward_began = "backward", time.perf_counter()
 
     def on_after_backward(self) -> None:
         """Stop it."""
-        self.phase = ""
-        self._window.totals["seconds/backward"] += time.perf_counter() - self._backward_began  # type: ignore[assignment]
+        self.clock.phase = ""
+        self.window.totals["seconds/backward"] += time.perf_counter() - self._backward_began  # type: ignore[assignment]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the gradient by the step's tokens; drop it if it is not finite.
+        """Divide the gradient by the step's tokens; drop it if it is not finite, and a step without rollouts.
 
         Lightning calls the hook of this name of callbacks before: there gradients are still sums. `gradient/norm` is
         logged as it is after the division, before clipping.
         """
         gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
-        self._window.totals["not_finite"] = int(not (self._loss_is_finite and math.isfinite(norm)))
-        self._window.reduce()
-        bad = bool(self._window.totals["not_finite"])
+        self.window.totals["not_finite"] = int(not (self._loss_is_finite and math.isfinite(norm)))
+        self.window.reduce()
+        bad, empty = bool(self.window.totals["not_finite"]), not self.window.totals["rollouts"]
         began, self._step_began = self._step_began + self.seconds_evaluating, time.perf_counter()
         self.step_seconds, self.seconds_evaluating = self._step_began - began, 0.0
-        if bad or not self._window.totals["tokens"]:
+        scalars = self.window.scalars(self.step_seconds)
+        if bad or not self.window.totals["tokens"]:
             optimizer.zero_grad(set_to_none=True)  # an optimizer leaves weights without a gradient alone
-        if bad:
-            self.skipped.add(self.global_step, self._window.problem_ids)
+        if bad or empty:
+            scalars = {name: value for name, value in scalars.items() if name.startswith("data/")}
+            self.skipped.add(self.global_step, self.window.problem_ids, empty and not bad)
         else:
-            tokens = max(self._window.totals["tokens"], 1)
+            tokens = max(self.window.totals["tokens"], 1)
             for gradient in gradients:
                 gradient.div_(tokens)
             self.skipped.in_a_row = 0
-            self.feedback = self._window.feedback(self.global_step, self.sampling.max_new_tokens)
-            scalars = self._window.scalars(self.step_seconds) | self.teacher.scalars()
+            self.feedback = self.window.feedback(self.global_step, self.sampling.max_new_tokens)
+            scalars |= {f"teacher/{name}": value for name, value in self.teacher.scalars().items()}
             self.trainer.progress_bar_metrics.update({name: scalars[long] for name, long in SHOWN.items()})
             scalars |= {"loss/lr": float(optimizer.param_groups[0]["lr"]), "gradient/norm": norm / tokens}
-            self.step_log.add(self.trainer, scalars)
-        self.step_log.add(self.trainer, {"loss/skipped_steps": float(self.skipped.total)})
+        self.step_log.add(self.trainer, scalars | {"loss/skipped_steps": float(self.skipped.total)})
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, and let the teacher follow: before callbacks, of which one writes the checkpoint."""
@@ -264,37 +275,24 @@ class SelfDistillation(Solver):
         self.student.zero_grad()  # Lightning would keep the old gradients in memory through the next forward pass
         if self.feedback is not None:
             self.teacher.after_step(self.student, self.feedback)
-        self._window.clear()
+        self.window.clear()
         self._loss_is_finite = True
 
     def on_train_batch_start(self, batch: list[Problem], batch_idx: int) -> None:
         """The feedback of the step before has been read by now."""
         self.feedback = None
 
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        self.phase, began = phase, time.perf_counter()
-        try:
-            yield
-        finally:
-            self.phase = ""
-            self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - began
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the teacher's state and the counters; leave out what is read again at the start."""
-        checkpoint["teacher"] = self.teacher.state_dict()
+        checkpoint["teacher"] = {"kind": type(self.teacher).__name__, "state": self.teacher.state_dict()}
         checkpoint["skipped_steps"] = (self.skipped.total, self.skipped.in_a_row)
         self._frozen.leave_out(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore them. After the last batch of a pass, go on at batch 0 of the next one.
-
-        Lightning does so only where the loader has a length; else its count goes on, and windows of accumulation shift.
-        """
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        if progress["is_last_batch"]:
-            done = progress["current"]["ready"]
-            progress["current"] = {name: count - done for name, count in progress["current"].items()}
-        self.teacher.load_state_dict(checkpoint["teacher"])
+        """Restore them."""
+        open_next_pass(checkpoint)
+        if (kind := type(self.teacher).__name__) != (then := checkpoint["teacher"]["kind"]):
+            raise ValueError(f"model.teacher is {kind}, and the run had {then}: set it back, or begin a new run.")
+        self.teacher.load_state_dict(checkpoint["teacher"]["state"])
         self.skipped.total, self.skipped.in_a_row = checkpoint["skipped_steps"]
         self._frozen.put_back(checkpoint)

@@ -40,7 +40,10 @@ RESAMPLES = 200
 def noise_interval(
     values: ArrayLike, variances: ArrayLike, level: float = 0.95, trials: int | None = None
 ) -> tuple[float, float]:
-    """Normal interval of the mean of `values`, each with its own variance.
+    """Interval of the mean of `values`, each with its own variance.
+
+    A normal one, of shares at each end the wider of it and `stats.share_interval`: where few problems are uncertain
+    the normal one covers pass@k in 86 to 91 % of trials, this in 95 to 97 %.
 
     Args:
         values: `[problems]` the metric per problem, >= 0.
@@ -58,8 +61,11 @@ def noise_interval(
     if trials is not None and not s.any():
         return share_interval(float(v.mean()), 0.0, trials, level)
     reach = NormalDist().inv_cdf((1 + level) / 2) * float(np.sqrt(s.sum())) / v.size
-    most = float("inf") if trials is None else 1.0
-    return max(0.0, float(v.mean()) - reach), min(most, float(v.mean()) + reach)
+    mean = float(v.mean())
+    if trials is None or not 0 < mean < 1:
+        return max(0.0, mean - reach), min(float("inf") if trials is None else 1.0, mean + reach)
+    low, high = share_interval(mean, float(s.sum()) / v.size**2, trials, level)
+    return max(0.0, min(low, mean - reach)), min(1.0, max(high, mean + reach))
 
 
 def sample_variances(values: ArrayLike) -> Floats:
@@ -281,11 +287,11 @@ def difference_interval(
         level: Coverage aimed at, in (0, 1).
 
     Returns:
-        `(low, high)`, of shares in [-1, 1]; nan with an unknown variance, or without noise where gaps differ or are not
-        of shares.
+        `(low, high)`, of shares in [-1, 1]; nan without problems, with an unknown variance, or without noise where gaps
+        differ or are not of shares.
     """
     g, s = np.asarray(gaps, dtype=np.float64), np.asarray(variances, dtype=np.float64)
-    if np.isnan(s).any() or not (s.any() or (trials is not None and (g == g[0]).all())):
+    if not g.size or np.isnan(s).any() or not (s.any() or (trials is not None and (g == g[0]).all())):
         return float("nan"), float("nan")
     if trials is not None and not s.any():
         return without_spread(float(g[0]), trials, level, least=-1.0)

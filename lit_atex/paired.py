@@ -28,9 +28,11 @@ def sign_flip_p(differences: ArrayLike, draws: int = 20_000, seed: int = 0) -> f
         seed: Seed of the draws.
 
     Returns:
-        In (0, 1]; 1 if no problem differs, or there is none.
+        In (0, 1]; 1 if no problem differs, or there is none; nan with a nan.
     """
     given = np.asarray(differences, dtype=np.float64)
+    if np.isnan(given).any():
+        return float("nan")
     moved = np.abs(given[given != 0])
     if not moved.size:
         return 1.0

@@ -8,12 +8,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lit_atex import whole
+import torch
+import yaml
+
+from lit_atex import outcomes, whole
+from lit_atex.protocol import KINDS
+from lit_atex.settings import changed
+
+log = logging.getLogger("lit_atex")
 
 BY_FIT = (
     *("checkpoints", "config.yaml", "prompts.txt", "metrics.csv", "samples.jsonl", "decisions.jsonl"),
@@ -24,6 +33,9 @@ BY_EVALUATIONS = (
     *("outcomes", "predictions"),
 )
 """What `prepare` deletes, of a run that begins anew by itself the former alone; the rest is not ours."""
+
+FORMAT = 6
+"""Of what a checkpoint holds of ours: one more with every key that changes (tests/golden/checkpoint.txt has most)."""
 
 BY_STEP = ("samples.jsonl", "decisions.jsonl")
 """One JSON object a line, with the optimizer step that it belongs to."""
@@ -38,6 +50,40 @@ def read_manifest(run: Path) -> dict[str, Any]:
 def write_json(path: Path, data: Any) -> None:
     """Write a file that is whole or not there."""
     whole.write(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def claim(run: Path, command: str, given: Any, settings: Callable[[Any], dict[str, Any]], first: bool) -> str | None:
+    """Bring a run folder into the state that a command needs, or refuse.
+
+    Args:
+        run: The folder; of `fit`, one that is held.
+        command: "fit", "validate", "test" or "predict".
+        given: Its configuration: `ckpt_path`, `resume`, `overwrite` are read.
+        settings: Gives a configuration as plain data.
+        first: Whether this process is the one that deletes; see `prepare`.
+
+    Returns:
+        The checkpoint to go on from; None: there is none.
+
+    Raises:
+        ValueError: If the command would not do what it seems to.
+    """
+    there = next(path for path in (run, *run.absolute().parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ValueError(f"--run {run}: {there} is no folder that can be written to.")
+    checkpoint, trains = find_checkpoint(run, given.ckpt_path), command == "fit"
+    if given.resume and trains and checkpoint is None:
+        log.warning("--resume: no checkpoint in %s: the run begins at step 0", run / "checkpoints")
+    check_format(checkpoint, trains)
+    if trains:
+        if given.ckpt_path == "last" and checkpoint is not None:
+            check_settings(run, settings(given))
+        prepare(run, checkpoint, given.ckpt_path == "last", given.overwrite, first)
+    elif given.ckpt_path and checkpoint is None:
+        raise ValueError(f"--ckpt_path last: there is no checkpoint in {run / 'checkpoints'}.")
+    elif command in KINDS:
+        outcomes.clear(run, command, given.resume, given.overwrite, first)
+    return checkpoint
 
 
 def find_checkpoint(run: Path, given: str | None) -> str | None:
@@ -97,6 +143,74 @@ def prepare(run: Path, checkpoint: str | None, asks_for_last: bool, overwrite: b
     for path in [path for pattern in BY_FIT + (BY_EVALUATIONS if overwrite else ()) for path in run.glob(pattern)]:
         whole.remove(path)
     whole.remove(run / "manifest.json")  # last: the folder counts as a run's until then
+
+
+def check_format(checkpoint: str | None, fits: bool) -> None:
+    """Whether this version of the code can read a checkpoint; of weights alone, it can evaluate them.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if checkpoint is None or not Path(checkpoint).is_file():
+        return
+    read = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+    if "callbacks" not in read and fits:
+        raise ValueError(f"{checkpoint} holds weights alone: a run goes on from last.ckpt (--resume).")
+    if "callbacks" in read and (found := read.get("lit_atex_format")) != FORMAT:
+        raise ValueError(
+            f"{checkpoint} is of another version of lit_atex (its format is {found}, this one's {FORMAT}): use the "
+            "version that wrote it (git_commit in manifest.json), go on from the run's student/, if it has one "
+            "(--model.student.init_args.name), or begin anew (--overwrite true)."
+        )
+
+
+def purge_step(checkpoint: str | None, run: Path) -> int | None:
+    """First step whose TensorBoard events were written after the checkpoint; None for a new run."""
+    if checkpoint is None or not Path(checkpoint).is_file():
+        return None
+    step: int = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
+    evaluated = (run / "outcomes").glob(f"step-{step}.*")  # under the same number as the step that comes next
+    return step + any(evaluated)
+
+
+def open_next_pass(checkpoint: dict[str, Any]) -> None:
+    """After the last batch of a pass, go on at batch 0 of the next one.
+
+    Lightning does so only where the loader has a length; else its count goes on, and windows of accumulation shift.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    if progress["is_last_batch"]:
+        done = progress["current"]["ready"]
+        progress["current"] = {name: count - done for name, count in progress["current"].items()}
+
+
+MAY_CHANGE = ("model.student.init_args.name", "model.eval_", "model.chunk_tokens", "model.part_tokens")
+"""Beginnings of keys of the model that may change in a run that goes on: no step depends on them."""
+OF_THE_METHOD = (
+    *("model.", "exposure.", "competence.", "seed_everything"),
+    *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.precision"),
+)
+"""Beginnings of keys that may not: the run would be neither the one nor the other, and its config.yaml false."""
+
+
+def check_settings(run: Path, now: dict[str, Any]) -> None:
+    """Whether a run goes on with the method that it began with; the data module checks what it is trained on.
+
+    Args:
+        run: Its folder; without a `config.yaml` there is nothing to hold it to.
+        now: The settings of now.
+
+    Raises:
+        ValueError: If not; names the keys.
+    """
+    path = run / "config.yaml"
+    then = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    kept = [k for k in changed(then, now) if k.startswith(OF_THE_METHOD) and not k.startswith(MAY_CHANGE)]
+    if kept:
+        raise ValueError(
+            f"--resume: {'; '.join(kept)}. Set it back; or begin another run where this one is: --run NEW --ckpt_path "
+            f"{run}/checkpoints/last.ckpt, or of its weights alone --model.student.init_args.name {run}/student."
+        )
 
 
 _HELD: dict[Path, int] = {}

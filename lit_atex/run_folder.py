@@ -61,6 +61,7 @@ class RunFolder(pl.Callback):
         """Results by evaluation ("step-0", "test"), as in results.json."""
         self.trained = False
         """Whether this process has done a training step."""
+        self._before: dict[Path, str] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write the manifest before anything can fail."""
@@ -83,6 +84,8 @@ class RunFolder(pl.Callback):
         self.run.mkdir(parents=True, exist_ok=True)
         if stage == "fit":
             whole.sweep(self.run)
+        known = [path for path in (self.run / "manifest.json", self.run / "config.yaml") if path.is_file()]
+        self._before = {path: path.read_text(encoding="utf-8") for path in known if stage == "fit"}
         code = {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(git("status", "--porcelain"))}
         began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         manifest = read_manifest(self.run)
@@ -234,7 +237,11 @@ class RunFolder(pl.Callback):
             log.warning("stopped; the answers so far are kept: go on with --run %s --resume", self.run)
         if self._stage == "fit" and trainer.is_global_zero:
             with suppress(OSError):  # the disk may be full: that error is the one to see, not another from here
-                self._note(error=f"{type(exception).__name__}: {exception}")
+                if self._before and not self.trained:  # it did not come to go on: what is there stays what it was
+                    for path, text in self._before.items():
+                        whole.write(path, text)
+                else:
+                    self._note(error=f"{type(exception).__name__}: {exception}")
             if isinstance(exception, KeyboardInterrupt):
                 log.warning("stopped at step %d; go on with --run %s --resume", trainer.global_step, self.run)
             release(self.run)

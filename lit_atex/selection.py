@@ -68,10 +68,14 @@ def check(monitor: str, data: ProblemDataModule, metrics: list[str], allowed: bo
 
 def scores(results: dict[str, list[dict[str, Any]]], monitor: str) -> dict[int, float]:
     """What the monitor was after each number of optimizer steps at which a run was evaluated; step 0 left out."""
+    return {step: score for step, score in _scores(results, monitor).items() if step}
+
+
+def _scores(results: dict[str, list[dict[str, Any]]], monitor: str) -> dict[int, float]:
     found = {}
     for evaluation, sets in results.items():
-        step = int(evaluation.removeprefix("step-")) if evaluation.startswith("step-") else 0
-        if step and sets:
+        if evaluation.startswith("step-") and sets:
+            step = int(evaluation.removeprefix("step-"))
             name, _, metric = monitor.partition("/")[2].rpartition("/")
             by_name = {one["name"]: one for one in sets}
             if monitor == MEAN:
@@ -100,7 +104,10 @@ def summary(results: dict[str, list[dict[str, Any]]], monitor: str, mode: str, o
     if on_test:
         text += ". The best was chosen on a test set (checkpoint.allow_test_selection): its number is no test."
     elif top != last:
-        text += ", the largest of several and so too good: evaluate both on the test sets."
+        text += ", the best of several and so too good: what it is worth, other problems tell (lit-atex evaluate)."
+    start, sign = _scores(results, monitor).get(0), 1 if mode == "max" else -1
+    if start is not None and sign * start > sign * found[top]:
+        text += f"{'' if text.endswith('.') else '.'} The untouched model had {start:.3f}."
     return {"monitor": monitor, "mode": mode, "on_test": on_test, "last": last, "best": top, "words": text}
 
 

@@ -52,7 +52,12 @@ def over_seeds(metric: str, values: list[float]) -> Interval:
     low, high = t_interval(values)
     if not is_share(metric.rpartition("/")[2]):
         return low, high
-    return float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
+    return _cut((low, high), 0.0)
+
+
+def _cut(interval: Interval, least: float) -> Interval:
+    low, high = interval
+    return float(np.clip(low, least, 1)), float(np.clip(high, least, 1))
 
 
 def _equal(values: np.ndarray) -> bool:
@@ -60,14 +65,14 @@ def _equal(values: np.ndarray) -> bool:
 
 
 def t_p(values: ArrayLike) -> float:
-    """Two-sided p-value of "the mean over seeds is 0" by Student's t; nan for fewer than two values.
+    """Two-sided p-value of "the mean over seeds is 0" by Student's t; nan for fewer than two values, or with a nan.
 
     Equal values have no spread to hold their mean against: that of the sign test is given, 2 / 2^seeds.
 
     Source: the finite sums 26.7.3 and 26.7.4 of Abramowitz and Stegun (1964), for whole degrees of freedom.
     """
     given = np.asarray(values, dtype=np.float64)
-    if given.size < 2:
+    if given.size < 2 or np.isnan(given).any():
         return float("nan")
     mean, error = float(given.mean()), float(given.std(ddof=1)) / sqrt(given.size)
     if _equal(given):
@@ -118,6 +123,7 @@ def gap(
     values: tuple[dict[int, float], dict[int, float]],
     problems: tuple[dict[int, dict[str, float]], dict[int, dict[str, float]]],
     comparisons: int = 1,
+    shares: bool = False,
 ) -> Gap | None:
     """The difference, paired by seed and by problem; None if no seed is common.
 
@@ -125,6 +131,7 @@ def gap(
         values: The metric by seed, of the cell and of the baseline.
         problems: The metric of each problem, by seed, of both; empty where it is none of single problems.
         comparisons: That are made in all: the more, the finer must a p-value be told, to be one after correction.
+        shares: Whether the metric lies in [0, 1]: the interval is cut at what a difference can be.
     """
     (cell, baseline), (by_problem, baseline_by_problem) = values, problems
     seeds = sorted(cell.keys() & baseline.keys())
@@ -140,7 +147,7 @@ def gap(
         seeds=len(seeds),
         problems=len(common),
         difference=float(moved.mean()),
-        over_seeds=t_interval(moved),
+        over_seeds=_cut(t_interval(moved), -1.0) if shares else t_interval(moved),
         over_problems=paired_interval(paired) if len(common) else UNKNOWN,
         p_seeds=t_p(moved),
         p_problems=_p_problems(paired, comparisons) if len(common) else float("nan"),

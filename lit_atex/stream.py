@@ -6,6 +6,7 @@ It knows nothing of Lightning, tokens, or where training stands.
 from __future__ import annotations
 
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
@@ -22,6 +23,8 @@ _ROWS_BEFORE_JUDGEMENT = 50
 _HELD_OUT_IN_A_ROW = 10_000
 """So many held-out questions in a row mean that training has none left: an endless source would never say so."""
 _EXAMPLES = 3
+_IDS = 10_000
+"""Problems of a pass whose ids are compared."""
 
 
 def same(question: str) -> str:
@@ -90,9 +93,11 @@ def read(
         held_out: Questions, in the form of `same`, to skip.
 
     Raises:
-        ValueError: If the share of broken rows is larger, or there is nothing but held-out questions.
+        ValueError: If the share of broken rows is larger, there is nothing but held-out questions, or two questions
+            have one id (looked at in the first 10,000 problems).
     """
     in_a_row = 0
+    known: dict[str, int] = {}
 
     def judge() -> None:
         if tally.bad.total() > max_bad_share * tally.rows:
@@ -118,6 +123,12 @@ def read(
         else:
             tally.problems += 1
             in_a_row = 0
+            question = zlib.crc32(row.question.encode("utf-8", "surrogatepass"))
+            if len(known) < _IDS and known.setdefault(row.id, question) != question:
+                raise ValueError(
+                    f"{key}: the id {row.id!r} is that of two questions, which would be counted as one problem: set "
+                    f"{key}.init_args.columns.id to null, or give each its own."
+                )
             yield row
         if tally.rows >= _ROWS_BEFORE_JUDGEMENT:
             judge()
@@ -125,9 +136,17 @@ def read(
 
 
 def named(source: Source, key: str) -> Iterator[Problem | BadRow]:
-    """The source's rows; its errors say which of the sets it is."""
+    """The source's rows; its errors say which of the sets it is.
+
+    Raises:
+        ValueError: If a row is neither a problem nor a broken one.
+    """
     try:
-        yield from source
+        for row in source:
+            if not isinstance(row, Problem | BadRow):
+                kind = type(source).__name__
+                raise ValueError(f"a row of {kind} is a {type(row).__name__}, not a Problem or BadRow (types.py).")
+            yield row
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
 

@@ -16,6 +16,7 @@ import numpy as np
 from lit_atex import whole
 from lit_atex.cells import baselines_of, by_cell, family_of
 from lit_atex.equal_cost import Row, views
+from lit_atex.evaluation import is_share
 from lit_atex.inspection import TRACE
 from lit_atex.paired import holm
 from lit_atex.runs import Record
@@ -138,7 +139,7 @@ def _comparisons(cells: dict[str, list[Record]], metrics: list[str], baselines: 
             mine, theirs = cells[cell], cells[against]
             values = (_by_seed(mine, metric), _by_seed(theirs, metric))
             problems = (_problems(mine, metric), _problems(theirs, metric))
-            if (one := gap(values, problems, count)) is not None:
+            if (one := gap(values, problems, count, is_share(metric.rpartition("/")[2]))) is not None:
                 found.append(({"cell": cell, "baseline": against, "metric": metric}, one))
     known = [one for _, one in found if one.p == one.p]
     for one, raised in zip(known, holm([one.p for one in known])):

@@ -46,11 +46,14 @@ class Teacher(ABC):
         """
 
     def scalars(self) -> dict[str, float]:
-        """What to log; as it was in the step, before `after_step`."""
+        """What to log, as `teacher/NAME`; as it was in the step, before `after_step`."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold to rebuild this teacher: numbers, strings, lists, dictionaries and tensors."""
+        """What a checkpoint must hold to rebuild this teacher: numbers, strings, lists, dictionaries and tensors.
+
+        A teacher of your own that remembers something beyond its weights adds it, or a resumed run is another.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -228,7 +231,7 @@ class Gated(Copied):
 
     def scalars(self) -> dict[str, float]:
         """How often it was refreshed, and the success that a refresh must exceed by the margin."""
-        return {f"teacher/{name}": self._gate[name] for name in ("refreshes", "reached")}
+        return {name: self._gate[name] for name in ("refreshes", "reached")}
 
     def state_dict(self) -> dict[str, Any]:
         """The copy, and where the gate stands."""

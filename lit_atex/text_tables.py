@@ -206,10 +206,13 @@ def outcome_of_run(results: dict[str, list[dict[str, Any]]], last: str, selectio
 
 
 def competence_table(title: str, competence: Competence) -> str:
-    """One row per level: problems and rollouts since the start, running success, and what became of the others."""
+    """One row per level: problems and rollouts since the start, estimated success, and what became of the others.
+
+    The estimate has a prior, which counts until there are rollouts enough; the shares are of rollouts alone.
+    """
     table = Table(title=f"{title}: running success on training problems; intervals 95 %", title_justify="left")
     table.add_column("level")
-    for heading in ("problems", "rollouts", "success", "interval", "wrong", "unparsed", "timeout"):
+    for heading in ("problems", "rollouts", "estimate", "interval", "wrong", "unparsed", "timeout"):
         table.add_column(heading, justify="right", no_wrap=True)
     levels = competence.levels()
     rows: list[tuple[str, str | None]] = [(level or "(none)", level) for level in sorted(levels, key=_by_number)]

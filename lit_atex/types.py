@@ -156,7 +156,11 @@ def seeded(seed: int, purpose: str, *counters: int | str) -> np.random.Generator
 
 
 def row_generators(
-    seed: int, purpose: str, keys: Sequence[tuple[int | str, ...]], samples: int
+    seed: int,
+    purpose: str,
+    keys: Sequence[tuple[int | str, ...]],
+    samples: int,
+    seen: Counter[tuple[int | str, ...]] | None = None,
 ) -> list[np.random.Generator]:
     """One generator per rollout, `samples` for each key in turn; a key that comes again goes on in its own samples.
 
@@ -165,8 +169,9 @@ def row_generators(
         purpose: As in `seeded`.
         keys: What tells the problems of a batch apart.
         samples: Rollouts per problem.
+        seen: How often each key came before; counted on.
     """
-    seen: Counter[tuple[int | str, ...]] = Counter()
+    seen = Counter() if seen is None else seen
     found = []
     for key in keys:
         found += [seeded(seed, purpose, *key, seen[key] * samples + g) for g in range(samples)]

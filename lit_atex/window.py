@@ -7,7 +7,10 @@ cut into micro-batches or spread over ranks.
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
@@ -58,8 +61,30 @@ class Seen(NamedTuple):
     values: Tensor
 
 
+class PhaseClock:
+    """What a micro-batch is doing, and how long that takes.
+
+    Attributes:
+        phase: A name of `time/...`, or empty; for meters.
+        seconds: Wall-clock seconds by phase.
+    """
+
+    def __init__(self) -> None:
+        self.phase, self.seconds = "", dict[str, float]()
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Count what is done inside."""
+        self.phase, began = phase, time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phase = ""
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
+
+
 class BadSteps:
-    """Optimizer steps that were skipped since a loss or gradient was not finite.
+    """Optimizer steps that were skipped: a loss or gradient was not finite, or no problem could be trained on.
 
     Attributes:
         total: How many, in the whole run.
@@ -72,15 +97,28 @@ class BadSteps:
     def __init__(self) -> None:
         self.total = self.in_a_row = 0
 
-    def add(self, step: int, problem_ids: list[str]) -> None:
+    def add(self, step: int, problem_ids: list[str], empty: bool) -> None:
         """Count one.
+
+        Args:
+            step: Which, from 0.
+            problem_ids: What it was of.
+            empty: Whether it had no rollout, as no prompt fitted.
 
         Raises:
             FloatingPointError: If there are too many in a row.
+            ValueError: The same, if the last of them was empty.
         """
         self.total += 1
         self.in_a_row += 1
-        log.warning("step %d skipped: loss or gradient is not finite; problems: %s", step, problem_ids)
+        why = "there is nothing to train on" if empty else "loss or gradient is not finite"
+        log.warning("step %d skipped: %s; problems: %s", step, why, problem_ids)
+        if self.in_a_row >= self.MOST and empty:
+            raise ValueError(
+                f"no problem of {self.MOST} optimizer steps in a row could be trained on: prompts are longer than "
+                "model.prompts.init_args.max_prompt_tokens, or than the model's context leaves room for "
+                "(model.sampling.max_new_tokens)."
+            )
         if self.in_a_row >= self.MOST:
             raise FloatingPointError(
                 f"loss or gradient was not finite in {self.MOST} optimizer steps in a row (last problems: "
@@ -90,7 +128,12 @@ class BadSteps:
 
 
 class StepWindow:
-    """The micro-batches of one optimizer step."""
+    """The micro-batches of one optimizer step.
+
+    Attributes:
+        is_open: Whether there is one whose step has not been taken.
+        drawn: How often each problem was sampled in it, by this rank; see `types.row_generators`.
+    """
 
     def __init__(self) -> None:
         self.clear()
@@ -102,9 +145,12 @@ class StepWindow:
         self.levels: list[str] = []
         self.exposures: list[float] = []
         self.verdicts: list[Verdict] = []
+        self.is_open = False
+        self.drawn: Counter[tuple[int | str, ...]] = Counter()
 
     def add(self, batch: Batch) -> None:
         """Count one micro-batch."""
+        self.is_open = True
         self.problem_ids += batch.problem_ids
         self.levels += batch.levels
         self.exposures += batch.exposures

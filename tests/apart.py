@@ -1,8 +1,9 @@
 """A second device for the tests, `apart`, that behaves to the rest of the code as a GPU does to a CPU.
 
 Its tensors are CPU tensors in a wrapper: results are those of the CPU, but as with a GPU no operation takes tensors of
-both, NumPy cannot see them, and whatever makes the host wait for the device is counted, with the line that asked for
-it. What it cannot tell: speed, memory, kernels that a GPU lacks, and autocast, for which it has no rules.
+both (single numbers beside tensors, and indices, are let through, as there), NumPy cannot see them, and whatever makes
+the host wait for the device is counted, copies included, with the line that asked for it. What it cannot tell: speed,
+memory, kernels that a GPU lacks, and autocast, for which it has no rules.
 
 `register` changes torch for the whole process, so its tests run in one of their own (tests/test_device.py).
 """
@@ -22,7 +23,9 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 NAME = "apart"
 COPIES = {"aten::copy_", "aten::_to_copy", "aten::_copy_from"}
-SIZES_DEPEND_ON_DATA = {"aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::equal"}
+SIZES_DEPEND_ON_DATA = {"aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::unique_consecutive"}
+SIZES_DEPEND_ON_DATA |= {"aten::equal", "aten::bincount"}
+BY_INDEX = {"aten::index", "aten::index_put_", "aten::_index_put_impl_"}
 
 
 class Watched:
@@ -79,15 +82,18 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name = func._schema.name
     given, spec = pytree.tree_flatten((args, kwargs))
     tensors = [x for x in given if isinstance(x, torch.Tensor)]
-    mixed = any(not isinstance(x, Apart) and x.dim() > 0 for x in tensors)
-    if mixed and name not in COPIES:
+    plain_ones = [x for x in tensors if not isinstance(x, Apart)]
+    given_to = [args[0], *args[2:3]] if name in BY_INDEX else []
+    moves = name in BY_INDEX and not any(x is y for x in plain_ones for y in given_to)  # indices may be on the CPU
+    if plain_ones and name not in COPIES and not moves and not _numbers(func, args, plain_ones):
         raise RuntimeError(f"{name} takes tensors of one device, got {[str(x.device) for x in tensors]}")
     Watched.operations += 1
     wanted = kwargs.get("device")
     to_host = wanted is not None and torch.device(wanted).type == "cpu"
     into = args[1] if name == "aten::_copy_from" else args[0]
     between = name in COPIES and (to_host or len({isinstance(x, Apart) for x in tensors}) > 1)
-    if between or name == "aten::_local_scalar_dense" or name in SIZES_DEPEND_ON_DATA or _by_mask(name, args):
+    waits = name in SIZES_DEPEND_ON_DATA or _by_mask(name, args) or (moves and plain_ones)
+    if between or name == "aten::_local_scalar_dense" or waits:
         Watched.waits[_asked_by()] += 1
     plain = [_inner(x) for x in given]
     plain_args, plain_kwargs = pytree.tree_unflatten(plain, spec)
@@ -107,6 +113,12 @@ def _inner(x: Any) -> Any:
     if isinstance(x, torch.device) and x.type == NAME:
         return torch.device("cpu")
     return x.inner if isinstance(x, Apart) else x
+
+
+def _numbers(func: Any, args: Any, plain: list[torch.Tensor]) -> bool:
+    """Whether the CPU's tensors are numbers in an operation that goes entry by entry, and none is what it writes to."""
+    target = args[0] if func._schema.is_mutable else None
+    return torch.Tag.pointwise in func.tags and all(x.dim() == 0 and x is not target for x in plain)
 
 
 def _by_mask(name: str, args: Any) -> bool:

@@ -44,8 +44,20 @@ def test_the_device_refuses_what_a_gpu_would_and_counts_what_makes_the_host_wait
     assert torch.equal((x @ x.T).cpu(), torch.tensor([[5.0, 14.0], [14.0, 50.0]]))
     with pytest.raises(RuntimeError, match="one device, got"):
         x + torch.ones(2, 3)
-    with pytest.raises(RuntimeError, match="one device, got"):
-        x[torch.tensor([0])]
+    number, row = torch.tensor(1.0), torch.zeros(1, 3, dtype=torch.long)
+    for wrong in (
+        lambda: torch.stack([x.sum(), number]),
+        lambda: x.gather(0, row),
+        lambda: x.index_select(0, row[0, 0]),
+        lambda: torch.nn.functional.embedding(row, x),
+        lambda: number.add_(x.sum()),
+    ):
+        with pytest.raises(RuntimeError, match="one device, got"):
+            wrong()
+    assert torch.equal((x + number).cpu(), torch.arange(1.0, 7.0).view(2, 3))
+    Watched.waits.clear()
+    assert x[row[0]].shape == (3, 3)
+    assert Watched.waits == {"elsewhere": 1}
     with pytest.raises(TypeError, match="numpy"):
         np.asarray(x)
     x[:, 1] = 7  # a view of the same memory

@@ -17,6 +17,7 @@ from lit_atex.metrics import pass_at_k
 from lit_atex.noise import count_variances, difference_interval, paired_variances, sample_variances, vote_variances
 from lit_atex.outcomes import Outcomes
 from lit_atex.paired import detectable, holm, problems_needed, sign_flip_p
+from lit_atex.spread import t_p
 from lit_atex.stats import bootstrap_interval
 
 # P-values
@@ -290,8 +291,23 @@ def test_runs_that_do_not_differ_are_said_not_to():
     assert f"[{same.interval[0]:+.3f}, {same.interval[1]:+.3f}]" in same.words()
     assert same.interval[0] < 0 < same.interval[1]
     alike = differences_of("set", [(row("a", ["2"]), row("a", ["1"]))])[0].words()
-    assert "differ by the same amount" in alike
+    assert "so nothing says what could be seen" in alike
     # 7/12 - 4/12 and 3/12 - 0 differ in binary
     answers = [(7, 4), (3, 0)]
     pairs = [tuple(row("a", ["1"] * m + ["2"] * (12 - m)) for m in reversed(counts)) for counts in answers]
-    assert "differ by the same amount" in differences_of("set", pairs)[0].words()
+    assert "so nothing says what could be seen" in differences_of("set", pairs)[0].words()
+
+
+def test_what_is_not_known_has_no_p_value():
+    assert math.isnan(sign_flip_p([math.nan, 0.1, 0.2]))
+    assert math.isnan(t_p([math.nan, 0.1, 0.2]))
+    assert all(map(math.isnan, difference_interval([], [], 1)))
+    assert all(map(math.isnan, difference_interval([2.0, 2.0], [0.0, 0.0], None)))
+    assert difference_interval([2.0, 3.0], [0.01, 0.03], None) == pytest.approx((2.5 - 0.1959964, 2.5 + 0.1959964))
+
+
+def test_a_difference_without_spread_keeps_its_verdict():
+    rows = [[row(f"p{i:02}", answers) for i in range(30)] for answers in (["2", "2"], ["1", "1"])]
+    average = differences_of("set", paired(*rows))[0]
+    assert average.difference == 1.0
+    assert "+1.000 (p < 0.0001)" in average.words()

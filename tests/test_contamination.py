@@ -166,6 +166,7 @@ def test_rows_that_are_broken_are_counted_too(command, tmp_path):
     train = Broken("x.jsonl")
     held_out = [Problem("a", LONG, "1", "1")]
     data = SimpleNamespace(train=train, validation_names=[], test_names=["a"], held_out=lambda key: held_out)
+    data.max_bad_share = 1.0
     trainer = SimpleNamespace(datamodule=data, is_global_zero=True, default_root_dir=tmp_path / "new")
     ContaminationCheck(scan=50).setup(trainer, None, "fit")
     report = json.loads((tmp_path / "new" / "contamination.json").read_text(encoding="utf-8"))
@@ -182,3 +183,18 @@ def test_the_embedded_domain_is_not_scanned(tmp_path):
         "validation.level-4": 0,
         "test.level-4": 0,
     }
+
+
+def test_broken_rows_end_a_run_before_its_first_evaluation(tmp_path):
+    """The scan reads the training rows beforehand; the stream would find it out after the step-0 evaluation."""
+    path = tmp_path / "train.jsonl"
+    rows = [{"problem": f"What is {i} + 1?", "solution": f"#### {i + 1}" if i % 2 else ""} for i in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held_out = [Problem("a", LONG, "1", "1")]
+    data = SimpleNamespace(
+        **{"train": JsonLines(str(path)), "validation_names": [], "test_names": ["a"], "max_bad_share": 0.1},
+        held_out=lambda key: held_out,
+    )
+    trainer = SimpleNamespace(datamodule=data, is_global_zero=True, default_root_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"data\.train: 10 of 20 rows are broken"):
+        ContaminationCheck().setup(trainer, None, "fit")

@@ -22,7 +22,7 @@ from lit_atex.data import ProblemDataModule
 from lit_atex.estimator import CompetenceEstimator
 from lit_atex.exposure import Credit, Exposure, Fixed, TrainingState
 from lit_atex.learners import Reinforce, Surrogate
-from lit_atex.measures import ProbeAccuracy, ProbeMatch, ProbeNLL, RolloutAccuracy
+from lit_atex.measures import ProbeMatch, ProbeNLL, ProgressMeasure, RolloutAccuracy
 from lit_atex.types import StepFeedback
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -271,6 +271,23 @@ def test_a_pass_that_never_ends_is_no_window(tmp_path, name):
     endless.finite = False
     with pytest.raises(ValueError, match=r"exposure\.hold: epoch .* never ends: set data\.train\.init_args\.size"):
         trainer(1, callbacks=[control]).fit(distillation(name), ProblemDataModule(endless, batch_size=2))
+
+
+class Forgetful(RolloutAccuracy):
+    """Remembers, and does not say so."""
+
+    def update(self, feedback):
+        self.seen = feedback
+
+    state_dict = ProgressMeasure.state_dict
+
+
+def test_a_measure_that_is_not_saved_or_not_read_is_said(tmp_path, name, caplog):
+    train(tmp_path, name, Bandit(), 1, progress=Forgetful())
+    assert "Forgetful has an `update` but no `state_dict`" in caplog.text
+    assert "exposure.progress is not read" not in caplog.text
+    train(tmp_path / "fixed", name, Fixed(), 1, progress=ProbeNLL())
+    assert "exposure.progress is not read: Fixed learns nothing." in caplog.text
 
 
 def test_two_ends_of_a_run_are_warned_of(tmp_path, name, caplog):

@@ -349,12 +349,28 @@ def test_two_held_out_sets_must_not_share_a_question():
         data(validation=sets["validation"], probe=Renamed(["what is 2+2?"])).setup("fit")
 
 
+def test_two_questions_of_one_id_are_not_one_problem():
+    with pytest.raises(ValueError, match=r"data\.train: the id 'same' is that of two questions.*columns\.id to null"):
+        list(read(Renamed(["a", "b"], "same"), Tally(), "data.train", 0.1))
+    assert len(list(read(Renamed(["a", "a"], "same"), Tally(), "data.train", 0.1))) == 2
+
+
+def test_what_a_source_gives_is_looked_at():
+    class Dicts(Numbers):
+        def __iter__(self):
+            yield {"question": "1+1"}
+
+    with pytest.raises(ValueError, match=r"data\.train: a row of Dicts is a dict, not a Problem or BadRow"):
+        list(read(Dicts(1), Tally(), "data.train", 0.1))
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
         (Numbers(None), r"data\.test\.t never ends: set data\.test\.t\.init_args\.size"),
         (Numbers(0), r"data\.test\.t has no problem"),
-        (Renamed(["a", "b"], "same"), r"data\.test\.t: the id 'same' occurs twice"),
+        (Renamed(["a", "a"], "same"), r"data\.test\.t: the id 'same' occurs twice"),
+        (Renamed(["a", "b"], "same"), r"data\.test\.t: the id 'same' is that of two questions"),
     ],
 )
 def test_what_no_held_out_set_can_be(source, message):

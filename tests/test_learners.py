@@ -83,13 +83,12 @@ def test_reinforce_follows_the_score_function() -> None:
     learner.learn([first], first.state)
     with torch.no_grad():
         learner.policy.last.weight.normal_(generator=torch.Generator().manual_seed(0))
-    baseline, variance = learner.baseline, learner.variance
+    assert (learner.baseline, learner.variance) == (first.reward, 0.0)
     before = {k: v.clone() for k, v in learner.policy.state_dict().items()}
     learner.learn([then], then.state)
     got = {k: p.grad.clone() for k, p in learner.policy.named_parameters()}
 
-    apart = then.reward - baseline
-    advantage = apart / math.sqrt(0.9 * variance + 0.1 * apart**2)
+    advantage = math.copysign(1.0, then.reward - first.reward)  # against an SD that is known from itself alone
     net = BetaNet(FEATURES, 8, 0.5, 4.0, 0)
     net.load_state_dict(before)
     net.observe(then.state)
@@ -104,6 +103,17 @@ def test_reinforce_follows_the_score_function() -> None:
     assert a.grad.item() == pytest.approx(-advantage * by_hand, rel=1e-9)
     by_hand = math.log1p(-then.action) - digamma(beta) + digamma(alpha + beta)
     assert b.grad.item() == pytest.approx(-advantage * by_hand, rel=1e-9)
+
+
+def test_advantages_have_the_size_of_a_deviation_from_the_first() -> None:
+    """Independent rewards of any scale: their root mean square is about 1 at each decision, the second included."""
+    rng, advantages = np.random.default_rng(0), []
+    for _ in range(2000):
+        learner = Reinforce()
+        advantages.append([learner.advantage(100 * reward) for reward in rng.standard_normal(12)])
+    size = np.sqrt(np.square(advantages).mean(0))
+    assert size[0] == 0
+    assert (abs(size[1:] - 1) < 0.15).all()
 
 
 def test_a_policy_that_has_become_flat_still_follows_what_it_learns() -> None:

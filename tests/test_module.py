@@ -27,7 +27,7 @@ from lit_atex.prompts import PromptStyle
 from lit_atex.rollout import RolloutEngine, Sampling, TransformersEngine
 from lit_atex.solver import Solver
 from lit_atex.sources import BadRow, Source
-from lit_atex.teacher import Frozen, Teacher
+from lit_atex.teacher import Ema, Frozen, Teacher
 from lit_atex.types import Problem, Rollouts, Verdict, seeded
 from lit_atex.verify import Verifier
 
@@ -401,11 +401,13 @@ def test_rollouts_depend_on_seed_step_problem_and_sample_alone(name):
 
 
 def test_rollouts_change_with_the_optimizer_step_not_with_the_micro_batch(name):
-    module = distillation(name)
-    again = [SIX[0]] * 4
-    fit_batches(module, [[p] for p in again], 2, accumulate_grad_batches=2)
-    rows = [r for _, r in module.engine.calls]
-    assert rows[0] == rows[1] != rows[2] == rows[3]
+    """A problem that comes twice in a step is sampled anew, in one batch or in two."""
+    cut, whole = distillation(name), distillation(name)
+    fit_batches(cut, [[SIX[0]]] * 4, 2, accumulate_grad_batches=2)
+    fit_batches(whole, [[SIX[0]] * 2] * 2, 2)
+    apart, together = ([row for _, rows in module.engine.calls for row in rows] for module in (cut, whole))
+    assert apart == together
+    assert len({tuple(row) for row in apart}) == 4
 
 
 # ---------------------------------------------------------------- nothing to learn from
@@ -441,6 +443,47 @@ def test_a_scripted_engine_that_says_nothing(name, lora):
     assert log.values("length/share_empty") == [1.0, 1.0]
 
 
+def test_a_run_without_anything_to_train_on_ends_with_an_error(name):
+    with pytest.raises(ValueError, match=r"no problem of 3 optimizer steps in a row could .*max_prompt_tokens"):
+        fit(distillation(name, max_prompt_tokens=1), 5)
+
+
+def test_a_teacher_does_not_move_in_a_step_without_rollouts(name):
+    module = distillation(name, teacher=Ema(0.5), optimizer=lambda p: SGD(p, lr=0.5))
+    averages = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *args):
+            averages.append(torch.cat([p.flatten() for p in module.teacher._copy.parameters()]))
+
+    log = fit_batches(module, [SIX, [], SIX], 3, callbacks=[Look()])
+    assert torch.equal(averages[0], averages[1])
+    assert not torch.equal(averages[1], averages[2])
+    assert log.values("loss/skipped_steps") == [0.0, 1.0, 1.0]
+    assert len(log.values("loss/divergence")) == len(log.values("competence/correct")) == 2
+
+
+def test_an_interrupted_step_leaves_nothing_to_the_next_training(name):
+    class Interrupt(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            raise RuntimeError("here")
+
+    module, fresh = (distillation(name, optimizer=lambda p: SGD(p, lr=0.0)) for _ in range(2))
+    with pytest.raises(RuntimeError, match="here"):
+        fit_batches(module, [SIX[:2], SIX[2:4]], accumulate_grad_batches=2, callbacks=[Interrupt()])
+    logs = [fit_batches(m, [SIX[:2], SIX[2:4]], accumulate_grad_batches=2) for m in (module, fresh)]
+    for metric in ("loss/divergence", "gradient/norm", "throughput/problems_per_step"):
+        assert logs[0].values(metric) == logs[1].values(metric)
+
+
+def test_another_problems_hint_needs_another_problem(name):
+    module = distillation(name)
+    module.prompts = PromptStyle("{question}", "{question}\n{hint}", hint="other", max_prompt_tokens=200)
+    with pytest.raises(ValueError, match=r"data\.batch_size to 2"):
+        fit(module, batch_size=1)
+    assert len(fit(module, batch_size=2).values("loss/divergence")) == 1
+
+
 def test_an_empty_batch_is_no_batch_at_all(name):
     finals = []
     for batches in ([SIX[:2], [], SIX[2:4], []], [SIX[:2], SIX[2:4]]):
@@ -448,7 +491,9 @@ def test_an_empty_batch_is_no_batch_at_all(name):
         log = fit_batches(module, batches, accumulate_grad_batches=len(batches))
         finals.append((weights(module), log.values("loss/divergence"), log.values("length/mean")))
     torch.testing.assert_close(finals[0], finals[1], rtol=1e-6, atol=1e-7)
-    assert fit_batches(distillation(name), [[]]).values("throughput/problems_per_step") == [0.0]
+    log = fit_batches(distillation(name), [[]])
+    assert log.values("loss/skipped_steps") == [1.0]
+    assert log.values("loss/divergence") == []
 
 
 def test_prompts_that_are_too_long_are_skipped_and_counted(name, caplog):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import SIX
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from test_module import LORA, Memory, Spoiled, distillation, problems_of, saved_model, trainer, weights
+from test_module import LORA, Listed, Memory, Spoiled, distillation, problems_of, saved_model, trainer, weights
 from test_ranks import Answers
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -145,6 +145,44 @@ def test_no_checkpoint_is_written_in_the_midst_of_a_window(tmp_path, name):
         data = problems_of(1, SIX)
         one.fit(make(name, Frozen, None), data, ckpt_path=resume and tmp_path / resume, weights_only=True)
         assert set(watch.batches) == ({2, 4} if resume is None else {6, 8})
+
+
+def test_none_is_written_by_a_validation_in_the_midst_either(tmp_path, name):
+    """Such a validation comes after every third batch; a checkpoint there would hold a position, and no gradient."""
+    keep = Checkpoint(tmp_path, monitor=None, every_n_epochs=1, save_last=True)
+    often = {"val_check_interval": 3, "check_val_every_n_epoch": None, "limit_val_batches": 1}
+    options = {"enable_checkpointing": True, "accumulate_grad_batches": 2, **often}
+    one = trainer(4, callbacks=[watch := Watch(), keep], **options)
+    one.fit(
+        make(name, Frozen, None),
+        problems_of(1, SIX, validation={"v": Listed([SIX[0]._replace(id="v", question="9+9")])}),
+    )
+    assert watch.batches
+    assert all(batches % 2 == 0 for batches in watch.batches), watch.batches
+
+
+def test_a_run_that_is_stopped_in_the_midst_of_a_window_ends_with_it(tmp_path, name):
+    """As by Lightning's Timer (trainer.max_time)."""
+
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            trainer.should_stop |= batch_idx == 2
+
+    options = {"enable_checkpointing": True, "accumulate_grad_batches": 2}
+    saved = Checkpoint(tmp_path, every_n_train_steps=50, save_last=True)
+    one = trainer(9, callbacks=[Stop(), watch := Watch(), saved], **options)
+    one.fit(make(name, Frozen, None), problems_of(1, SIX))
+    assert one.global_step == 2
+    assert watch.batches == [4]
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2
+
+
+def test_another_teacher_is_refused(tmp_path, name):
+    run(tmp_path, make(name, Frozen, None), 1, Fixed(1.0))
+    for teacher in (Live, lambda: Ema(0.9)):
+        with pytest.raises(ValueError, match=r"model\.teacher is (Live|Ema), and the run had Frozen"):
+            run(tmp_path, make(name, teacher, None), 2, Fixed(1.0), resume="step=1.ckpt")
 
 
 def test_the_length_of_training_may_be_asked_for_while_the_optimizer_is_made(tmp_path, name):

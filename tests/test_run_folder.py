@@ -16,13 +16,12 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
-from lit_atex.checkpoint import FORMAT
 from lit_atex.cli import main
 from lit_atex.evaluation import Estimate, Result
 from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.models import LanguageModel
 from lit_atex.outcomes import clear
-from lit_atex.resume import hold, prepare, release
+from lit_atex.resume import FORMAT, hold, prepare, release
 from lit_atex.stats import paired_interval
 from lit_atex.text_tables import before_after_table, interval_text, read_results
 
@@ -259,7 +258,7 @@ def keys_of(state, depth=4):
 
 
 def test_a_checkpoint_has_the_keys_of_its_format(tmp_path):
-    """A key that changes makes earlier checkpoints unreadable: raise checkpoint.FORMAT, and renew the golden file."""
+    """A key that changes makes earlier checkpoints unreadable: raise resume.FORMAT, and renew the golden file."""
     fit(tmp_path, 3, "--config", str(ROOT / "configs/exposure/beta_policy.yaml"), "--exposure.hold", "1")
     checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     ours = {name: state for name, state in checkpoint["callbacks"].items() if not name.startswith("Checkpoint")}
@@ -345,13 +344,42 @@ def test_an_exception_is_noted(tmp_path):
     assert manifest["error"].startswith("ValueError: model.student.init_args.name='no/such'")
 
 
+class Stops(pl.Callback):
+    """After a step."""
+
+    def on_train_batch_end(self, *args):
+        raise RuntimeError("stopped here")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--model.divergence", "ReverseKL"], r"model\.divergence\.class_path was .*ForwardKL, is .*ReverseKL"),
+        (["--exposure.strategy", "Bandit"], r"exposure\.strategy\.class_path was .*Fixed, is .*Bandit"),
+        (["--exposure.hold", "3"], r"exposure\.hold was 1, is 3"),
+        (["--model.samples", "2"], r"model\.samples was 1, is 2"),
+        (["--model.teacher", "Live"], r"model\.teacher\.class_path was .*Frozen, is .*Live"),
+        (["--seed_everything", "9"], r"seed_everything was 0, is 9"),
+        (["--model.student.init_args.name", "no"], r"model\.student\.init_args\.name='no'"),
+    ],
+)
+def test_a_run_does_not_go_on_as_another_and_a_refusal_changes_nothing(short, tmp_path, words, told):
+    run = tmp_path / "run"
+    shutil.copytree(short, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert re.search(
+        told, refused("fit", *STACK, *OFTEN, "--run", str(run), "--resume", "--trainer.max_steps", "6", *words)
+    )
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path in before} == before
+
+
 def test_a_run_that_goes_on_does_not_say_that_it_has_ended(short, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(short, run)
     assert load(run / "manifest.json").keys() >= {"ended", "optimizer_steps", "data"}
-    refused(
-        "fit", *STACK, "--run", str(run), "--resume", "--trainer.max_steps", "6", "--model.student.init_args.name", "no"
-    )
+    stops = ["--trainer.callbacks+", "test_run_folder.Stops"]
+    with pytest.raises(RuntimeError, match="stopped here"):
+        main(["fit", *STACK, *OFTEN, "--run", str(run), "--resume", "--trainer.max_steps", "6", *stops])
     manifest = load(run / "manifest.json")
     assert (manifest["finished"], len(manifest["commands"])) == (False, 2)
     assert not manifest.keys() & {"ended", "optimizer_steps", "skipped_steps", "selection", "data"}

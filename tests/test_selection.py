@@ -96,7 +96,7 @@ def test_the_words():
     fair = summary(results(step_2=0.8, step_4=0.4), MEAN, "max", False)
     assert (fair["last"], fair["best"]) == (4, 2)
     assert "best on validation: step 2 (0.600, of 2 evaluations)" in fair["words"]
-    assert "evaluate both on the test sets" in fair["words"]
+    assert "the best of several and so too good" in fair["words"]
     unfair = summary(results(step_2=0.8), "validation/a/avg@2".replace("avg@2", "pass@2"), "max", True)["words"]
     assert "best on a TEST SET" in unfair
     assert "its number is no test" in unfair
@@ -223,3 +223,9 @@ def test_a_test_set_chooses_if_it_is_allowed_and_every_table_says_so(tmp_path, c
     main(["evaluate", run, "--checkpoint", "best", "--run", str(tmp_path / "best"), "--limit", "2"])
     text = (tmp_path / "best" / "evaluation.md").read_text(encoding="utf-8")
     assert "best on a TEST SET" in text
+
+
+def test_the_words_say_if_no_training_was_better():
+    found = summary(results(step_0=0.9, step_2=0.8, step_4=0.4), MEAN, "max", False)
+    assert found["words"].endswith(". The untouched model had 0.675.")
+    assert "untouched" not in summary(results(step_0=0.1, step_2=0.8), MEAN, "max", False)["words"]

@@ -90,7 +90,7 @@ def test_both_write_one_row_of_the_same_epoch(name) -> None:
 def test_a_skipped_step_has_no_numbers_but_the_count(name) -> None:
     module = distillation(name, divergence=Spoiled(1), chunk_tokens=1000)
     rows = fit(name, 3, *control(), module=module).logger.steps
-    assert rows[1] == {"loss/skipped_steps": 1.0, "epoch": 0}
+    assert rows[1] == {"loss/skipped_steps": 1.0, "data/prompt_too_long": 0.0, "epoch": 0}
     assert rows[0].keys() & rows[2].keys() > {"loss/divergence", "exposure/ratio", "competence/running"}
 
 

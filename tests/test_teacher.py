@@ -185,12 +185,12 @@ def test_no_teacher_is_a_submodule(name, tmp_path, teacher, lora):
     checkpoint = torch.load(tmp_path / "x.ckpt", weights_only=True)
     weights = module.student.state_dict(keep_vars=True)  # a base model that stays as it is is not written with adapters
     assert set(checkpoint["state_dict"]) == {f"student.{n}" for n, w in weights.items() if w.requires_grad}
-    if "copy" in checkpoint["teacher"]:
-        assert set(checkpoint["teacher"]["copy"]) == {
-            n for n, w in module.student.named_parameters() if w.requires_grad
-        }
+    assert checkpoint["teacher"]["kind"] == teacher.__name__
+    state = checkpoint["teacher"]["state"]
+    if "copy" in state:
+        assert set(state["copy"]) == {n for n, w in module.student.named_parameters() if w.requires_grad}
     held = {Frozen: {"fingerprint"}, Ema: {"copy"}, Gated: {"copy", "gate"}, Live: set()}[teacher]
-    assert set(checkpoint["teacher"]) == held
+    assert set(state) == held
     trained = [p for p in module.student.parameters() if p.requires_grad]
     assert len(checkpoint["optimizer_states"][0]["param_groups"][0]["params"]) == len(trained)
 
@@ -333,7 +333,7 @@ def test_the_gate_opens_when_success_has_risen_by_the_margin(history, margin, de
             opened.append(now)
     # Success on the verge of the margin may fall to either side by rounding.
     assert opened == passes(margin + 1e-9, decay, history) or opened == passes(margin - 1e-9, decay, history)
-    assert teacher.scalars()["teacher/refreshes"] == len(opened)
+    assert teacher.scalars()["refreshes"] == len(opened)
 
 
 def test_the_gate_by_hand():
@@ -354,12 +354,12 @@ def test_the_gate_by_hand():
     assert not told(3)  # (1.5 + 3) / (3 + 4) is 0.64, not yet 0.7
     assert fingerprint(teacher._copy.state_dict()) == start
     assert told(4)  # (2.25 + 4) / (3.5 + 4) is 0.83
-    assert teacher.scalars() == {"teacher/refreshes": 1.0, "teacher/reached": pytest.approx(12.5 / 15)}
+    assert teacher.scalars() == {"refreshes": 1.0, "reached": pytest.approx(12.5 / 15)}
     assert not any([told(0), told(0), told(0)])  # it got worse: the teacher stays
     assert not any([told(4), told(4)])  # back to where it was
     assert not told(4)  # it cannot exceed 0.83 by 0.2
     teacher.after_step(student, feedback(0, 0))  # a step without rollouts says nothing
-    assert teacher.scalars()["teacher/refreshes"] == 1.0
+    assert teacher.scalars()["refreshes"] == 1.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -418,7 +418,7 @@ def test_a_gate_survives_a_round_trip():
         first.after_step(student, feedback(right, 4))
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     assert first.scalars() == second.scalars()
-    assert first.scalars()["teacher/refreshes"] == 1.0
+    assert first.scalars()["refreshes"] == 1.0
     for teacher in (first, second):
         teacher.after_step(shake(student, 9), feedback(4, 4))
     assert first.state_dict()["gate"] == second.state_dict()["gate"]
