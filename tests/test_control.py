@@ -22,7 +22,7 @@ from lit_atex.data import ProblemDataModule
 from lit_atex.estimator import CompetenceEstimator
 from lit_atex.exposure import Credit, Exposure, Fixed, TrainingState
 from lit_atex.learners import Reinforce, Surrogate
-from lit_atex.measures import ProbeMatch, ProbeNLL, ProgressMeasure, RolloutAccuracy
+from lit_atex.measures import ProbeAccuracy, ProbeMatch, ProbeNLL, ProgressMeasure, RolloutAccuracy
 from lit_atex.types import StepFeedback
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
