@@ -142,10 +142,6 @@ class SelfDistillation(Solver):
         self._step_began, self.seconds_evaluating = time.perf_counter(), 0.0
         self.window.clear()
         self._loss_is_finite, self.feedback, self.seen = True, None, None
-        if self.prompts.hint == "other" and getattr(getattr(self.trainer, "datamodule", None), "batch_size", 2) < 2:
-            raise ValueError(
-                "prompts.hint: other shows a solution of the same batch: set data.batch_size to 2 or more."
-            )
 
     def training_step(self, problems: list[Problem], batch_idx: int) -> Float[Tensor, ""]:
         """Rollouts -> hints -> both sides' scores on the same ids -> divergence.
@@ -282,17 +278,22 @@ class SelfDistillation(Solver):
         """The feedback of the step before has been read by now."""
         self.feedback = None
 
+    def _kinds(self) -> dict[str, str]:
+        """What a run keeps; from Python it may have been exchanged."""
+        return {"teacher": type(self.teacher).__name__, "divergence": repr(self.divergence)}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the teacher's state and the counters; leave out what is read again at the start."""
-        checkpoint["teacher"] = {"kind": type(self.teacher).__name__, "state": self.teacher.state_dict()}
+        checkpoint["kinds"], checkpoint["teacher"] = self._kinds(), self.teacher.state_dict()
         checkpoint["skipped_steps"] = (self.skipped.total, self.skipped.in_a_row)
         self._frozen.leave_out(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore them."""
         open_next_pass(checkpoint)
-        if (kind := type(self.teacher).__name__) != (then := checkpoint["teacher"]["kind"]):
-            raise ValueError(f"model.teacher is {kind}, and the run had {then}: set it back, or begin a new run.")
-        self.teacher.load_state_dict(checkpoint["teacher"]["state"])
+        for part, kind in self._kinds().items():
+            if kind != (then := checkpoint["kinds"][part]):
+                raise ValueError(f"model.{part} is {kind}, and the run had {then}: set it back, or begin a new run.")
+        self.teacher.load_state_dict(checkpoint["teacher"])
         self.skipped.total, self.skipped.in_a_row = checkpoint["skipped_steps"]
         self._frozen.put_back(checkpoint)

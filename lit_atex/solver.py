@@ -106,6 +106,10 @@ class Solver(pl.LightningModule):
                 "passes while they sample: take ddp, or one device."
             )
         data: Any = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and self.prompts.hint == "other" and getattr(data, "batch_size", 2) < 2:
+            raise ValueError(
+                "prompts.hint: other shows a solution of the same batch: set data.batch_size to 2 or more."
+            )
         names = getattr(data, "test_names" if stage in ("test", "predict") else "validation_names", [])
         self.evaluation.begin(list(names), self.eval_samples, list(self.own.paths))
 

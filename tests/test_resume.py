@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_atex.adaptive import CompetenceBased, MismatchTarget
 from lit_atex.callbacks import ExposureControl
 from lit_atex.checkpoint import Checkpoint, check_plain
+from lit_atex.divergence import ForwardKL
 from lit_atex.estimator import CompetenceEstimator
 from lit_atex.exposure import Exposure, Fixed, Random, TrainingState
 from lit_atex.models import LanguageModel, Lora
@@ -178,11 +179,14 @@ def test_a_run_that_is_stopped_in_the_midst_of_a_window_ends_with_it(tmp_path, n
     assert checkpoint["global_step"] == 2
 
 
-def test_another_teacher_is_refused(tmp_path, name):
+def test_another_teacher_or_divergence_is_refused(tmp_path, name):
     run(tmp_path, make(name, Frozen, None), 1, Fixed(1.0))
     for teacher in (Live, lambda: Ema(0.9)):
         with pytest.raises(ValueError, match=r"model\.teacher is (Live|Ema), and the run had Frozen"):
             run(tmp_path, make(name, teacher, None), 2, Fixed(1.0), resume="step=1.ckpt")
+    other = make(name, Frozen, None, divergence=ForwardKL(temperature=2.0))
+    with pytest.raises(ValueError, match=r"model\.divergence is ForwardKL\(temperature=2\.0, .*and the run had Forw"):
+        run(tmp_path, other, 2, Fixed(1.0), resume="step=1.ckpt")
 
 
 def test_the_length_of_training_may_be_asked_for_while_the_optimizer_is_made(tmp_path, name):

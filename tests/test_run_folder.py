@@ -262,7 +262,8 @@ def test_a_checkpoint_has_the_keys_of_its_format(tmp_path):
     fit(tmp_path, 3, "--config", str(ROOT / "configs/exposure/beta_policy.yaml"), "--exposure.hold", "1")
     checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     ours = {name: state for name, state in checkpoint["callbacks"].items() if not name.startswith("Checkpoint")}
-    ours |= {name: checkpoint[name] for name in ("ProblemDataModule", "teacher", "skipped_steps", "validation_due")}
+    modules = ("ProblemDataModule", "kinds", "teacher", "skipped_steps", "validation_due")
+    ours |= {name: checkpoint[name] for name in modules}
     lines = [f"format {checkpoint['lit_atex_format']}", *sorted(keys_of(ours))]
     path = ROOT / "tests/golden/checkpoint.txt"
     if os.environ.get("LIT_ATEX_RENEW_GOLDEN"):

@@ -185,8 +185,8 @@ def test_no_teacher_is_a_submodule(name, tmp_path, teacher, lora):
     checkpoint = torch.load(tmp_path / "x.ckpt", weights_only=True)
     weights = module.student.state_dict(keep_vars=True)  # a base model that stays as it is is not written with adapters
     assert set(checkpoint["state_dict"]) == {f"student.{n}" for n, w in weights.items() if w.requires_grad}
-    assert checkpoint["teacher"]["kind"] == teacher.__name__
-    state = checkpoint["teacher"]["state"]
+    assert checkpoint["kinds"]["teacher"] == teacher.__name__
+    state = checkpoint["teacher"]
     if "copy" in state:
         assert set(state["copy"]) == {n for n, w in module.student.named_parameters() if w.requires_grad}
     held = {Frozen: {"fingerprint"}, Ema: {"copy"}, Gated: {"copy", "gate"}, Live: set()}[teacher]
