@@ -22,7 +22,8 @@ import psutil
 import torch
 import transformers
 
-from lit_atex.cli import Cli, quiet
+from lit_atex.cli import Cli
+from lit_atex.console import quiet
 
 PHASES = ("rollout", "teacher", "student", "backward", "verify")
 

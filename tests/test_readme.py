@@ -181,3 +181,12 @@ def test_what_is_wrong_is_said_from_python_too(tmp_path) -> None:
         load("base", {"model.sampling.temprature": 1.0}, run=str(tmp_path / "run"))
     with pytest.raises(ValueError, match="Is it exposure/bandit"):
         load("base", "exposure/bandti")
+
+
+def test_benchmarks_find_what_they_import() -> None:
+    """None of them is run here: a name that moved would be noticed months later."""
+    code = "import runpy, sys; [runpy.run_path(path, run_name='imported') for path in sys.argv[1:]]"
+    paths = sorted(map(str, (ROOT / "benchmarks").glob("*.py")))
+    assert len(paths) > 8
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
