@@ -188,5 +188,7 @@ def test_benchmarks_find_what_they_import() -> None:
     code = "import runpy, sys; [runpy.run_path(path, run_name='imported') for path in sys.argv[1:]]"
     paths = sorted(map(str, (ROOT / "benchmarks").glob("*.py")))
     assert len(paths) > 8
-    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *paths], cwd=ROOT / "benchmarks", capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
