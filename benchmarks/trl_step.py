@@ -11,7 +11,8 @@ without, at the rates that this machine reaches between the steps.
     python benchmarks/trl_step.py --shape embedded    # the embedded reasoner; 64 rollouts that end by themselves
 
 Fixed lengths: TRL forbids the end token by min_new_tokens, ours is given no end ids. TRL's prompt limit, which cuts the
-teacher's prompt from the left, is off; so are its defaults of bf16 on a CPU and of gradient checkpointing.
+teacher's prompt from the left, is off; so are its defaults of bf16 on a CPU and, unless it is asked for, of gradient
+checkpointing.
 """
 
 import argparse
@@ -148,7 +149,7 @@ def run_trl(job: dict[str, Any]) -> None:
         disable_tqdm=True,
         use_cpu=not gpu,
         bf16=gpu,
-        gradient_checkpointing=False,
+        gradient_checkpointing=job["checkpointing"] == "both",
         dataloader_pin_memory=False,
         max_completion_length=job["tokens"],
         max_prompt_length=None,
@@ -239,6 +240,7 @@ def run_ours(job: dict[str, Any]) -> None:
         "data.test": "null",
         "data.batch_size": job["rows"],
         "model.student.init_args.name": job["model"],
+        "model.student.init_args.gradient_checkpointing": job["checkpointing"] != "none",
         "model.sampling.max_new_tokens": job["tokens"],
         "model.optimizer": "torch.optim.AdamW",
         "model.optimizer.init_args.lr": 1e-5,
@@ -327,6 +329,8 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="wide")
     parser.add_argument("--steps", type=int, default=3, help="pairs of steps that are measured, after one that is not")
     parser.add_argument("--threads", type=int, default=0, help="of each side; 0: torch's choice")
+    checkpointing = "gradient checkpointing: of neither side, of ours, of both"
+    parser.add_argument("--checkpointing", choices=["none", "ours", "both"], default="none", help=checkpointing)
     parser.add_argument("--worker", choices=["trl", "ours"], help=argparse.SUPPRESS)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -339,7 +343,7 @@ def main() -> None:
     torch.set_num_threads(threads)
     python = trl_python()
     with tempfile.TemporaryDirectory() as name:
-        job = prepare(args.shape, Path(name)) | {"threads": threads}
+        job = prepare(args.shape, Path(name)) | {"threads": threads, "checkpointing": args.checkpointing}
         sides = {"ours": Side("ours", sys.executable, job), "trl": Side("trl", python, job)}
         pairs, machine = [], []
         for _ in range(args.steps + 1):
@@ -351,7 +355,10 @@ def main() -> None:
         least = floors(job, mine, *(median(numbers) for numbers in zip(*machine)))
     git = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    print(f"torch {torch.__version__}, {threads} threads, commit {commit}; {args.shape}, {args.steps} pairs of steps")
+    print(
+        f"torch {torch.__version__}, {threads} threads, commit {commit}; {args.shape}, {args.steps} pairs of steps, "
+        f"gradient checkpointing: {args.checkpointing}"
+    )
     speed, reading = (median(numbers) for numbers in zip(*machine))
     print(f"the machine: {speed / 1e9:.0f} GFLOP/s, {reading / 1e9:.1f} GB/s")
     print(f"{'':<18}{'ours':>10}{'TRL':>10}{'ratio (min..max)':>24}{'floor':>10}{'reached':>9}")
