@@ -86,6 +86,16 @@ def check_precision(model: nn.Module) -> None:
         )
 
 
+def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Whether an optimizer takes a step from one gradient.
+
+    Raises:
+        ValueError: If it evaluates a step several times: each time other rollouts would be drawn and counted.
+    """
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError("model.optimizer: LBFGS evaluates a step several times; take one that does so once.")
+
+
 def close(one: Tensor, other: Tensor, tolerance: float) -> bool:
     """Whether two sets of logits are equal but for rounding, against the largest."""
     return bool(torch.allclose(one, other, rtol=tolerance, atol=tolerance * float(one.abs().max())))

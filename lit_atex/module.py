@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from lit_atex.checks import check_precision
+from lit_atex.checks import check_optimizer, check_precision
 from lit_atex.distil import distil
 from lit_atex.divergence import Divergence, TokenDivergence
 from lit_atex.frozen import FrozenWeights
@@ -130,6 +130,7 @@ class SelfDistillation(Solver):
             optimizer = self.make_optimizer([p for p in self.student.parameters() if p.requires_grad])
         except ValueError as error:
             raise ValueError(f"model.optimizer: {error}") from error
+        check_optimizer(optimizer)
         schedule: Any = {"scheduler": self.make_scheduler(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 

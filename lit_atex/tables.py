@@ -112,9 +112,9 @@ def _run(run: Record, metrics: list[str], family: str) -> Row:
 
 
 def _cell(cell: str, metric: str, runs: list[Record]) -> Row:
-    values = [run.value(metric) for run in runs if run.value(metric) == run.value(metric)]
-    problems = [run.by_problem(metric) for run in runs]
-    common = sorted(set.intersection(*(set(p) for p in problems)))
+    measured = [run for run in runs if run.value(metric) == run.value(metric)]
+    values, problems = [run.value(metric) for run in measured], [run.by_problem(metric) for run in measured]
+    common = sorted(set.intersection(*(set(p) for p in problems))) if measured else []
     means = np.array([np.mean([p[i] for p in problems]) for i in common])
     return {
         **{"cell": cell, "metric": metric, "seeds": len(values)},

@@ -443,6 +443,13 @@ def test_a_scripted_engine_that_says_nothing(name, lora):
     assert log.values("length/share_empty") == [1.0, 1.0]
 
 
+def test_an_optimizer_that_evaluates_a_step_several_times_is_refused(name):
+    with pytest.raises(ValueError, match=r"model\.optimizer: LBFGS evaluates"):
+        fit(distillation(name, optimizer=torch.optim.LBFGS))
+    with pytest.raises(ValueError, match=r"model\.optimizer: Invalid learning rate: -1"):
+        fit(distillation(name, optimizer=lambda params: SGD(params, lr=-1.0)))
+
+
 def test_a_run_without_anything_to_train_on_ends_with_an_error(name):
     with pytest.raises(ValueError, match=r"no problem of 3 optimizer steps in a row could .*max_prompt_tokens"):
         fit(distillation(name, max_prompt_tokens=1), 5)
