@@ -281,7 +281,7 @@ class SelfDistillation(Solver):
 
     def _kinds(self) -> dict[str, str]:
         """What a run keeps; from Python it may have been exchanged."""
-        return {"teacher": type(self.teacher).__name__, "divergence": repr(self.divergence)}
+        return {"teacher": type(self.teacher).__name__, "divergence": repr(self.divergence).partition(" at 0x")[0]}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the teacher's state and the counters; leave out what is read again at the start."""
