@@ -199,6 +199,8 @@ class Checkpoint(ModelCheckpoint):
         """Keep the weights if they are the best so far."""
         if trainer.state.fn == TrainerFn.FITTING:
             trainer.fit_loop.epoch_loop._batches_that_stepped = self._lightnings_step
+        if in_the_midst(trainer):  # as EarlyStopping may have it
+            trainer.should_stop, self._stops = False, self._stops or trainer.should_stop
         super().on_validation_end(trainer, pl_module)
         if not trainer.sanity_checking:
             self._keep_best(trainer)

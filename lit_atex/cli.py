@@ -219,6 +219,8 @@ class Cli(LightningCLI):
                 f"a launcher started {started} processes, and the trainer has {trainer.world_size}: set "
                 "--trainer.devices (and --trainer.num_nodes) to what was started, and --trainer.strategy ddp."
             )
+        if type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher":
+            raise ValueError("trainer.strategy: processes that are forked or spawned lose the run's state: take ddp.")
         own: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         own.remove(self.folder)  # the prompts that it shows hold the exposure that is decided in the same hook
         own.insert(1 + next(i for i, c in enumerate(own) if isinstance(c, ExposureControl)), self.folder)

@@ -11,7 +11,7 @@ import torch
 from lit_atex.metrics import average_at_k, pass_at_k
 from lit_atex.noise import difference_interval, difference_variances, paired_variances
 from lit_atex.paired import detectable, problems_needed, sign_flip_p
-from lit_atex.stats import paired_interval
+from lit_atex.stats import bootstrap_interval, paired_interval
 from lit_atex.votes import majority_at_k
 
 Row = dict[str, Any]
@@ -86,6 +86,11 @@ def paired(first: list[Row], second: list[Row]) -> list[tuple[Row, Row]]:
     return sorted(((row, by_problem[k]) for k, row in zip(keys, first) if k in by_problem), key=lambda p: p[0]["id"])
 
 
+def _over_problems(gap: np.ndarray) -> tuple[float, float]:
+    """The interval of a mean difference without bounds; nan where all are equal: nothing bounds what was not seen."""
+    return (float("nan"), float("nan")) if (gap == gap[0]).all() else bootstrap_interval(gap)
+
+
 def differences_of(name: str, pairs: list[tuple[Row, Row]]) -> list[Difference]:
     """avg@n, pass@k, maj@k and the user's own of a set; k is the number of samples, the smaller one if they differ."""
     if not pairs:
@@ -104,7 +109,8 @@ def differences_of(name: str, pairs: list[tuple[Row, Row]]) -> list[Difference]:
     }
     variances = paired_variances(answers, correct, n)
     trials: list[int | None] = [size * k, size, size]
-    for metric in [name for name in sides[0][0].get("own", {}) if name in sides[1][0].get("own", {})]:
+    known = [row.get("own", {}).keys() for side in sides for row in side]
+    for metric in [name for name in known[0] if all(name in keys for keys in known)]:
         drawn_of = [np.array([row["own"][metric] for row in side]) for side in sides]
         values[metric] = [of.mean(1) for of in drawn_of]
         variances.append(difference_variances(*drawn_of))
@@ -120,7 +126,7 @@ def differences_of(name: str, pairs: list[tuple[Row, Row]]) -> list[Difference]:
                 first=float(one.mean()),
                 second=float(two.mean()),
                 difference=float(gap.mean()),
-                interval=paired_interval(gap),
+                interval=paired_interval(gap) if tried is not None else _over_problems(gap),
                 fixed=difference_interval(gap, noise, tried),
                 p=sign_flip_p(gap),
                 p_holm=float("nan"),

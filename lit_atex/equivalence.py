@@ -17,6 +17,9 @@ _ROUNDED = 6  # decimal places from which on a decimal may stand for what it is 
 _EXPRESSION = re.compile(r"[+^-]|^[0-9]")  # of a name that is more than a name
 _EQUATED = re.compile(r"[+^]|(?<![A-Za-z]{2})-(?![A-Za-z]{2})|^[0-9]")  # but not x-intercept
 _IN_BRACKETS = re.compile(r"\([^()]*\)")
+_LETTERS, _LETTER, _VOWEL = re.compile(r"[A-Za-z]+"), re.compile(r"(?<![0-9])[A-Za-z]"), re.compile(r"[aeiouyAEIOUY]")
+_PRIMES = ("'", r"\prime")
+_TURN, _DEGREES = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-z])"), re.compile(r"(\d+(?:\.\d+)?) ?°")
 _CHOICES = frozenset("abcdefghijABCDEFGHIJ")
 _MATCHED = 32  # items of a list that are compared each with each
 _COMMANDS = re.compile(r"\\(?:begin|end) ?\{\w+\}|\\[A-Za-z]+")
@@ -123,7 +126,7 @@ def _equal_one(leaf: Leaf, group: Group) -> bool | None:
 
 def _equal_leaves(a: Leaf, b: Leaf) -> bool | None:
     if a.words and b.words:
-        choice = len(a.text) > 1 or a.text in _CHOICES  # x is not X
+        choice = a.text in _CHOICES or (_is_prose(a.text) and _is_prose(b.text))  # x is not X, nor rR rr
         return a.text == b.text or (choice and a.text.casefold() == b.text.casefold())
     if (a.unit or a.percent) and (b.unit or b.percent) and (a.unit, a.percent) != (b.unit, b.percent):
         return False
@@ -141,6 +144,31 @@ def _equal_leaves(a: Leaf, b: Leaf) -> bool | None:
     return None
 
 
+def _is_prose(text: str) -> bool:
+    """Whether it is words as they are written: of four letters, or fewer with a vowel, in one case or a capital."""
+    found = _LETTERS.findall(text)
+    return bool(found) and all(
+        len(w) > 3 or (_VOWEL.search(w) and w in (w.lower(), w.upper(), w.capitalize())) for w in found
+    )
+
+
+def are_written_apart(reference: str, answer: str) -> bool:
+    """Whether formulas differ in what the parser does not see: a letter's case, a prime, degrees in a function."""
+    one, other = (_COMMANDS.sub(" ", text.translate(MARKS)) for text in (reference, answer))
+    letters, others = (sorted(_LETTER.findall(text)) for text in (one, other))
+    if letters != others and sorted("".join(letters).casefold()) == sorted("".join(others).casefold()):
+        return not (_PROSE.search(one) or _PROSE.search(other))
+    if "=" in reference and "=" in answer:  # of a name on either side
+        return sum(map(reference.count, _PRIMES)) != sum(map(answer.count, _PRIMES))
+    turned = [bool(_TURN.search(text)) for text in (reference, answer)]
+    return all(turned) and ("°" in reference) != ("°" in answer)
+
+
+def in_radians(text: str) -> str:
+    """Degrees behind a number as a part of a turn, if there is a function that takes angles."""
+    return _DEGREES.sub(r"(\1\\pi/180)", text) if _TURN.search(text) else text
+
+
 def _is_constant(leaf: Leaf) -> bool:
     return leaf.value is not None and not exact.has_letters(leaf.value)
 
@@ -156,9 +184,10 @@ def _equal_values(a: Leaf, b: Leaf, value: exact.Value, other: exact.Value) -> b
 
 
 def _rounds_to(value: exact.Value, decimal: Leaf, written: exact.Value) -> bool:
-    """Whether a value is what a decimal of at least six places was rounded from."""
+    """Whether a value is what a decimal of at least six places was rounded from; 0 is rounded from nothing."""
     exactly = exact.approximate(value) if decimal.places >= _ROUNDED else None
-    return exactly is not None and round(exactly, decimal.places) == exact.rational(written)
+    rounded = None if exactly is None else round(exactly, decimal.places)
+    return bool(rounded) and rounded == exact.rational(written)
 
 
 def _equal_groups(a: Group, b: Group) -> bool | None:

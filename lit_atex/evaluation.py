@@ -155,7 +155,7 @@ class _Set(nn.Module):
         counts |= {f"mg-pass@{k}": GPassAtK(k) for k in ks if k > 1}
         votes: dict[str, MeanOverProblems] = {f"maj@{k}": MajorityAtK(k) for k in ks}
         plain = ["length", "cut", *(v.value for v in Verdict if v is not Verdict.CORRECT), *own]
-        self.of_counts, self.of_votes, self.plain = list(counts), list(votes), plain
+        self.of_counts, self.of_votes, self.plain, self.own = list(counts), list(votes), plain, set(own)
         self.names = [*counts, *votes, "distinct", *plain]
         # a list, as the names of a ModuleDict must not contain dots
         values = (*counts.values(), *votes.values(), DistinctAnswers(), *(MeanOverProblems() for _ in plain))
@@ -180,7 +180,8 @@ class _Set(nn.Module):
             metrics[name].update(answers, [row["correct"] for row in seen])
         metrics["distinct"].update(answers)
         for name in self.plain:
-            metrics[name].update(torch.tensor([row[name] for row in seen], dtype=torch.float64).mean(1))
+            values = [row[_row_key(name, name in self.own)] for row in seen]
+            metrics[name].update(torch.tensor(values, dtype=torch.float64).mean(1))
 
     def clear(self) -> None:
         """Forget what was counted."""
@@ -210,10 +211,11 @@ class _Set(nn.Module):
         if kind == "avg" or name == "pass@1":  # the same number
             return fixed_problems_interval(solved, np.full_like(solved, n))
         if name in self.plain:
-            drawn = np.array([row[name] for row in rows], dtype=float).reshape(-1, n)
+            own = name in self.own
+            drawn = np.array([row[_row_key(name, own)] for row in rows], dtype=float).reshape(-1, n)
             if self._is_share(name, rows):
                 return fixed_problems_interval(drawn.sum(1), np.full(len(drawn), n))
-            return noise.noise_interval(values, noise.sample_variances(drawn))
+            return noise.noise_interval(values, noise.sample_variances(drawn), least=-np.inf if own else 0.0)
         answers, correct = [row["answers"] for row in rows], [row["correct"] for row in rows]
         if kind == "distinct":
             return noise.noise_interval(values, noise.distinct_variances(answers))
@@ -233,9 +235,9 @@ class _Set(nn.Module):
 
     def _is_share(self, name: str, rows: list[dict[str, Any]]) -> bool:
         """Whether a metric lies in [0, 1]: of the user's own, those of which every value is a bool."""
-        if name in metric_names(self.samples):
+        if name not in self.own:
             return is_share(name)
-        return all(isinstance(value, bool) for row in rows for value in row[name])
+        return all(isinstance(value, bool) for row in rows for value in row[_row_key(name, True)])
 
     def _over_ranks(self) -> list[dict[str, Any]]:
         """The rows in the order rank, update, problem: that of the metrics' values."""
@@ -254,8 +256,13 @@ def _compact(row: dict[str, Any]) -> dict[str, Any]:
         **by_verdict,
         **{"id": row["id"], "answers": row["answers"], "length": row["lengths"]},
         "cut": [not ended for ended in row["ended"]],
-        **row.get("own", {}),
+        **{_row_key(name, True): values for name, values in row.get("own", {}).items()},
     }
+
+
+def _row_key(name: str, own: bool) -> str:
+    """Where a metric's values are in a compact row; the user's own apart from ours."""
+    return f"own/{name}" if own else name
 
 
 class Evaluation(nn.Module):

@@ -38,7 +38,7 @@ RESAMPLES = 200
 
 
 def noise_interval(
-    values: ArrayLike, variances: ArrayLike, level: float = 0.95, trials: int | None = None
+    values: ArrayLike, variances: ArrayLike, level: float = 0.95, trials: int | None = None, least: float = 0.0
 ) -> tuple[float, float]:
     """Interval of the mean of `values`, each with its own variance.
 
@@ -46,13 +46,14 @@ def noise_interval(
     the normal one covers pass@k in 86 to 91 % of trials, this in 95 to 97 %.
 
     Args:
-        values: `[problems]` the metric per problem, >= 0.
+        values: `[problems]` the metric per problem.
         variances: `[problems]` its sampling variance; nan where it cannot be known.
         level: Coverage aimed at, in (0, 1).
         trials: Of a metric in [0, 1]: trials that all agree if the variances are 0, >= 1. None: it has no upper bound.
+        least: The least that the metric can be.
 
     Returns:
-        `(low, high)`, cut at 0 and the upper bound; nan without problems, with an unknown variance, or without noise
+        `(low, high)`, cut at the bounds; nan without problems, with an unknown variance, or without noise
         in a metric that has no upper bound.
     """
     v, s = np.asarray(values, dtype=np.float64), np.asarray(variances, dtype=np.float64)
@@ -60,10 +61,9 @@ def noise_interval(
         return float("nan"), float("nan")
     if trials is not None and not s.any():
         return share_interval(float(v.mean()), 0.0, trials, level)
-    reach = NormalDist().inv_cdf((1 + level) / 2) * float(np.sqrt(s.sum())) / v.size
-    mean = float(v.mean())
+    mean, reach = float(v.mean()), NormalDist().inv_cdf((1 + level) / 2) * float(np.sqrt(s.sum())) / v.size
     if trials is None or not 0 < mean < 1:
-        return max(0.0, mean - reach), min(float("inf") if trials is None else 1.0, mean + reach)
+        return max(least, mean - reach), min(float("inf") if trials is None else 1.0, mean + reach)
     low, high = share_interval(mean, float(s.sum()) / v.size**2, trials, level)
     return max(0.0, min(low, mean - reach)), min(1.0, max(high, mean + reach))
 

@@ -30,7 +30,7 @@ def by_path(path: str, key: str) -> Any:
     module, _, name = path.rpartition(".")
     try:
         found = getattr(import_module(module), name) if module else None
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError, NameError) as error:
         raise ValueError(f"{key}: {path} could not be imported: {error}.") from error
     return found if callable(found) else None
 
@@ -40,7 +40,7 @@ class OwnMetrics:
 
     Args:
         given: By name: a function, or its dotted path.
-        taken: Names that are metrics already.
+        taken: Names that are metrics already; "mean_length", under which lengths are logged, is too.
 
     Raises:
         ValueError: If a name is taken or no name, or a path leads to no function.
@@ -51,8 +51,9 @@ class OwnMetrics:
         self.paths: dict[str, str] = {}
         for name, function in (given or {}).items():
             key = f"model.eval_metrics.{name}"
-            if name in taken or not _NAME.fullmatch(name):
-                why = "is a metric already" if name in taken else "is no name of letters, digits, _ and -"
+            if name in (*taken, "mean_length") or not _NAME.fullmatch(name):
+                known = _NAME.fullmatch(name) or name in taken
+                why = "is a metric already" if known else "is no name of letters, digits, _ and -"
                 raise ValueError(f"{key}: {name!r} {why}: choose another.")
             found = by_path(function, key) if isinstance(function, str) else function
             if found is None:
@@ -72,12 +73,10 @@ class OwnMetrics:
         where = f"model.eval_metrics.{name} ({self.paths[name]}), problem {problem.id}"
         try:
             value: Any = self._functions[name](completion, problem)
+            value = value.item() if hasattr(value, "item") else value  # a number of NumPy or torch
+            finite = isinstance(value, Real) and math.isfinite(value)
         except Exception as error:
             raise ValueError(f"{where}: {type(error).__name__}: {error}; the completion: {completion!r}") from error
-        if hasattr(value, "item"):  # a number of NumPy or torch
-            value = value.item()
-        if isinstance(value, bool):
-            return value
-        if not isinstance(value, Real) or not math.isfinite(value):
+        if not finite:
             raise ValueError(f"{where}: {value!r} is no finite number; the completion: {completion!r}")
-        return float(value)
+        return value if isinstance(value, bool) else float(value)

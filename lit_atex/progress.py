@@ -70,7 +70,10 @@ class StepProgress(ProgressBar):
     def _steps(self, trainer: pl.Trainer, now: float) -> str:
         if trainer.max_steps <= 0:
             return f"step {trainer.global_step}"
-        seconds = (now - self._began) / max(trainer.global_step - self._first_step, 1)
+        done = trainer.global_step - self._first_step
+        if done < 1:
+            return f"step {trainer.global_step}/{trainer.max_steps}"
+        seconds = (now - self._began) / done
         left = timedelta(seconds=round(seconds * (trainer.max_steps - trainer.global_step)))
         return f"step {trainer.global_step}/{trainer.max_steps}  {left} left"
 

@@ -69,14 +69,14 @@ def claim(run: Path, command: str, given: Any, settings: Callable[[Any], dict[st
         ValueError: If the command would not do what it seems to.
     """
     there = next(path for path in (run, *run.absolute().parents) if path.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
+    if not (there.is_dir() and (os.access(there, os.W_OK) or command != "fit")):
         raise ValueError(f"--run {run}: {there} is no folder that can be written to.")
     checkpoint, trains = find_checkpoint(run, given.ckpt_path), command == "fit"
     if given.resume and trains and checkpoint is None:
         log.warning("--resume: no checkpoint in %s: the run begins at step 0", run / "checkpoints")
     check_format(checkpoint, trains)
     if trains:
-        if given.ckpt_path == "last" and checkpoint is not None:
+        if checkpoint is not None and Path(checkpoint).resolve().is_relative_to(run.resolve()):
             check_settings(run, settings(given))
         prepare(run, checkpoint, given.ckpt_path == "last", given.overwrite, first)
     elif given.ckpt_path and checkpoint is None:
@@ -184,11 +184,15 @@ def open_next_pass(checkpoint: dict[str, Any]) -> None:
         progress["current"] = {name: count - done for name, count in progress["current"].items()}
 
 
-MAY_CHANGE = ("model.student.init_args.name", "model.eval_", "model.chunk_tokens", "model.part_tokens")
+MAY_CHANGE = (
+    *("model.student.init_args.name", "model.student.init_args.gradient_checkpointing", "model.eval_"),
+    *("model.student.init_args.attn_implementation", "model.chunk_tokens", "model.part_tokens"),
+    *("model.prompts.init_args.eval_thinking", "model.verifier.init_args.timeout"),
+)
 """Beginnings of keys of the model that may change in a run that goes on: no step depends on them."""
 OF_THE_METHOD = (
     *("model.", "exposure.", "competence.", "seed_everything"),
-    *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.precision"),
+    *("trainer.accumulate_grad_batches", "trainer.gradient_clip_", "trainer.precision"),
 )
 """Beginnings of keys that may not: the run would be neither the one nor the other, and its config.yaml false."""
 

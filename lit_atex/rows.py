@@ -9,7 +9,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
+from math import isfinite
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from lit_atex.types import BadRow, Problem
 
@@ -77,7 +80,8 @@ def to_problem(
         if column is not None and column not in row:
             return BadRow("missing column", f"{where}: no {column!r}; it has {sorted(map(str, row))}")
         value = row[column] if column is not None else None
-        if isinstance(value, float) and value != value:  # nan, which tables have for what is not there
+        value = value.item() if isinstance(value, np.generic) else value
+        if isinstance(value, float) and not isfinite(value):  # nan is what tables have for what is not there
             value = None
         kinds = str if role in ("question", "solution") else str | int | float
         # an integer of thousands of digits is no answer, and str() refuses it

@@ -120,6 +120,8 @@ class RunFolder(pl.Callback):
         if self._stage != "fit":
             return
         step = checkpoint["global_step"]
+        if json.loads(self._before.get(self.run / "manifest.json", "{}")).get("optimizer_steps", step) != step:
+            self._before = {}  # later steps are dropped now: it is no longer what it was
         self.results = {name: result for name, result in self.results.items() if not is_later(name, step)}
         if trainer.is_global_zero:
             go_on(self.run, step)

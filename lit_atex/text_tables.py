@@ -135,12 +135,14 @@ def few_problems(sizes: Mapping[str, int]) -> str:
 
 
 def _stability_table(n: int, results: list[Result]) -> str:
+    """How stable and how varied the answers are, each with its interval over problems."""
     names = [*(f"g-pass@{n}_{tau}" for tau in TAUS), f"mg-pass@{n}"]
     table = Table()
     for heading in ("stability", *(f"G-Pass@{n}, {tau:.0%}" for tau in TAUS), f"mG-Pass@{n}", "distinct answers"):
-        table.add_column(heading, justify="left" if heading == "stability" else "right")
+        table.add_column(heading, justify="left" if heading == "stability" else "right", no_wrap=True)
     for r in results:
-        table.add_row(r.name, *(f"{r.metrics[k].value:.3f}" for k in names), f"{r.metrics['distinct'].value:.1f}")
+        shown = [f"{r.metrics[k].value:.3f} {interval_text(r.metrics[k].over)}" for k in names]
+        table.add_row(r.name, *shown, f"{r.metrics['distinct'].value:.1f} {interval_text(r.metrics['distinct'].over)}")
     return _render(table)
 
 

@@ -18,8 +18,10 @@ _NAMES = {name: names[0] for names in map(str.split, re.split(r"[;\n]", _SPELLIN
 _LONE = frozenset("mgshLNJWV")  # single letters that stand for a unit rather than a variable
 _NOT_UNITS = re.compile(
     r"(?:not|or|and|is|are|to|from|than|about|sqrt|times|plus|minus|over|divided|half|halfs|halves|third|thirds|fourth"
-    r"|quarter|base|mod|modulo|choose|factorial|remainder|negative|hundreds?|thousands?|millions?|billions?|trillions?"
+    r"|quarter|base|mod|modulo|choose|factorial|remainder|negative|hundreds?|thousands?|[a-z]+illions?"
     r"|dozens?|tens|score|lakhs?|crores?|grand|infinity|where|with|when|if|for|except|maybe|[a-z]+ths?|squared|cubed"
+    r"|permille|mille|basis|percentage|nano|micro|milli|centi|deci|deca|hecto|mega|giga|tera|pico|double|triple"
+    r"|quadruple|gross|more|less|fewer|undefined|false|true|impossible|below|above|under|none|never"
     r"|root|zero|binary|octal|decimal|hexadecimal)",
     re.IGNORECASE,
 )
@@ -64,7 +66,8 @@ def key(text: str, spaced: bool = True) -> str | None:
             if below:
                 powers[below] = powers.get(below, 0) - sign * next_power
             sign, next_power, last = 1, 1, above
-    powers.pop("unit", None)
+    if powers.get("unit") == 1:
+        del powers["unit"]
     return " ".join(f"{unit}^{power}" if power != 1 else unit for unit, power in sorted(powers.items()))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 from lit_atex.answer_text import BOX, MARKS, after_answer_is, after_hashes, clean, unwrap
-from lit_atex.equivalence import canonical, decide
+from lit_atex.equivalence import are_written_apart, canonical, decide, in_radians
 from lit_atex.types import Verdict
 from lit_atex.verify_worker import Worker
 
@@ -122,7 +122,10 @@ class Verifier:
             warnings.warn(f"{answer[:80]!r} against {reference[:80]!r}: {error!r}", RuntimeWarning, stacklevel=3)
             verdict = None
         if verdict is None:
-            reply = self._worker.compare(*(unwrap(clean(text)).translate(MARKS) for text in (reference, answer)))
+            both = [unwrap(clean(text)) for text in (reference, answer)]
+            if are_written_apart(*both):
+                return Verdict.WRONG
+            reply = self._worker.compare(*(in_radians(text).translate(MARKS) for text in both))
             verdict = Verdict.TIMEOUT if reply is None else Verdict(reply)
         return verdict
 

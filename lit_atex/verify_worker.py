@@ -12,6 +12,7 @@ import logging
 import math
 import multiprocessing
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -133,7 +134,23 @@ def _compare(reference: str, answer: str) -> str:
     if not given:
         return "unparsed" if expected else "wrong"
     same = verify(expected, given, allow_set_relation_comp=True, timeout_seconds=None)
+    same = same and _is_rounded(answer, expected) and _is_rounded(reference, given)
     return "correct" if same else "wrong"
+
+
+def _is_rounded(text: str, other: list) -> bool:
+    """Whether a decimal is the other side, rounded to as many places; True of anything but a decimal and a number.
+
+    Equal to six places, as math-verify takes it, is no equality of small numbers.
+    """
+    from sympy import Rational
+
+    number = re.fullmatch(r"-?\d*\.(\d+)", text.strip())
+    if number is None or not other or not getattr(other[0], "is_number", False) or other[0].is_real is False:
+        return True
+    exactly = Rational(number[0])
+    off = abs(other[0] - exactly).evalf(len(number[1]) + 15)
+    return bool(off <= Rational(1, 2 * 10 ** len(number[1]))) and (exactly != 0 or bool(other[0] == 0))
 
 
 def _bound(kind: int, limit: int) -> None:

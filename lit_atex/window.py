@@ -88,7 +88,7 @@ class BadSteps:
 
     Attributes:
         total: How many, in the whole run.
-        in_a_row: How many since the last that was not.
+        in_a_row: Of those that were not finite: how many since the last step that was not skipped.
     """
 
     MOST = 3
@@ -107,18 +107,21 @@ class BadSteps:
 
         Raises:
             FloatingPointError: If there are too many in a row.
-            ValueError: The same, if the last of them was empty.
+            ValueError: If no step of the run had a problem to train on.
         """
         self.total += 1
-        self.in_a_row += 1
-        why = "there is nothing to train on" if empty else "loss or gradient is not finite"
-        log.warning("step %d skipped: %s; problems: %s", step, why, problem_ids)
-        if self.in_a_row >= self.MOST and empty:
+        if empty:
+            log.warning("step %d skipped: there is nothing to train on", step)
+        if empty and self.total == step + 1 >= self.MOST:
             raise ValueError(
-                f"no problem of {self.MOST} optimizer steps in a row could be trained on: prompts are longer than "
+                f"no problem of the first {self.MOST} optimizer steps could be trained on: prompts are longer than "
                 "model.prompts.init_args.max_prompt_tokens, or than the model's context leaves room for "
                 "(model.sampling.max_new_tokens)."
             )
+        if empty:
+            return
+        self.in_a_row += 1
+        log.warning("step %d skipped: loss or gradient is not finite; problems: %s", step, problem_ids)
         if self.in_a_row >= self.MOST:
             raise FloatingPointError(
                 f"loss or gradient was not finite in {self.MOST} optimizer steps in a row (last problems: "

@@ -179,14 +179,27 @@ def test_tables_show_stability_and_variety():
     text = results_table("test", [result])
     second = text[text.rindex("┏") :]
     lines = second.splitlines()
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 160
     cells = [cell.strip() for cell in lines[-3].strip("│").split("│")]
     names = ["g-pass@5_0.5", "g-pass@5_0.75", "g-pass@5_1.0", "mg-pass@5"]
-    distinct = result.metrics["distinct"].value
-    assert cells == ["set", *(f"{result.metrics[name].value:.3f}" for name in names), f"{distinct:.1f}"]
+    found = [result.metrics[name] for name in (*names, "distinct")]
+    values = [*(f"{e.value:.3f}" for e in found[:-1]), f"{found[-1].value:.1f}"]
+    assert cells == ["set", *(f"{value} {interval_text(e.over)}" for value, e in zip(values, found))]
     assert "G-Pass@5, 75%" in second
     one = [{**r, **{k: r[k][:1] for k in ("verdicts", "lengths", "ended", "answers")}} for r in ROWS]
     assert "G-Pass" not in results_table("test", [evaluated(one, 1)])
+
+
+def test_every_average_has_its_intervals():
+    """In the terminal and in the report; a number without one is not to be believed."""
+    result = evaluated(ROWS)
+    average, best = result.average, result.metrics["pass@5"]
+    first = results_table("test", [result]).splitlines()[4]
+    for interval in (average.over, average.fixed, best.over, result.metrics["maj@5"].over):
+        assert interval_text(interval) in first
+    head = evaluation_text("test", [result], {}, {}, "", None).split("\n\n")[1].splitlines()[2]
+    assert f"| {average.value:.3f} | {interval_text(average.over)} | {interval_text(average.fixed)} |" in head
+    assert "[" in interval_text(average.over)
 
 
 def test_too_few_problems_for_an_interval_are_named():

@@ -17,6 +17,7 @@ from lit_atex.fused import BLOCK, CHUNK, Head, fused_divergence
 TOKENS, VOCAB, HIDDEN = 7, 13, 5
 ALL = [
     ForwardKL(),
+    ForwardKL(temperature=0.7),
     ForwardKL(temperature=0.7, clip=Clip(0.02)),
     ForwardKL(temperature=2.0, top_k=TopK(3, tail="renormalise")),
     ReverseKL(temperature=0.7, top_k=TopK(4, "student")),

@@ -451,7 +451,7 @@ def test_an_optimizer_that_evaluates_a_step_several_times_is_refused(name):
 
 
 def test_a_run_without_anything_to_train_on_ends_with_an_error(name):
-    with pytest.raises(ValueError, match=r"no problem of 3 optimizer steps in a row could .*max_prompt_tokens"):
+    with pytest.raises(ValueError, match=r"no problem of the first 3 optimizer steps steps could .*max_prompt_tokens"):
         fit(distillation(name, max_prompt_tokens=1), 5)
 
 
@@ -595,6 +595,8 @@ def test_prompts_keep_to_the_models_context(name, caplog):
     assert len(seen.ids) <= module.train_room < len(module.tokenizer(long.solution)["input_ids"])
     assert seen.truncated
     assert seen.hint
+    module.exposure = 1.0
+    assert fit_batches(module, [[long, SIX[0]]]).values("teacher/truncated") == [1.0]
     huge = long._replace(id="huge", question="1+1 " * 400)
     rows = {row["id"]: row for row in module.answer([SIX[0], huge, SIX[1]])}
     assert list(rows) == ["a", "huge", "b"]

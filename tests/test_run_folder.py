@@ -24,6 +24,7 @@ from lit_atex.outcomes import clear
 from lit_atex.resume import FORMAT, hold, prepare, release
 from lit_atex.stats import paired_interval
 from lit_atex.text_tables import before_after_table, interval_text, read_results
+from lit_atex.versions import git
 
 ROOT = Path(__file__).parents[1]
 STACK = ["--config", str(ROOT / "configs/base.yaml"), "--config", str(ROOT / "configs/tiny.yaml")]
@@ -90,7 +91,7 @@ def test_the_manifest(straight):
     assert manifest["optimizer_steps"] == 6
     assert manifest["seed"] == 0
     assert {"python", "torch", "lightning", "transformers"} <= manifest["versions"].keys()
-    assert "git_commit" in manifest
+    assert manifest["git_commit"] == git("rev-parse", "HEAD")
     assert "error" not in manifest
     assert [command["command"][:2] for command in manifest["commands"]] == [["lit-atex", "fit"]]
     assert "--trainer.max_steps" in manifest["commands"][0]["command"]
