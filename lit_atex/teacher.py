@@ -193,8 +193,8 @@ class Gated(Copied):
     """The student as it was when it had last got better: refreshed once its running success has risen by a margin.
 
     For runs in which a frozen teacher is overtaken by its student, and an average would follow it also when it gets
-    worse. It gained nothing in 120 steps of the embedded reasoner (results/teacher). The first 1 / (1 - decay) steps only measure where it starts: a mean over one step is mostly
-    noise.
+    worse. It gained nothing in 120 steps of the embedded reasoner (results/teacher). The first 1 / (1 - decay) steps
+    only measure where it starts: a mean over one step is mostly noise.
     """
 
     def __init__(self, margin: float = 0.05, decay: float = 0.9) -> None:

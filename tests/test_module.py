@@ -451,8 +451,14 @@ def test_an_optimizer_that_evaluates_a_step_several_times_is_refused(name):
 
 
 def test_a_run_without_anything_to_train_on_ends_with_an_error(name):
-    with pytest.raises(ValueError, match=r"no problem of the first 3 optimizer steps steps could .*max_prompt_tokens"):
+    with pytest.raises(ValueError, match=r"no problem of the first 3 optimizer steps could .*max_prompt_tokens"):
         fit(distillation(name, max_prompt_tokens=1), 5)
+
+
+def test_long_prompts_in_a_row_end_no_run_that_has_trained(name):
+    module = distillation(name)
+    assert len(fit_batches(module, [SIX, [], [], [], [], SIX], 6).values("loss/divergence")) == 2
+    assert (module.skipped.total, module.skipped.in_a_row) == (4, 0)
 
 
 def test_a_teacher_does_not_move_in_a_step_without_rollouts(name):

@@ -25,6 +25,8 @@ def mentions(completion, problem): return problem.answer in completion
 def tensor(completion, problem): return torch.tensor(len(completion))
 def text(completion, problem): return completion
 def endless(completion, problem): return math.inf
+def two(completion, problem): return torch.zeros(2)
+def huge(completion, problem): return 10**400
 def fails(completion, problem): return 1 / completion.count("=")
 NUMBER = 3
 """
@@ -55,6 +57,7 @@ def test_what_a_function_says_of_each_completion():
     [
         ("length", "my_metrics.equations", "'length' is a metric already"),
         ("pass@2", "my_metrics.equations", "is a metric already"),
+        ("mean_length", "my_metrics.equations", "is a metric already"),
         ("a/b", "my_metrics.equations", "is no name of letters"),
         ("mine", "my_metrics.nothing", "could not be imported"),
         ("mine", "nowhere.equations", "could not be imported"),
@@ -69,7 +72,13 @@ def test_what_is_no_metric(name, path, told):
 
 @pytest.mark.parametrize(
     ("path", "told"),
-    [("text", "'abc' is no finite number"), ("endless", "inf is no finite"), ("fails", "ZeroDivisionError")],
+    [
+        ("text", "'abc' is no finite number"),
+        ("endless", "inf is no finite"),
+        ("fails", "ZeroDivisionError"),
+        ("two", "RuntimeError"),
+        ("huge", "OverflowError"),
+    ],
 )
 def test_a_function_that_fails_is_named_with_problem_and_completion(path, told):
     head = rf"model\.eval_metrics\.mine \(my_metrics\.{path}\), problem p: "
@@ -107,6 +116,35 @@ def test_means_and_intervals_are_those_of_numpy():
     assert result.scalars()["count"] == found.value
     assert Result.from_json(json.loads(json.dumps(result.to_json()))).metrics["share"] == result.metrics["share"]
     assert "count" in results_table("title", [result])
+
+
+def test_no_name_takes_the_place_of_ours():
+    """What a row has for itself: as names of metrics they are the user's, and change nothing."""
+    names = ("correct", "answers", "id", "own", "samples")
+    given = [row | {"own": {name: [-3.0, -1.0, 0.0, 2.0] for name in names}} for row in rows(0)]
+    given[0]["verdicts"] = ["correct", "wrong", "wrong", "wrong"]
+    results = []
+    for own in ([], names):
+        evaluation = Evaluation()
+        evaluation.begin(["set"], 4, own)
+        evaluation.add(0, given)
+        evaluation.close()
+        results.append(evaluation.results[0])
+    plain, mine = results
+    assert repr({name: mine.metrics[name] for name in plain.metrics}) == repr(plain.metrics)  # nan is not nan
+    assert mine.per_problem == plain.per_problem
+    for name in names:
+        low, high = mine.metrics[name].fixed
+        assert low < mine.metrics[name].value == -0.5 < high  # below 0 too
+
+
+def test_a_difference_of_numbers_has_no_bounds():
+    longer = [row | {"own": {"count": [x + 5 for x in row["own"]["count"]]}} for row in rows(0)]
+    same = {d.metric: d for d in differences_of("set", list(zip(rows(0), longer)))}["count"]
+    assert same.difference == 5.0
+    assert all(np.isnan(end) for end in (*same.interval, *same.fixed))
+    later = [*longer[:-1], {key: value for key, value in longer[-1].items() if key != "own"}]
+    assert [d.metric for d in differences_of("set", list(zip(rows(0), later)))] == ["avg@4", "pass@4", "maj@4"]
 
 
 def test_differences_are_paired():

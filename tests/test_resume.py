@@ -162,17 +162,25 @@ def test_none_is_written_by_a_validation_in_the_midst_either(tmp_path, name):
     assert all(batches % 2 == 0 for batches in watch.batches), watch.batches
 
 
-def test_a_run_that_is_stopped_in_the_midst_of_a_window_ends_with_it(tmp_path, name):
-    """As by Lightning's Timer (trainer.max_time)."""
+@pytest.mark.parametrize("by_validation", [False, True])
+def test_a_run_that_is_stopped_in_the_midst_of_a_window_ends_with_it(tmp_path, name, by_validation):
+    """As by Lightning's Timer (trainer.max_time), or its EarlyStopping."""
 
     class Stop(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            trainer.should_stop |= batch_idx == 2
+            trainer.should_stop |= batch_idx == 2 and not by_validation
+
+        def on_validation_end(self, trainer, pl_module):
+            trainer.should_stop |= by_validation
 
     options = {"enable_checkpointing": True, "accumulate_grad_batches": 2}
-    saved = Checkpoint(tmp_path, every_n_train_steps=50, save_last=True)
+    options |= (
+        {"val_check_interval": 3, "check_val_every_n_epoch": None, "limit_val_batches": 1} if by_validation else {}
+    )
+    saved = Checkpoint(tmp_path, monitor=None, every_n_train_steps=50, save_last=True)
     one = trainer(9, callbacks=[Stop(), watch := Watch(), saved], **options)
-    one.fit(make(name, Frozen, None), problems_of(1, SIX))
+    validation = {"v": Listed([SIX[0]._replace(id="v", question="9+9")])}
+    one.fit(make(name, Frozen, None), problems_of(1, SIX, validation=validation))
     assert one.global_step == 2
     assert watch.batches == [4]
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)

@@ -362,6 +362,7 @@ class Stops(pl.Callback):
         (["--model.samples", "2"], r"model\.samples was 1, is 2"),
         (["--model.teacher", "Live"], r"model\.teacher\.class_path was .*Frozen, is .*Live"),
         (["--seed_everything", "9"], r"seed_everything was 0, is 9"),
+        (["--trainer.gradient_clip_algorithm", "value"], r"gradient_clip_algorithm was None, is value"),
         (["--model.student.init_args.name", "no"], r"model\.student\.init_args\.name='no'"),
     ],
 )
@@ -373,6 +374,19 @@ def test_a_run_does_not_go_on_as_another_and_a_refusal_changes_nothing(short, tm
         told, refused("fit", *STACK, *OFTEN, "--run", str(run), "--resume", "--trainer.max_steps", "6", *words)
     )
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path in before} == before
+
+
+def test_an_earlier_checkpoint_of_the_run_is_held_to_its_method_too(short, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(short, run)
+    earlier = next(path for path in (run / "checkpoints").glob("*.ckpt") if path.name != "best.ckpt")
+    words = ["fit", *STACK, *OFTEN, "--run", str(run), "--trainer.max_steps", "6", "--model.samples", "2"]
+    assert "model.samples was 1, is 2" in refused(*words, "--ckpt_path", str(earlier))
+
+
+def test_processes_that_are_forked_are_refused(tmp_path):
+    words = ["--run", str(tmp_path), "--trainer.devices", "2", "--trainer.strategy", "ddp_spawn"]
+    assert "lose the run's state: take ddp" in refused("fit", *STACK, *words)
 
 
 def test_a_run_that_goes_on_does_not_say_that_it_has_ended(short, tmp_path):

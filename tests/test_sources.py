@@ -10,6 +10,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -371,3 +372,12 @@ def test_making_a_source_imports_nothing_heavy():
     code = "import sys; from lit_atex.sources import Hub, ReasoningGym; Hub('a/b'); ReasoningGym('gsm_symbolic', 2);"
     code += "assert not {'datasets', 'reasoning_gym', 'math_verify'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_numbers_of_numpy_are_numbers():
+    """As a table of one's own has them; an infinite answer is none."""
+    found = [
+        to_problem({"problem": "q", "solution": r"s \boxed{3}", "a": value}, Columns(answer="a"), "src", 0)
+        for value in (np.int64(5), np.float64(0.5), np.float64("inf"))
+    ]
+    assert [getattr(row, "answer", None) for row in found] == ["5", "0.5", None]
