@@ -14,10 +14,8 @@ sizes, and that of the last doubling.
 import argparse
 import json
 import math
-import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,14 +32,10 @@ GROWN = {
 QUESTION = 32
 
 
-def resident() -> float:
-    """MiB of this process now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-
-
 def measure(size: dict[str, int], threads: int) -> dict[str, float]:
     """Seconds and MiB at one size."""
     import torch
+    from machine import DEVICE, own_clock, peak, used
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     from lit_atex.distil import distil
@@ -56,7 +50,7 @@ def measure(size: dict[str, int], threads: int) -> dict[str, float]:
     config = Qwen3Config(
         **layer, vocab_size=size["vocab"], num_hidden_layers=4, num_key_value_heads=2, tie_word_embeddings=True
     )
-    student, teacher = Qwen3ForCausalLM(config), Frozen()
+    student, teacher = Qwen3ForCausalLM(config).to(DEVICE), Frozen()
     teacher.attach(student)
     numbers = seeded(0, "benchmark")
     prompts = numbers.integers(1, size["vocab"], (size["problems"], QUESTION)).tolist()
@@ -65,19 +59,18 @@ def measure(size: dict[str, int], threads: int) -> dict[str, float]:
 
     def step(tokens: int) -> dict[str, float]:
         generators = row_generators(0, "rollout", [(0, str(i)) for i in range(len(prompts))], samples)
-        began = time.process_time()
+        began = own_clock()
         rollouts = engine.generate(student, prompts, samples, Sampling(max_new_tokens=tokens), [], generators)
-        sampled = time.process_time()
+        sampled = own_clock()
         loss, _ = distil(ForwardKL(), student, teacher, prompts, hinted, rollouts, samples, 512, size["part_tokens"])
         loss.backward()
         student.zero_grad()
-        return {"rollout": sampled - began, "learn": time.process_time() - sampled}
+        return {"rollout": sampled - began, "learn": own_clock() - sampled}
 
     step(2)
-    before = resident()
+    before = used()
     steps = [step(size["completion"]) for _ in range(3)]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
-    return {name: min(s[name] for s in steps) for name in steps[0]} | {"MiB": peak}
+    return {name: min(s[name] for s in steps) for name in steps[0]} | {"MiB": (peak() - before) / 2**20}
 
 
 def slope(xs: list[float], ys: list[float]) -> float:

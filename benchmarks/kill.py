@@ -42,8 +42,10 @@ OPTIONS = {
     "epochs": ["--data.train.init_args.size", "12", "--trainer.max_epochs", "-1"],
     "lora": ["--config", str(ROOT / "configs/model/lora.yaml")],
     "rarely": ["--checkpoint.every_n_train_steps", "2"],
+    "midway": ["--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "3"],
 }
-"""What a case may have: windows of accumulation, held decisions, passes that end, adapters, fewer checkpoints."""
+"""What a case may have: windows of accumulation, held decisions, passes that end, adapters, fewer checkpoints,
+validation in the midst of a window."""
 
 
 class Case(NamedTuple):

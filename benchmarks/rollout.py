@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 import transformers
+from machine import DEVICE, clock
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from lit_atex.models import LanguageModel
@@ -82,12 +83,12 @@ def main() -> None:
     rows, _, _, limit, _ = SHAPES[args.shape]
     problems = rows // args.samples
     model, prompts = build(args.shape, problems)
-    model.eval()
+    model.eval().to(DEVICE)
     end = model.generation_config.eos_token_id
     limit = args.tokens or limit
     width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=DEVICE)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=DEVICE)
     sampling = Sampling(top_k=args.top_k, top_p=args.top_p, max_new_tokens=limit)
 
     def ours(run: int) -> int:
@@ -113,9 +114,9 @@ def main() -> None:
         return found.numel() if end is None else int(((found == end).cumsum(1) - (found == end).long() == 0).sum())
 
     def rates(function: Callable[[int], int], run: int) -> tuple[float, float]:
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall, cpu = clock(), time.process_time()
         tokens = function(run)
-        return tokens / (time.perf_counter() - wall), tokens / (time.process_time() - cpu)
+        return tokens / (clock() - wall), tokens / (time.process_time() - cpu)
 
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],

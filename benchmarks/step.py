@@ -1,7 +1,8 @@
 """Time and peak memory of a training step by phase: rollout, teacher, student (with the divergence), backward, rest.
 
 Runs the real LightningModule through the real Trainer on a configuration of configs/, so it measures what users run.
-Peak memory is the resident set, sampled every 2 ms, per phase; the first step is a warm-up and left out.
+Peak memory is the resident set (on a GPU its tensors), sampled every 2 ms, per phase; the first step is a warm-up and
+left out.
 
     python benchmarks/step.py                                              # embedded reasoner, 64 rollouts
     python benchmarks/step.py --config configs/model/smollm2.yaml --config configs/data/gsm_symbolic.yaml --steps 3
@@ -18,9 +19,9 @@ from statistics import median
 from typing import Any
 
 import lightning.pytorch as pl
-import psutil
 import torch
 import transformers
+from machine import used, wait
 
 from lit_atex.cli import Cli
 from lit_atex.console import quiet
@@ -38,12 +39,12 @@ class Meter(pl.Callback):
         self._stop = threading.Event()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        process = psutil.Process()
+        pl_module.clock.wait = wait
 
         def watch() -> None:
             while not self._stop.is_set():
                 phase = pl_module.clock.phase or "rest"
-                self.peak[phase] = max(self.peak[phase], process.memory_info().rss)
+                self.peak[phase] = max(self.peak[phase], used())
                 time.sleep(0.002)
 
         self._thread = threading.Thread(target=watch, daemon=True)

@@ -18,7 +18,6 @@ checkpointing.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -109,7 +108,9 @@ def prepare(shape: str, folder: Path) -> dict[str, Any]:
 def turn(said: dict[str, Any] | None = None) -> None:
     """Tells the parent what a step took, and waits for its word."""
     if said is not None:
-        said["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        from machine import peak  # it imports torch, which the parent does only once it knows how many threads
+
+        said["peak"] = peak()
         print("\n@" + json.dumps(said), flush=True)
     if sys.stdin.readline() == "":
         os._exit(0)
@@ -119,6 +120,7 @@ def run_trl(job: dict[str, Any]) -> None:
     """TRL's side; runs in its own environment."""
     import torch
     from datasets import Dataset
+    from machine import clock
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
@@ -170,9 +172,9 @@ def run_trl(job: dict[str, Any]) -> None:
         inner = getattr(trainer, name)
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            began = time.perf_counter()
+            began = clock()
             found = inner(*args, **kwargs)
-            spent[phase] += time.perf_counter() - began
+            spent[phase] += clock() - began
             if phase == "rollout":
                 spent["completion tokens"] += sum(map(len, found[1]))
             return found
@@ -187,13 +189,13 @@ def run_trl(job: dict[str, Any]) -> None:
             self.begun()
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            step = time.perf_counter() - self.began
+            step = clock() - self.began
             self.begun(dict(spent, step=step, backward=step - spent["rollout"] - spent["forward"]))
 
         def begun(self, said: dict[str, Any] | None = None) -> None:
             turn(said)
             spent.update(dict.fromkeys(spent, 0.0))
-            self.began = time.perf_counter()
+            self.began = clock()
 
     trainer.add_callback(Gate())
     trainer.train()
@@ -203,6 +205,7 @@ def run_ours(job: dict[str, Any]) -> None:
     """Our side: the command line as users have it, with a callback that waits."""
     import lightning.pytorch as pl
     import torch
+    from machine import clock, wait
 
     from lit_atex.cli import Cli
     from lit_atex.console import quiet
@@ -214,16 +217,17 @@ def run_ours(job: dict[str, Any]) -> None:
         def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
             if not job["ends"]:
                 pl_module.end_ids = []
+            pl_module.clock.wait = wait
             turn()
-            self.began = time.perf_counter()
+            self.began = clock()
 
         def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
             said = {name: float(trainer.callback_metrics[f"time/{name}"]) for name in ("rollout", "teacher", "student")}
-            said |= {"step": time.perf_counter() - self.began, "forward": said["teacher"] + said["student"]}
+            said |= {"step": clock() - self.began, "forward": said["teacher"] + said["student"]}
             said |= {"backward": said["step"] - said["rollout"] - said["forward"]}
             said["completion tokens"] = int(pl_module.seen.rollouts.lengths.sum())
             turn(said)
-            self.began = time.perf_counter()
+            self.began = clock()
 
     class Measured(Cli):
         def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:

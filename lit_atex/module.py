@@ -112,7 +112,7 @@ class SelfDistillation(Solver):
         self.seen: Seen | None = None
         self.step_log, self.window, self.skipped = StepLog(), StepWindow(), BadSteps()
         self.clock, self._loss_is_finite = PhaseClock(), True
-        self.step_seconds = self._step_began = self._backward_began = 0.0
+        self.step_seconds = self._step_began = 0.0
 
     def configure_model(self) -> None:
         """Read the weights once; the teacher takes its own from memory, before a checkpoint is restored."""
@@ -229,12 +229,11 @@ class SelfDistillation(Solver):
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Start the clock of the backward pass."""
-        self.clock.phase, self._backward_began = "backward", time.perf_counter()
+        self.clock.begin("backward")
 
     def on_after_backward(self) -> None:
         """Stop it."""
-        self.clock.phase = ""
-        self.window.totals["seconds/backward"] += time.perf_counter() - self._backward_began  # type: ignore[assignment]
+        self.window.totals["seconds/backward"] += self.clock.end()  # type: ignore[assignment]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the gradient by the step's tokens; drop it if it is not finite, and a step without rollouts.
