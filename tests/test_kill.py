@@ -100,7 +100,7 @@ def test_a_full_disk(runner, folder):
     assert done.returncode == 1
     error = done.stderr.splitlines()[-1]
     assert error.startswith(f"lit-atex: error: the checkpoint {run}/checkpoints/")
-    for words in ("could not be written", f"Earlier checkpoints in {run}/checkpoints are intact", "--resume"):
+    for words in ("could not be written", "Earlier checkpoints are intact", "--resume"):
         assert words in error
     assert {path.name for path in (run / "checkpoints").iterdir()} == set(before)  # nothing is left aside
     for name, checkpoint in before.items():
