@@ -255,6 +255,7 @@ def run_ours(job: dict[str, Any]) -> None:
         "trainer.precision": "bf16-mixed" if torch.cuda.is_available() else "32-true",
         "checkpoint.every_n_train_steps": 1000,
         "sample_log.every_n_steps": 1000,
+        **dict(setting.split("=", 1) for setting in job["ours"]),
     }
     Measured([*words, *(word for key, value in settings.items() for word in (f"--{key}", str(value)))])
 
@@ -335,6 +336,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="of each side; 0: torch's choice")
     checkpointing = "gradient checkpointing: of neither side, of ours, of both"
     parser.add_argument("--checkpointing", choices=["none", "ours", "both"], default="none", help=checkpointing)
+    parser.add_argument("--ours", action="append", default=[], metavar="KEY=VALUE", help="settings of our side")
     parser.add_argument("--worker", choices=["trl", "ours"], help=argparse.SUPPRESS)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -347,7 +349,11 @@ def main() -> None:
     torch.set_num_threads(threads)
     python = trl_python()
     with tempfile.TemporaryDirectory() as name:
-        job = prepare(args.shape, Path(name)) | {"threads": threads, "checkpointing": args.checkpointing}
+        job = prepare(args.shape, Path(name)) | {
+            "threads": threads,
+            "checkpointing": args.checkpointing,
+            "ours": args.ours,
+        }
         sides = {"ours": Side("ours", sys.executable, job), "trl": Side("trl", python, job)}
         pairs, machine = [], []
         for _ in range(args.steps + 1):
@@ -361,7 +367,7 @@ def main() -> None:
     commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     print(
         f"torch {torch.__version__}, {threads} threads, commit {commit}; {args.shape}, {args.steps} pairs of steps, "
-        f"gradient checkpointing: {args.checkpointing}"
+        f"gradient checkpointing: {args.checkpointing}{''.join(f', {setting}' for setting in args.ours)}"
     )
     speed, reading = (median(numbers) for numbers in zip(*machine))
     print(f"the machine: {speed / 1e9:.0f} GFLOP/s, {reading / 1e9:.1f} GB/s")
