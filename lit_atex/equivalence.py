@@ -158,8 +158,9 @@ def are_written_apart(reference: str, answer: str) -> bool:
     letters, others = (sorted(_LETTER.findall(text)) for text in (one, other))
     if letters != others and sorted("".join(letters).casefold()) == sorted("".join(others).casefold()):
         return not (_PROSE.search(one) or _PROSE.search(other))
-    if "=" in reference and "=" in answer:  # of a name on either side
-        return sum(map(reference.count, _PRIMES)) != sum(map(answer.count, _PRIMES))
+    primes = [sum(map(text.count, _PRIMES)) for text in (reference, answer)]
+    if "=" in reference and "=" in answer and primes[0] != primes[1]:  # of a name on either side
+        return True
     turned = [bool(_TURN.search(text)) for text in (reference, answer)]
     return all(turned) and ("°" in reference) != ("°" in answer)
 

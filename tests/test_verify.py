@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from lit_atex.equivalence import are_written_apart
 from lit_atex.types import Verdict
 from lit_atex.verify import Verifier, canonical
 
@@ -494,3 +495,19 @@ def test_fractions_are_exact(a: object, b: object) -> None:
     verifier = Verifier()
     assert verifier.verify([boxed(str(a))] * 2, [str(a), str(b)]) == [C, C if a == b else W]
     assert canonical(str(a)) == str(a)
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "apart"),
+    [
+        (r"y=\sin 30°", r"y=\sin 30", True),  # also behind a name
+        (r"y=\sin 30°", r"y=\cos 60°", False),
+        ("f'(x)=2x", "2x", False),  # a name may be left out
+        ("f(x)=x^2", "f'(x)=x^2", True),
+        (r"n\log n", r"n\log N", True),
+        (r"x\log y", r"y\log x", False),  # other letters, not other cases: the worker's to tell
+    ],
+)
+def test_what_the_parser_does_not_see(reference: str, answer: str, apart: bool) -> None:
+    assert are_written_apart(reference, answer) is apart
+    assert are_written_apart(answer, reference) is apart
