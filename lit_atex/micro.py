@@ -6,6 +6,7 @@ Sum and gradient are those of the whole; memory does not grow with the batch. It
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -66,6 +67,25 @@ def _without_graph(more: Any) -> Any:
     return more
 
 
+def _add_gradients(loss: Tensor, parameters: Sequence[Tensor], sums: list[Tensor | None]) -> None:
+    """Add the gradients of a loss, each as it is made and then let go: two sets of all of them are never alive.
+
+    A hook takes a gradient and leaves a view of one zero in its place for `torch.autograd.grad`, which would keep it.
+    """
+
+    def taken(i: int, gradient: Tensor) -> Tensor:
+        known = sums[i]  # the first is copied: gradients of two parameters may be one tensor
+        sums[i] = gradient.clone() if known is None else known.add_(gradient)
+        return gradient.new_zeros(()).expand_as(gradient)
+
+    hooks = [p.register_hook(partial(taken, i)) for i, p in enumerate(parameters)]
+    try:
+        torch.autograd.grad(loss, parameters, allow_unused=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 class _Sum(torch.autograd.Function):
     """Gradients for a unit cotangent are made in the forward pass; the backward pass only scales them."""
 
@@ -80,10 +100,7 @@ class _Sum(torch.autograd.Function):
             total = loss.detach() if total is None else total + loss.detach()
             if not loss.requires_grad:
                 continue
-            for i, gradient in enumerate(torch.autograd.grad(loss, parameters, allow_unused=True)):
-                if gradient is not None:  # never in its place: gradients of two parameters may be one tensor
-                    known = sums[i]
-                    sums[i] = gradient.clone() if known is None else known.add_(gradient)
+            _add_gradients(loss, parameters, sums)
         assert total is not None
         ctx.sums = sums
         return total

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from conftest import two_layer_model
@@ -79,3 +81,34 @@ def test_without_gradients_the_parts_are_only_summed():
     total, _ = sum_of_parts([lambda: (fixed, None), lambda: (weight.sum(), None)], [weight])
     total.backward()
     assert weight.grad.tolist() == [1.0] * 3
+
+
+def test_gradients_of_a_part_are_let_go_one_by_one():
+    weights = [torch.ones(4, requires_grad=True) for _ in range(6)]
+    made, most = [], 0
+
+    class Made(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 3
+
+        @staticmethod
+        def backward(ctx, g):
+            nonlocal most
+            gradient = g * 3
+            made.append(weakref.ref(gradient))
+            most = max(most, sum(ref() is not None for ref in made))
+            return gradient
+
+    def part():
+        total = weights[0].new_zeros(())
+        for weight in weights:  # one after the other: a gradient is made after the one before has been added
+            total = Made.apply(weight).sum() + total * 2
+        return total, None
+
+    total, _ = sum_of_parts([part] * 3, weights)
+    assert len(made) == 18
+    assert most == 1
+    total.backward()
+    assert [w.grad[0].item() for w in weights] == [9.0 * 2**n for n in (5, 4, 3, 2, 1, 0)]
+    assert not any(w._backward_hooks for w in weights)
