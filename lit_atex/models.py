@@ -224,6 +224,20 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator,return-value]
 
 
+def context_of(model: nn.Module) -> tuple[int | None, str]:
+    """Most tokens that a row may have, None if the model has no limit; and what sets it.
+
+    LongRoPE turns all rows of a batch otherwise as soon as one passes the length of the first training, and leaves keys
+    in the cache as they were turned before: there a row would depend on its neighbours, and its scores on the cache.
+    """
+    text: Any = unwrap(model).config.get_text_config(decoder=True)
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        name = "original_max_position_embeddings"
+        return rope[name], f"{name}; beyond it LongRoPE changes for the whole batch"
+    return getattr(text, "max_position_embeddings", None), "max_position_embeddings"
+
+
 def cache_argument(model: nn.Module) -> str:
     """What the forward pass calls its cache: "past_key_values", or "cache", as in transformers since 5.24."""
     from transformers.modeling_outputs import CausalLMOutputWithPast

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lit_atex.decode import Decoder, compaction, decoder_for
+from lit_atex.models import context_of
 from lit_atex.sampling import Sampling, draw
 from lit_atex.types import Rollouts, widest
 
@@ -180,11 +180,10 @@ def check_request(
             f"generators: {len(generators)} were given for {len(prompts)} prompts x {samples} samples; "
             "pass one per rollout, grouped by prompt"
         )
-    config: Any = model.config
-    context = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    context, name = context_of(model)
     longest = max(map(len, prompts))
     if context is not None and longest + sampling.max_new_tokens > context:
         raise ValueError(
             f"a prompt of {longest} tokens and sampling.max_new_tokens={sampling.max_new_tokens} exceed the model's "
-            f"max_position_embeddings={context}: lower sampling.max_new_tokens or shorten the prompt"
+            f"context of {context} tokens ({name}): lower sampling.max_new_tokens or shorten the prompt"
         )

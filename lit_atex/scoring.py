@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lit_atex.decode import pad_left
 from lit_atex.fused import Head
-from lit_atex.models import cache_argument, cache_of, unwrap
+from lit_atex.models import cache_argument, cache_of, context_of, unwrap
 from lit_atex.types import Rollouts
 
 GROUP_TOKENS = 1024  # a forward pass of fewer tokens is mostly overhead
@@ -93,12 +93,12 @@ def completion_hidden(model: nn.Module, prompts: list[list[int]], rollouts: Roll
         ValueError: If a prompt and its completion do not fit into the model's context.
     """
     base = unwrap(model)
-    context = getattr(base.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    context, name = context_of(model)
     longest = max(len(p) + n for p, n in zip(prompts, rollouts.lengths.tolist()))
     if context is not None and longest > context:
         raise ValueError(
-            f"a prompt and its completion have {longest} tokens, but the model's max_position_embeddings is {context}: "
-            "lower model.prompts.init_args.max_teacher_tokens, or model.sampling.max_new_tokens."
+            f"a prompt and its completion have {longest} tokens, but the model's context is {context} ({name}): lower "
+            "model.prompts.init_args.max_teacher_tokens, or model.sampling.max_new_tokens."
         )
     lengths = rollouts.lengths.tolist()
     saved = sum(len(p) for p, q in zip(prompts[1:], prompts) if p == q)

@@ -15,7 +15,7 @@ import torch
 
 from lit_atex.checks import check_head, check_rows
 from lit_atex.evaluation import Evaluation, metric_names
-from lit_atex.models import LanguageModel, end_ids, unwrap
+from lit_atex.models import LanguageModel, context_of, end_ids
 from lit_atex.own import OwnMetrics
 from lit_atex.prompts import PromptStyle
 from lit_atex.rollout import RolloutEngine, Sampling, TransformersEngine
@@ -80,11 +80,11 @@ class Solver(pl.LightningModule):
         Raises:
             ValueError: If completions alone fill the context; names `key`.
         """
-        context = getattr(unwrap(self.student).config.get_text_config(decoder=True), "max_position_embeddings", None)
+        context, name = context_of(self.student)
         if context is not None and sampling.max_new_tokens >= context:
             raise ValueError(
                 f"{key}.max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt in the model's context of "
-                f"{context} tokens (max_position_embeddings): lower it."
+                f"{context} tokens ({name}): lower it."
             )
         return sys.maxsize if context is None else context - sampling.max_new_tokens
 

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from lit_atex.models import unwrap
+from lit_atex.models import context_of, unwrap
 from lit_atex.rollout import RolloutEngine, check_request
 from lit_atex.sampling import Sampling
 from lit_atex.types import Rollouts
@@ -102,7 +102,9 @@ class VllmEngine(RolloutEngine):
         """VLLM's outputs, one per rollout."""
         if self._llm is None:
             check_adapters(model)
-            self._llm = start(unwrap(model), self.options)
+            # Beyond the context it would turn every row of a LongRoPE model as the training never does.
+            most = min(filter(None, (self.options["max_model_len"], context_of(model)[0])), default=None)
+            self._llm = start(unwrap(model), self.options | {"max_model_len": most})
         # Each time: a fused optimizer changes weights without a trace in their version, and copying them is quick.
         copy = self._llm.llm_engine.model_executor.driver_worker.model_runner.model
         loaded = copy.load_weights(weights(model))

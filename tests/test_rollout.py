@@ -13,6 +13,8 @@ from transformers import (
     Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -25,6 +27,7 @@ from transformers.generation.logits_process import (
 )
 
 from lit_atex.rollout import Sampling, TransformersEngine, draw
+from lit_atex.scoring import completion_hidden
 from lit_atex.types import Rollouts, seeded
 
 VOCAB, END = 50, 7
@@ -462,8 +465,25 @@ def test_sampling_names_the_key_and_the_mend(key, value):
         Sampling(**{key: value})
 
 
+def test_longrope_stays_where_a_row_does_not_depend_on_its_neighbours():
+    factors = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [3.0, 5.0, 7.0, 9.0]}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, **factors}
+    torch.manual_seed(0)
+    model = Phi3ForCausalLM(Phi3Config(**SHAPE, original_max_position_embeddings=16, rope_parameters=rope)).eval()
+    fits = generate(model, [[3] * 4, [4] * 2], max_new_tokens=12, temperature=0.0)
+    assert len(completion_hidden(model, [[3] * 4, [4] * 2], fits)) == fits.lengths.sum()
+    with pytest.raises(
+        ValueError, match=r"13 exceed .* 16 tokens \(original_max_position_embeddings; .*LongRoPE.*lower"
+    ):
+        generate(model, [[3] * 4, [4] * 2], max_new_tokens=13)
+    with pytest.raises(ValueError, match=r"context is 16 \(original_max_position_embeddings.*: lower model\.prompts"):
+        completion_hidden(model, [[3] * 4, [4] * 5], fits)
+
+
 def test_requests_that_do_not_fit_are_refused(model):
-    with pytest.raises(ValueError, match=r"sampling\.max_new_tokens=60 .* max_position_embeddings=64.*: lower"):
+    with pytest.raises(
+        ValueError, match=r"sampling\.max_new_tokens=60 .* 64 tokens \(max_position_embeddings\): lower"
+    ):
         generate(model, max_new_tokens=60)
     assert generate(model, max_new_tokens=57, temperature=0.0).ids.shape[1] <= 57  # 7 + 57 = 64 fits
     with pytest.raises(ValueError, match="at least one token"):

@@ -196,6 +196,8 @@ def test_the_copy_has_the_type_and_the_share_of_memory_that_were_asked_for():
     (llm,) = LLM.made
     assert llm.model.dtype == torch.bfloat16
     assert llm.options == {"gpu_memory_utilization": 0.5, "max_model_len": 40, "enforce_eager": False}
+    greedy(VllmEngine(), qwen3())
+    assert LLM.made[1].options["max_model_len"] == 64  # the model's own
 
 
 def test_without_vllm_the_way_to_it_is_named(monkeypatch):
