@@ -159,13 +159,26 @@ class LanguageModel:
         return model, AutoTokenizer.from_pretrained(path, **where)
 
     def _read_adapter(self, path: str) -> tuple[Any, PreTrainedTokenizerBase]:
-        """The base model that the adapter's folder names, and the adapter on it, to be trained further."""
+        """The base model that the adapter's folder names, and the adapter on it, to be trained further.
+
+        The tokenizer is that of the adapter's folder, if there is one: the adapter may have learned its chat template.
+        """
         from peft import PeftConfig, PeftModel
+        from transformers import AutoTokenizer
 
         named = PeftConfig.from_pretrained(path)
         given = str(named.base_model_name_or_path)
         gguf_file = self.gguf_file or _gguf_alone(Path(given))
         base, tokenizer = self._read(given, named.revision, gguf_file)
+        if (Path(path) / "tokenizer_config.json").is_file():
+            own = AutoTokenizer.from_pretrained(path, trust_remote_code=self.trust_remote_code)
+            rows = base.get_input_embeddings().num_embeddings  # of Gemma 3 one less than its own tokenizer has tokens
+            if len(own) > max(rows, len(tokenizer)):
+                raise ValueError(
+                    f"the adapter's tokenizer has {len(own)} tokens, and {given} embeds {rows}: merge the adapter into "
+                    "a model that embeds them all, and name that one."
+                )
+            tokenizer = own
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
             try:

@@ -323,6 +323,20 @@ def test_an_adapters_folder_is_trained_further(tmp_path):
         LanguageModel(str(tmp_path / "adapter"), lora=Lora()).load()
 
 
+def test_an_adapters_folder_brings_its_own_tokenizer(tmp_path):
+    model, tokenizer = LanguageModel(save(tmp_path / "base"), lora=Lora(rank=2)).load()
+    folder = str(tmp_path / "adapter")
+    model.save_pretrained(folder)
+    assert LanguageModel(folder).load()[1].chat_template == tokenizer.chat_template  # the base model's
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(folder)
+    assert LanguageModel(folder).load()[1].chat_template == tokenizer.chat_template
+    tokenizer.add_tokens(["one more"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"tokenizer has 260 tokens, and .*base embeds 259: merge"):
+        LanguageModel(folder).load()
+
+
 @pytest.mark.parametrize("lost", ["adapter/adapter_model.safetensors", "base/model.safetensors"])
 def test_an_adapters_folder_that_lacks_a_weight_is_an_error(tmp_path, lost):
     model, _ = LanguageModel(save(tmp_path / "base"), lora=Lora(rank=2)).load()
