@@ -122,9 +122,8 @@ class ProbeNLL(ProgressMeasure):
         prompts = [module.prompts.evaluation(p, module.tokenizer) for p in probe]
         fits = [len(ids) < module.eval_room for ids in prompts]
         encoded = [module.prompts.solution(p, module.tokenizer) for p in probe]
-        end = module.tokenizer.eos_token_id if module.tokenizer.eos_token_id is not None else module.end_ids[0]
         limit = module.eval_sampling.max_new_tokens
-        rows = [(prompt, [*ids, end][:limit]) for prompt, ids, fit in zip(prompts, encoded, fits) if fit]
+        rows = [(prompt, [*ids, module.end_id][:limit]) for prompt, ids, fit in zip(prompts, encoded, fits) if fit]
         total, tokens = 0.0, 0
         for start in range(0, len(rows), CHUNK):
             part = rows[start : start + CHUNK]

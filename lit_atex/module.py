@@ -201,9 +201,8 @@ class SelfDistillation(Solver):
         if not problems:
             return Rollouts.nothing(0, self.device)
         if self.completions != "student":
-            end = self.end_ids[0] if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
             solutions = [self.prompts.solution(p, self.tokenizer) for p in problems]
-            return references(solutions, self.samples, end, self.sampling.max_new_tokens, self.device)
+            return references(solutions, self.samples, self.end_id, self.sampling.max_new_tokens, self.device)
         try:
             return self.engine.generate(self.student, prompts, self.samples, self.sampling, self.end_ids, generators)
         except FloatingPointError as error:  # the step will be skipped: nothing is scored

@@ -202,22 +202,35 @@ class PromptStyle:
         if given and len({self.render(question, "", thinking, tokenizer) for thinking in (True, False)}) == 1:
             why = "reads no enable_thinking" if tokenizer.chat_template else "is missing"
             found.append(f"{' and '.join(given)} will change nothing: the model's chat template {why}.")
-        if tokenizer.chat_template is not None:
-            turns = [{"role": "system", "content": self.system}] if self.system else []
-            turns += [{"role": "user", "content": question.question}, {"role": "assistant", "content": "2, I think"}]
-            try:
-                text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-                rest = tokenizer(text.rpartition("I think")[2].lstrip(), add_special_tokens=False)["input_ids"]
-                token = tokenizer.added_tokens_decoder.get(rest[0]) if rest else None
-            except Exception as error:  # whatever a template raises that knows no answers
-                log.debug("how a turn ends was not looked at: %s", error)
-                return found
-            if "I think" in text and token is not None and token.special and rest[0] not in end_ids:
-                found.append(
-                    f"the chat template ends a turn with {token.content}, which ends no completion here: answers may "
-                    "run on to max_new_tokens. Add its id to eos_token_id in the generation_config.json of the model."
-                )
+        closing = self._closing(tokenizer)
+        token = None if closing is None else tokenizer.added_tokens_decoder.get(closing)
+        if token is not None and token.special and closing not in end_ids:
+            found.append(
+                f"the chat template ends a turn with {token.content}, which ends no completion here: answers may "
+                "run on to max_new_tokens. Add its id to eos_token_id in the generation_config.json of the model."
+            )
         return found
+
+    def end(self, tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int]) -> int:
+        """The id that ends a reference: of `end_ids` the one with which the chat template does, or the tokenizer's."""
+        closing = self._closing(tokenizer)
+        if closing is not None and closing in end_ids:
+            return closing
+        return min(end_ids) if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+
+    def _closing(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
+        """The id that follows an answer in the chat template; None if the template knows no answers."""
+        if tokenizer.chat_template is None:
+            return None
+        turns = [{"role": "system", "content": self.system}] if self.system else []
+        turns += [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2, I think"}]
+        try:
+            _, known, rest = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition("I think")
+            ids = tokenizer(rest.lstrip(), add_special_tokens=False)["input_ids"]
+        except Exception as error:  # whatever a template raises that knows no answers
+            log.debug("how a turn ends was not looked at: %s", error)
+            return None
+        return ids[0] if known and ids else None
 
     def _teacher_ids(self, problem: Problem, hint: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         if not hint:

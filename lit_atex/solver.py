@@ -67,6 +67,7 @@ class Solver(pl.LightningModule):
             torch.manual_seed(self.seed)  # new adapters: the same on every rank, as a teacher copies them at once
             self.student, self.tokenizer = self.source.load()
         self.end_ids = end_ids(self.student, self.tokenizer)
+        self.end_id = self.prompts.end(self.tokenizer, self.end_ids)
         for doubt in self.prompts.doubts(self.tokenizer, self.end_ids):
             log.warning("%s", doubt)
         check_head(self.student)

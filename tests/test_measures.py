@@ -20,7 +20,10 @@ PROBE = [p._replace(id=f"probe {p.id}", question=f"Now: {p.question}") for p in 
 
 def ready(folder, lora=None, **options) -> SelfDistillation:
     options = {"engine": TransformersEngine(), "max_new_tokens": 40} | options
-    module = distillation(saved_model(folder), lora, **options)
+    name, tokenizer = saved_model(folder), byte_tokenizer()
+    tokenizer.eos_token = "<|pad|>"  # the chat template ends an answer with <|im_end|>, id 0
+    tokenizer.save_pretrained(name)
+    module = distillation(name, lora, **options)
     module.configure_model()
     return module
 
@@ -70,7 +73,7 @@ def test_probe_nll_is_the_mean_log_likelihood_of_the_solutions(tmp_path, lora):
     limit = module.eval_sampling.max_new_tokens
     found = []
     for problem in PROBE:
-        completion = [*byte_tokenizer()(problem.solution)["input_ids"], module.tokenizer.eos_token_id][:limit]
+        completion = [*byte_tokenizer()(problem.solution)["input_ids"], 0][:limit]
         prompt = module.prompts.evaluation(problem, module.tokenizer)
         found += [float(row[i]) for row, i in zip(scores(module.student, prompt, completion), completion)]
     assert any(len(p.solution) + 1 > limit for p in PROBE)  # one is cut

@@ -85,6 +85,22 @@ def test_a_template_that_knows_no_answers_is_left_alone(template: str) -> None:
     assert PromptStyle().doubts(tokenizer, [-1]) == []
 
 
+@pytest.mark.parametrize(
+    ("template", "eos", "ends", "expected"),
+    [
+        ("{% for m in messages %}{{ m.content }}<|pad|>\n{% endfor %}", "<|im_end|>", [0, 2], 2),  # as Gemma and Phi-3
+        ("{% for m in messages %}{{ m.content }}<|pad|>\n{% endfor %}", "<|im_end|>", [0], 0),  # it ends no completion
+        ("{{ messages[0].content }}", "<|im_end|>", [0, 2], 0),
+        (None, "<|im_end|>", [0, 2], 0),
+        (None, None, [2, 1], 1),
+    ],
+)
+def test_a_reference_ends_as_the_template_ends_an_answer(template, eos, ends, expected) -> None:
+    tokenizer = byte_tokenizer(chat_template=template)
+    tokenizer.eos_token = eos
+    assert PromptStyle().end(tokenizer, ends) == expected
+
+
 def test_a_template_that_needs_a_system_message_is_given_it() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = (

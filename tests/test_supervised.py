@@ -20,7 +20,11 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 @pytest.fixture(scope="module")
 def name(tmp_path_factory) -> str:
-    return saved_model(tmp_path_factory.mktemp("student"))
+    folder = saved_model(tmp_path_factory.mktemp("student"))
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = "<|pad|>"  # the chat template ends an answer with <|im_end|>, id 0, as Gemma's with another
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def own_loss(student, module, ratios) -> torch.Tensor:
@@ -28,7 +32,7 @@ def own_loss(student, module, ratios) -> torch.Tensor:
     total, tokens = torch.zeros((), dtype=torch.float64), 0
     for problem, ratio in zip(SIX, ratios, strict=True):
         prompt = module.prompts.teacher(problem, ratio, module.tokenizer).ids
-        answer = [*module.tokenizer(problem.solution)["input_ids"], module.tokenizer.eos_token_id]
+        answer = [*module.tokenizer(problem.solution)["input_ids"], 0]
         ids = torch.tensor([prompt + answer])
         labels = ids.clone()
         labels[:, : len(prompt)] = -100
