@@ -208,7 +208,7 @@ def test_a_chat_template_brings_its_own_marks_and_a_plain_tokenizer_adds_its_own
     chat, plain = byte_tokenizer(), byte_tokenizer(chat_template=None)
     for tokenizer in (chat, plain):
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-            single="<|pad|> $A", special_tokens=[("<|pad|>", 2)]
+            single="<|pad|> $A <|im_end|>", special_tokens=[("<|pad|>", 2), ("<|im_end|>", 0)]
         )
     style = PromptStyle(**PLAIN)
     assert style.student(SIX[0], chat) == style.student(SIX[0], BYTES)
