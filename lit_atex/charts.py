@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lit_atex.panels import DARK, by_cell, in_rows
 from lit_atex.plots import BAND, LINE
 from lit_atex.spread import t_interval
-from lit_atex.tables import Row, Tables
+from lit_atex.tables import Row, Tables, of_other_problems
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -168,7 +168,9 @@ def curves(tables: Tables) -> dict[str, Figure]:
     """Learning curves, a figure a metric: held-out problems, at each evaluation."""
     found = {}
     for metric, rows in _groups(tables.curves, "metric").items():
-        figure = _over_training(rows, "value", metric, baseline_of(tables), None, mark="o")
+        apart = {cell for cell, of in of_other_problems(tables.comparisons) if of == metric}
+        baselines = {cell: other for cell, other in baseline_of(tables).items() if cell not in apart}
+        figure = _over_training(rows, "value", metric, baselines, None, mark="o")
         if figure is not None:
             found[metric] = figure
     return found

@@ -6,6 +6,7 @@ From the learning curves alone, so that it can be made again of committed tables
 from __future__ import annotations
 
 import statistics
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,14 @@ VIEWS = {"step": "optimizer steps", "tokens": "completion tokens", "seconds": "s
 """What runs can be made equal in."""
 
 
-def views(curves: list[Row], baselines: dict[str, str]) -> list[Row]:
+def views(curves: list[Row], baselines: dict[str, str], apart: Collection[tuple[str, str]] = frozenset()) -> list[Row]:
     """A row a view, metric and cell.
 
     Args:
         curves: A row a run, metric and evaluation, with `cell`, `seed`, `metric`, `value` and each of VIEWS.
         baselines: The baseline of each cell that has one. Empty: all cells are read where the run that spent least in
             all had ended.
+        apart: Cells and metrics that are not compared with their baseline, which had other problems.
 
     Returns:
         Budget in the view's unit, of the run that spent least; the cell's mean there with its interval over seeds;
@@ -41,7 +43,7 @@ def views(curves: list[Row], baselines: dict[str, str]) -> list[Row]:
     return [
         row
         for view in VIEWS
-        for row in _corrected([r for m, of in runs.items() for r in _view(view, m, of, baselines)])
+        for row in _corrected([r for m, of in runs.items() for r in _view(view, m, of, baselines, apart)])
     ]
 
 
@@ -59,11 +61,17 @@ def at(curve: Curve, view: str, budget: float) -> float:
     return float(np.interp(budget, [x for x, _ in points], [y for _, y in points]))
 
 
-def _view(view: str, metric: str, cells: dict[str, dict[int, Curve]], baselines: dict[str, str]) -> list[Row]:
+def _view(
+    view: str,
+    metric: str,
+    cells: dict[str, dict[int, Curve]],
+    baselines: dict[str, str],
+    apart: Collection[tuple[str, str]],
+) -> list[Row]:
     rows = []
     for cell, seeds in cells.items():
         other = baselines.get(cell)
-        against = cells.get(other, {}) if other is not None else {}
+        against = cells.get(other, {}) if other is not None and (cell, metric) not in apart else {}
         paired = sorted(seeds.keys() & against.keys())
         if paired:
             curves = [side[seed] for side in (seeds, against) for seed in paired]

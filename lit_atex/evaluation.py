@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -64,6 +65,7 @@ class Result:
             "distinct" answers; "length" in tokens; the shares "wrong", "unparsed", "timeout", and "cut" at the limit;
             the user's own.
         per_problem: Share of correct completions by problem id, for paired comparisons.
+        checksum: Of ids, questions and answers; None: of an earlier version, which did not say.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Result:
     samples: int
     metrics: dict[str, Estimate]
     per_problem: dict[str, float] = field(repr=False)
+    checksum: int | None = None
 
     @property
     def average(self) -> Estimate:
@@ -95,7 +98,7 @@ class Result:
         """As JSON-ready data, null for nan; `average` and its interval once more, for a reader in a hurry."""
         metrics = {name: {"value": e.value, "over": e.over, "fixed": e.fixed} for name, e in self.metrics.items()}
         return without_nan(
-            {"name": self.name, "problems": self.problems, "samples": self.samples}
+            {"name": self.name, "problems": self.problems, "samples": self.samples, "checksum": self.checksum}
             | {"average": self.average.value, "interval": self.average.over}
             | {"metrics": metrics, "per_problem": self.per_problem}
         )
@@ -110,11 +113,9 @@ class Result:
         if "metrics" not in data:
             raise ValueError(f"the results of {data.get('name')!r} are of an earlier version: evaluate again.")
         known = lambda value: float("nan") if value is None else value  # noqa: E731
-        pair = lambda ends: (known(ends[0]), known(ends[1]))  # noqa: E731
-        metrics = {
-            k: Estimate(known(e["value"]), pair(e["over"]), pair(e["fixed"])) for k, e in data["metrics"].items()
-        }
-        return cls(data["name"], data["problems"], data["samples"], metrics, data["per_problem"])
+        parts = {k: (e["value"], *e["over"], *e["fixed"]) for k, e in data["metrics"].items()}
+        metrics = {k: Estimate(v, (a, b), (c, d)) for k, of in parts.items() for v, a, b, c, d in [map(known, of)]}
+        return cls(data["name"], data["problems"], data["samples"], metrics, data["per_problem"], data.get("checksum"))
 
 
 def without_nan(data: Any) -> Any:
@@ -202,16 +203,16 @@ class _Set(nn.Module):
             for (name, v), interval in zip(values.items(), over)
         }
         shares = dict(zip((row["id"] for row in rows), values[f"avg@{self.samples}"].tolist()))
-        return Result(self.name, len(rows), self.samples, metrics, shares)
+        checksum = zlib.crc32(repr([row["problem"] for row in rows]).encode())
+        return Result(self.name, len(rows), self.samples, metrics, shares, checksum)
 
     def _fixed(self, name: str, values: NDArray[np.float64], rows: list[dict[str, Any]]) -> Interval:
         """The interval of a metric with its problems fixed."""
-        n, kind = self.samples, name.partition("@")[0]
+        n, kind, own = self.samples, name.partition("@")[0], name in self.own
         solved = np.array([sum(row["correct"]) for row in rows], dtype=np.int64)
         if kind == "avg" or name == "pass@1":  # the same number
             return fixed_problems_interval(solved, np.full_like(solved, n))
         if name in self.plain:
-            own = name in self.own
             drawn = np.array([row[_row_key(name, own)] for row in rows], dtype=float).reshape(-1, n)
             if self._is_share(name, rows):
                 return fixed_problems_interval(drawn.sum(1), np.full(len(drawn), n))
@@ -235,9 +236,8 @@ class _Set(nn.Module):
 
     def _is_share(self, name: str, rows: list[dict[str, Any]]) -> bool:
         """Whether a metric lies in [0, 1]: of the user's own, those of which every value is a bool."""
-        if name not in self.own:
-            return is_share(name)
-        return all(isinstance(value, bool) for row in rows for value in row[_row_key(name, True)])
+        key, own = _row_key(name, True), name in self.own
+        return all(isinstance(value, bool) for row in rows for value in row[key]) if own else is_share(name)
 
     def _over_ranks(self) -> list[dict[str, Any]]:
         """The rows in the order rank, update, problem: that of the metrics' values."""
@@ -255,6 +255,7 @@ def _compact(row: dict[str, Any]) -> dict[str, Any]:
     return {
         **by_verdict,
         **{"id": row["id"], "answers": row["answers"], "length": row["lengths"]},
+        "problem": zlib.crc32(repr([row[key] for key in ("id", "question", "answer")]).encode()),
         "cut": [not ended for ended in row["ended"]],
         **{_row_key(name, True): values for name, values in row.get("own", {}).items()},
     }

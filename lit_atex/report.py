@@ -102,6 +102,8 @@ def _cells(rows: list[Row]) -> list[str]:
 
 
 def _comparisons(rows: list[Row]) -> list[str]:
+    apart = [f"{row['cell']} and {row['baseline']} in {row['metric']}" for row in rows if not row["seeds"]]
+    rows = [row for row in rows if row["seeds"]]
     heads = ["cell", "baseline", "metric", "seeds", "difference", "over seeds", "over problems", "p, seeds",
              "p, problems", "p (Holm)"]  # fmt: skip
     body = [
@@ -120,7 +122,8 @@ def _comparisons(rows: list[Row]) -> list[str]:
     )
     if any(row["seeds"] < 2 for row in rows):
         note += " **Where there is one seed, nothing is known of other seeds, and p is of the problems alone.**"
-    return [markdown_table(heads, body), note]
+    told = [f"Not compared, since the two were evaluated on different problems: {'; '.join(apart)}."] if apart else []
+    return [*([markdown_table(heads, body), note] if rows else []), *told]
 
 
 def _views(made: Tables) -> list[str]:

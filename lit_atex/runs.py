@@ -83,6 +83,14 @@ class Record:
             values = {"pass": pass_at_k, "mg-pass": mean_g_pass_at_k}[kind](solved, drawn, int(k))
         return dict(zip(result.per_problem, values.tolist()))
 
+    def same_problems(self, other: Record, metric: str) -> bool:
+        """Whether neither checksum nor ids say that the set of a metric held other problems in another run."""
+        sets = [run.results.get(run.last, {}).get(metric.rpartition("/")[0]) for run in (self, other)]
+        first, second = (of or Result("", 0, 0, {}, {}) for of in sets)
+        if None not in (first.checksum, second.checksum):
+            return first.checksum == second.checksum
+        return not (first.per_problem and second.per_problem) or bool(first.per_problem.keys() & second.per_problem)
+
     def spent(self, step: int) -> dict[str, float]:
         """What so many steps took: `step`, `tokens`, `seconds`; between logged rows, and behind, as if evenly.
 

@@ -119,6 +119,9 @@ class Gap:
         return max((p for p in (self.p_seeds, self.p_problems) if not isnan(p)), default=float("nan"))
 
 
+NOT_COMPARED = Gap(0, 0, float("nan"), UNKNOWN, UNKNOWN, float("nan"), float("nan"))
+
+
 def gap(
     values: tuple[dict[int, float], dict[int, float]],
     problems: tuple[dict[int, dict[str, float]], dict[int, dict[str, float]]],

@@ -20,7 +20,7 @@ from lit_atex.evaluation import is_share
 from lit_atex.inspection import TRACE
 from lit_atex.paired import holm
 from lit_atex.runs import Record
-from lit_atex.spread import UNKNOWN, Gap, Interval, gap, over_seeds
+from lit_atex.spread import NOT_COMPARED, UNKNOWN, Gap, Interval, gap, over_seeds
 from lit_atex.stats import bootstrap_interval
 
 TRACED = ("exposure", "competence", "correct", "mismatch", "loss", "length", "entropy", "reward")
@@ -78,11 +78,12 @@ def make(runs: list[Record], metrics: list[str], baseline: dict[str, str] | str 
     families = family_of(runs)
     baselines = baselines_of(cells, baseline)
     curves = [row for run in runs for metric in metrics for row in _curve(run, metric)]
+    comparisons = _comparisons(cells, metrics, baselines)
     return Tables(
         [_run(run, metrics, families[run.cell]) for run in runs],
         [_cell(cell, metric, of_cell) for metric in metrics for cell, of_cell in cells.items()],
-        _comparisons(cells, metrics, baselines),
-        views(curves, baselines),
+        comparisons,
+        views(curves, baselines, of_other_problems(comparisons)),
         curves,
         [row for of_cell in cells.values() for row in _traces(of_cell)],
         [row for cell, of_cell in cells.items() for row in _pass_at_k(cell, of_cell, metrics)],
@@ -131,7 +132,7 @@ def _ends(name: str, interval: Interval) -> Row:
 
 
 def _comparisons(cells: dict[str, list[Record]], metrics: list[str], baselines: dict[str, str]) -> list[Row]:
-    """Each cell against its baseline; p-values raised over all of them."""
+    """Each cell against its baseline; p-values raised over all of them. Without a seed: of other problems."""
     found: list[tuple[Row, Gap]] = []
     count = len(metrics) * len(baselines)
     for metric in metrics:
@@ -139,7 +140,10 @@ def _comparisons(cells: dict[str, list[Record]], metrics: list[str], baselines: 
             mine, theirs = cells[cell], cells[against]
             values = (_by_seed(mine, metric), _by_seed(theirs, metric))
             problems = (_problems(mine, metric), _problems(theirs, metric))
-            if (one := gap(values, problems, count, is_share(metric.rpartition("/")[2]))) is not None:
+            one = gap(values, problems, count, is_share(metric.rpartition("/")[2]))
+            if not all(a.same_problems(b, metric) for a in mine for b in theirs):
+                one = one and NOT_COMPARED
+            if one is not None:
                 found.append(({"cell": cell, "baseline": against, "metric": metric}, one))
     known = [one for _, one in found if one.p == one.p]
     for one, raised in zip(known, holm([one.p for one in known])):
@@ -154,6 +158,11 @@ def _comparisons(cells: dict[str, list[Record]], metrics: list[str], baselines: 
         }
         for row, one in found
     ]
+
+
+def of_other_problems(comparisons: list[Row]) -> set[tuple[str, str]]:
+    """Cells and metrics of which no comparison is given, since the baseline was evaluated on other problems."""
+    return {(row["cell"], row["metric"]) for row in comparisons if not row["seeds"]}
 
 
 def _problems(runs: list[Record], metric: str) -> dict[int, dict[str, float]]:

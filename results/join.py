@@ -68,11 +68,13 @@ def join(parts: list[Tables], only: list[str] | None = None) -> Tables:
         if cell in baselines
     ]
     curves = of_runs("curves")
+    apart = tables.of_other_problems(list(compared.values()))
+    pairs = [(row, {} if (row["cell"], row["metric"]) in apart else paired(runs, row)) for row in gaps]
     return Tables(
         runs,
         [told[key] | over_all_seeds(runs, *key) for key in keys if key in told],
-        corrected([row | found for row in gaps if (found := paired(runs, row))]),
-        views(curves, baselines),
+        corrected([row | found for row, found in pairs if found is not None]),
+        views(curves, baselines, apart),
         curves,
         of_runs("traces"),
         sorted(

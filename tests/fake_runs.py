@@ -13,7 +13,7 @@ from lit_atex.evaluation import Evaluation
 from lit_atex.types import seeded
 
 
-def result(accuracy: float, seed: int, problems: int, samples: int, name: str = "level-8") -> dict:
+def result(accuracy: float, seed: int, problems: int, samples: int, name: str = "level-8", question: str = "") -> dict:
     """One set's entry in results.json, of answers that are drawn: problems differ, seeds differ less."""
     hard = seeded(0, "problems").normal(0, 1.5, problems)
     chance = 1 / (1 + np.exp(-(np.log(accuracy / (1 - accuracy)) + hard)))
@@ -25,7 +25,13 @@ def result(accuracy: float, seed: int, problems: int, samples: int, name: str = 
         right = draws[i] < chance[i]
         rows.append(
             {
-                **{"id": f"p{i}", "answers": ["1" if r else "2" for r in right], "lengths": [20] * samples},
+                **{
+                    "id": f"p{i}",
+                    "question": question,
+                    "answer": "1",
+                    "answers": ["1" if r else "2" for r in right],
+                    "lengths": [20] * samples,
+                },
                 **{"verdicts": ["correct" if r else "wrong" for r in right], "ended": [True] * samples},
             }
         )
@@ -48,6 +54,7 @@ def write_run(
     terseness: float = 0.0,
     finished: bool = True,
     skill: float = 0.9,
+    question: str = "",
 ) -> None:
     """A run that has taken these exposures, a step each, evaluated before it and every so many steps."""
     folder.mkdir(parents=True)
@@ -70,7 +77,7 @@ def write_run(
         accuracy = min(max(0.4 + level + 0.02 * noise.standard_normal(), 0.05), skill)
         accuracies.append(accuracy)
         if step % every == 0:
-            results[f"step-{step}"] = [result(accuracy, seed, problems, samples)]
+            results[f"step-{step}"] = [result(accuracy, seed, problems, samples, question=question)]
         level += (1 - 2.5 * (exposure - best) ** 2) * 0.5 / steps * np.exp(-2 * step / steps) * 2
         rows.append(
             {
@@ -83,7 +90,7 @@ def write_run(
         )
         if step % every == 0:
             rows[-1]["validation/level-8/avg@4"] = accuracy
-    results[f"step-{steps}"] = [result(min(max(0.4 + level, 0.05), skill), seed, problems, samples)]
+    results[f"step-{steps}"] = [result(min(max(0.4 + level, 0.05), skill), seed, problems, samples, question=question)]
     (folder / "results.json").write_text(json.dumps(results))
     fields = list(dict.fromkeys(key for row in rows for key in row))
     with open(folder / "metrics.csv", "w", newline="", encoding="utf-8") as file:

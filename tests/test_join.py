@@ -91,12 +91,19 @@ def test_equal_differences_stay_equal(tmp_path):
     assert (row["p_seeds"], view["p_seeds"]) == (0.25, 0.25)
 
 
+def test_what_was_evaluated_on_different_problems_is_not_compared_by_joining(tmp_path):
+    one = made_of({"full": [4, 8, 3], "more": [5, 9, 4]}, tmp_path)
+    joined = join.join([one._replace(comparisons=[row | {"seeds": 0} for row in one.comparisons])])
+    assert [row["seeds"] for row in joined.comparisons] == [0]
+    assert all(row["baseline"] is None for row in joined.views)
+
+
 def made_of(hits, folder):
     """Tables in which the metric of each seed is so many twelfths."""
     values = [(name, seed, n / 12) for name, of_seeds in hits.items() for seed, n in enumerate(of_seeds)]
     cells = [f"exposure={name}" for name in hits]
     cost = {"tokens": 10.0, "seconds": 1.0}
-    gap = {"cell": cells[1], "baseline": cells[0], "metric": "s/avg@2", **join.UNKNOWN}
+    gap = {"cell": cells[1], "baseline": cells[0], "metric": "s/avg@2", **join.UNKNOWN, "seeds": 3}
     tables.write(
         tables.Tables(
             [

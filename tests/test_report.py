@@ -376,6 +376,29 @@ def test_comparisons_are_corrected_together(made):
     assert [row["seeds"] for row in made.comparisons] == [3, 1]
 
 
+def test_cells_that_were_evaluated_on_different_problems_are_not_compared(tmp_path):
+    """Ids are the same, questions are not; of an earlier version, ids alone are known."""
+    for seed in range(2):
+        for name, question in (("a", "1 + 1?"), ("b", "Who?"), ("same", "1 + 1?")):
+            small(tmp_path / f"set={name},seed={seed}", "Fixed", [0.5] * STEPS, seed, question=question)
+    found = tables.make(runs.find([tmp_path])[0], [], {"set": "a"})
+    assert {row["cell"]: (row["seeds"], row["problems"]) for row in found.comparisons} == {
+        "set=b": (0, 0), "set=same": (2, 8)}  # fmt: skip
+    assert {row["cell"]: row["baseline"] for row in found.views} == {"set=a": None, "set=b": None, "set=same": "set=a"}
+    text = markdown(found, {}, [])
+    assert f"Not compared, since the two were evaluated on different problems: set=b and set=a in {METRIC}." in text
+    assert "| set=b | set=a |" not in text
+    for path in tmp_path.glob("*/results.json"):
+        results = json.loads(path.read_text())
+        for result in (of for sets in results.values() for of in sets):
+            del result["checksum"]
+            if "set=same" in str(path):
+                result["per_problem"] = {f"other-{id_}": share for id_, share in result["per_problem"].items()}
+        path.write_text(json.dumps(results))
+    found = tables.make(runs.find([tmp_path])[0], [], {"set": "a"})
+    assert {row["cell"]: row["seeds"] for row in found.comparisons} == {"set=b": 2, "set=same": 0}
+
+
 @pytest.mark.parametrize(("metric", "ends"), [("s/avg@8", (0.0, 1.0)), ("s/distinct", (-5.85, 6.85))])
 def test_the_interval_of_a_share_ends_where_shares_do(metric, ends):
     assert over_seeds(metric, [0.0, 1.0]) == pytest.approx(ends, abs=0.01)
