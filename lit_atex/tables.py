@@ -213,7 +213,9 @@ def _pass_at_k(cell: str, runs: list[Record], metrics: list[str]) -> list[Row]:
                 values = [run.value(f"{name}/pass@{k}", step) for run, step in zip(runs, steps)]
                 values = [value for value in values if value == value]
                 row = {"cell": cell, "set": name, "when": when, "k": k, "seeds": len(values)}
-                rows.append(row | {"mean": statistics.fmean(values)} | _ends("seeds", over_seeds("pass", values)))
+                rows.append(
+                    row | {"mean": statistics.fmean(values)} | _ends("seeds", over_seeds(f"{name}/pass@{k}", values))
+                )
     return rows
 
 

@@ -404,6 +404,14 @@ def test_the_interval_of_a_share_ends_where_shares_do(metric, ends):
     assert over_seeds(metric, [0.0, 1.0]) == pytest.approx(ends, abs=0.01)
 
 
+def test_no_interval_of_pass_at_k_ends_above_one(tmp_path):
+    for seed in range(2):
+        small(tmp_path / f"a=b,seed={seed}", "Fixed", [0.5] * STEPS, seed)
+    found = tables.make(runs.find([tmp_path])[0], [], None).pass_at_k
+    assert any(row["seeds_high"] == 1.0 for row in found)
+    assert all(row["seeds_high"] <= 1.0 for row in found if not isnan(row["seeds_high"]))
+
+
 def test_the_trace_keeps_means_of_its_parts(tmp_path):
     small(tmp_path / "a", "Random", [i / 999 for i in range(0, 1000, 4)], 0, every=250)
     rows = tables.make(runs.find([tmp_path])[0], [], None).traces
