@@ -24,6 +24,7 @@ Occurrence = Literal["last", "first", "agreed"]
 
 _KEY = "model.verifier.init_args"
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_THOUGHT = re.compile(r"</think>|<\|end_of_thought\|>")
 _BRACE = re.compile(rf"{BOX}|\\.|[{{}}]", re.DOTALL)
 
 
@@ -65,9 +66,11 @@ class Verifier:
     def extract(self, text: str) -> str | None:
         """The final answer as it stands in the text, stripped; None if no form is found.
 
-        A form whose occurrence is empty or never closed (a completion cut at the limit) is not found.
+        A form whose occurrence is empty or never closed (a completion cut at the limit) is not found. Behind the end of
+        a thought (`</think>`) only what follows counts, if anything does.
         """
         text = _string(text)[-self.max_chars :]
+        text = _THOUGHT.split(text)[-1].strip() or text
         for form in self.forms:
             answers = list(_FORMS[form](text))
             if not answers:
