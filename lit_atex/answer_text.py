@@ -22,8 +22,15 @@ _HEADING = re.compile(
     re.IGNORECASE,
 )  # of Markdown
 _ANSWER_IS = re.compile(r"\banswer(?:\*\*)?\s{0,4}(?:is\b|:)\s{0,4}:?(?:\*\*)?\s{0,4}", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"\.(?:\s|$)")
-_INLINE_MATH = re.compile(r"\$+([^$]+)\$|\\\((.+?)\\\)")
+_SENTENCE_END = re.compile(r"\.(?=\$?(?:\s|$))\$?")
+_DISPLAY = re.compile(
+    r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\begin\{((?:equation|align|gather|multline)\*?)\}(.+?)\\end\{\3\}", re.DOTALL
+)
+_INLINE_MATH = re.compile(r"\$((?:[^$\\]|\\.)+)\$|\\\((.+?)\\\)")
+_NEXT_STEP, _NEXT_LINE = re.compile(r"\\\\ *&? *="), re.compile(r"\\\\(?! *$)")  # of an aligned formula
+_MORE = re.compile(r"\s*(?:or|and)\s*(?:\$|\\[(\[])")
+# Behind a formula that is the answer; whatever else follows belongs to it: "$5$ or $6$", "$5$ more than $10$", "$5$ m".
+_HARMLESS = re.compile(r"[*_ ]*[!,;:]?[*_ ]*(?:$|(?:because|since|as(?! well)|by(?= [a-z]))\b)|! ")
 
 _WRITTEN = {
     **{"−": "-", "–": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "π": r"\pi ", "∞": r"\infty ", "×": r"\times "},
@@ -144,8 +151,27 @@ def after_hashes(text: str) -> Iterator[tuple[int, str]]:
 
 
 def after_answer_is(text: str) -> Iterator[tuple[int, str]]:
-    """Where each "the answer is ..." stands, and what it says to the end of its sentence."""
+    """Where each "the answer is ..." stands, and what it says to the end of its sentence, or of its display."""
     for phrase in _ANSWER_IS.finditer(text):
-        line = text[phrase.end() : phrase.end() + MAX_CHARS + 1].partition("\n")[0]
-        math = _INLINE_MATH.match(line)
-        yield phrase.start(), (math[1] or math[2]) if math else _SENTENCE_END.split(line)[0].removesuffix("**")
+        rest = text[phrase.end() : phrase.end() + MAX_CHARS + 1]
+        display = _DISPLAY.match(rest)
+        math = display or _INLINE_MATH.match(rest.partition("\n")[0])
+        said = math[0] if math else ""
+        behind = _sentence(rest[len(said) :].partition("\n")[0])
+        if display and not behind.strip() and _MORE.match(rest, len(said)):
+            behind = " " + " ".join(rest[len(said) :].split())
+        if math and (_HARMLESS.match(behind) or said.rstrip("$)]\\").endswith(".")):
+            said, behind = next(filter(None, math.groups()[:2]), "") or _aligned(math[4]), ""
+        yield phrase.start(), (said + behind).removesuffix("**")
+
+
+def _sentence(line: str) -> str:
+    end = _SENTENCE_END.search(line)
+    return line[: end.end()].removesuffix(".") if end else line
+
+
+def _aligned(rows: str) -> str:
+    """The rows of an environment as one line: a chain where they go on with an equals sign, else a list."""
+    if r"\begin" in rows:
+        return rows
+    return _NEXT_LINE.sub(", ", _NEXT_STEP.sub(" =", " ".join(rows.split()))).replace("&", "")
