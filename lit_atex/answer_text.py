@@ -18,10 +18,13 @@ BOX = r"\\{1,2}(?:boxed|fbox)\s*\{"
 _HASHES = re.compile(r"(?<!#)####(?!#)")
 _HEADING = re.compile(
     r"[*_ ]{0,4}(?:(?:step|part|case|phase) ?[0-9]|(?:solution|approach|analysis|plan|conclusion|verification"
-    r"|explanation|summary|check|steps|reasoning|(?:final )?answer)(?![A-Za-z]))",
+    r"|explanation|summary|check|steps|reasoning|proof|lemma|claim|remark|(?:final )?answer)(?![A-Za-z]))",
     re.IGNORECASE,
 )  # of Markdown
-_ANSWER_IS = re.compile(r"\banswer(?:\*\*)?\s{0,4}(?:is\b|:)\s{0,4}:?(?:\*\*)?\s{0,4}", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"\banswer(?:\*\*)?\s{0,4}(?:is\b(?: as follows\b)?|:)\s{0,4}:?(?:\*\*)?\s{0,4}", re.IGNORECASE)
+_NOTHING = re.compile(r"(?:obvious|evident|clear)\b")
+ABBREVIATIONS = "e\\.g|i\\.e|cf|vs|approx|resp|Eq|Fig|Mr|Mrs|Ms|Dr|St|Thm|Prop|Lem|Sec|Ch|Ex|Prob"
+_ABBREVIATED = re.compile(rf"(?:^|[\s(])(?:{ABBREVIATIONS})\Z")
 _SENTENCE_END = re.compile(r"\.(?=\$?(?:\s|$))\$?")
 _DISPLAY = re.compile(
     r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\begin\{((?:equation|align|gather|multline)\*?)\}(.+?)\\end\{\3\}", re.DOTALL
@@ -154,6 +157,8 @@ def after_answer_is(text: str) -> Iterator[tuple[int, str]]:
     """Where each "the answer is ..." stands, and what it says to the end of its sentence, or of its display."""
     for phrase in _ANSWER_IS.finditer(text):
         rest = text[phrase.end() : phrase.end() + MAX_CHARS + 1]
+        if _NOTHING.match(rest):
+            continue
         display = _DISPLAY.match(rest)
         math = display or _INLINE_MATH.match(rest.partition("\n")[0])
         said = math[0] if math else ""
@@ -166,8 +171,8 @@ def after_answer_is(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _sentence(line: str) -> str:
-    end = _SENTENCE_END.search(line)
-    return line[: end.end()].removesuffix(".") if end else line
+    ends = (end for end in _SENTENCE_END.finditer(line) if not _ABBREVIATED.search(line[: end.start()]))
+    return next((line[: end.end()].removesuffix(".") for end in ends), line)
 
 
 def _aligned(rows: str) -> str:

@@ -22,6 +22,7 @@ _PRIMES = ("'", r"\prime")
 _TURN, _DEGREES = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-z])"), re.compile(r"(\d+(?:\.\d+)?) ?°")
 _CHOICES = frozenset("abcdefghijABCDEFGHIJ")
 _MATCHED = 32  # items of a list that are compared each with each
+_BETWEEN, _TITLED = re.compile("[,;]| (?:and|or) "), re.compile(r"[A-Z][a-z]{1,3}\. ?[A-Z][a-z]+")  # Dr. Smith
 _COMMANDS = re.compile(r"\\(?:begin|end) ?\{\w+\}|\\[A-Za-z]+")
 _KNOWN = (  # commands that a parser may know
     "[A-Z]?[a-z]{2,3}|[A-Za-z]?[a-z]*(?:eta|alpha|amma|elta|psilon|igma|mega|ambda|appa|heta)|frac|sqrt|a?r?c?sinh?|a?r?c?cosh?"
@@ -30,7 +31,7 @@ _KNOWN = (  # commands that a parser may know
     "|notin|subset[a-z]*|land|lor|neg|circ|angle|triangle|parallel|perp|vec|hat|prime|partial|nabla|underline|to|rightarrow"
 )
 _NO_MATHEMATICS = re.compile(
-    r"[?@#\"`;~]|^[^0-9A-Za-z]*$|^ *[*/^_=,)\]}&!%]|[-+*/^_=,(\[{<>&\\] *$"
+    r"[?@#\"`;~]|[A-Za-z]\.[A-Za-z]|^[^0-9A-Za-z]*$|^ *[*/^_=,)\]}&!%]|[-+*/^_=,(\[{<>&\\] *$"
     r"|[-+*/^_=,(<>] *[*/^_=,)<>!]|\{ *\}"
     r"|\\(?!(?:" + _KNOWN + r")(?![A-Za-z]))[A-Za-z]"
 )
@@ -61,6 +62,20 @@ def decide(reference: str, answer: str) -> Verdict | None:
     if not _is_mathematics(answer):
         return Verdict.UNPARSED  # no number is fished out of a sentence
     return None if _is_mathematics(reference) and not _AMBIGUOUS.search(f"{reference} | {answer}") else Verdict.WRONG
+
+
+def is_answer(text: str) -> bool:
+    """Whether it can be graded otherwise than by equal text: numbers, formulas, a choice, a name of a word or two."""
+    text = unwrap(clean(text))
+    return bool(label(text)[0]) or (bool(text) and _is_told(read(text)))
+
+
+def _is_told(answer: Answer) -> bool:
+    if isinstance(answer, Group):
+        return all(map(_is_told, answer.items))
+    names = [part.split() for part in _BETWEEN.split(answer.text)]
+    named = all(len(name) <= 2 or all(map(str.istitle, name)) for name in names) if answer.words else False
+    return answer.value is not None or named or _is_mathematics(answer.text) or bool(_TITLED.fullmatch(answer.text))
 
 
 def canonical(answer: str) -> str:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lit_atex.answer_text import BOX
+from lit_atex.equivalence import is_answer
 from lit_atex.types import BadRow, Problem
 
 if TYPE_CHECKING:
@@ -96,10 +98,12 @@ def to_problem(
         return BadRow("empty solution", f"{where}: {columns.solution!r} is empty")
     if len(question) + len(solution) > max_chars:
         return BadRow("too long", f"{where}: {len(question)} + {len(solution)} > {max_chars} characters")
-    if columns.answer is None:
-        answer = (_verifier().extract(solution) or "").strip()
-    elif "\n" in answer:  # a column of whole solutions, as GSM8K's `answer`
-        answer = (_verifier().extract(answer) or answer).strip()
+    told = solution if columns.answer is None else answer if "\n" in answer else ""  # GSM8K's `answer` has solutions
+    if told:
+        answer = _verifier().extract(told) or (answer if columns.answer else "")
+        if answer and not re.search(BOX, told) and not is_answer(answer):  # what is boxed is meant to be the answer
+            read = f"{answer[:80]!r} was read, which is no number, formula or name"
+            return BadRow("no answer", f"{where}: no final answer; {read}")
     if not answer:
         return BadRow("no answer", f"{where}: no final answer; the solution ends in {solution[-80:]!r}")
     solution = f"#### {answer}" if answer_only else solution

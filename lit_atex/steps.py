@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from lit_atex.answer_text import BOX, after_answer_is, after_hashes
+from lit_atex.answer_text import ABBREVIATIONS, BOX, after_answer_is, after_hashes
 
 _LINE_END = re.compile(r"\n\s*")
 _SENTENCE_END = re.compile(r"[.!?][)\"'”’\]]*[ \t]+(?=[\"'“‘(\[]?[A-Z\d\\$])|[。！？][”’」』）]*\s*")
 _INLINE_ITEM = re.compile(r"[ \t](?=Step\s+\d+\s*:)|;[ \t]+(?=\(?\d{1,3}[.)]\s)")
 _LIST_MARK = r"(?:^|\n|[.!?:;][)\"'”’\]]*[ \t])[ \t*#>-]*\(?\d{1,3}"  # "2", but not the 24 of "it is 24. So"
-_ABBREVIATION = r"(?:^|[\s(])(?:[A-Z]|Step \d+|e\.g|i\.e|cf|vs|Eq|Fig|Mr|Mrs|Ms|Dr|St|No)"
+_ABBREVIATION = rf"(?:^|[\s(])(?:[A-Z]|Step \d+|No|pp?|etc|{ABBREVIATIONS})"
 _NOT_AN_END = re.compile(rf"(?:{_LIST_MARK}|{_ABBREVIATION})\.\Z")
 _BRACES = re.compile(rf"({BOX})|\\.|[{{}}]", re.DOTALL)
 _OPENING = re.compile(r"\\(?:begin\{(\w+\*?)\}|.)|\$\$?", re.DOTALL)

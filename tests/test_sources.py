@@ -109,6 +109,29 @@ def test_numbers_are_answers(answer, expected):
         assert problem.solution == f"#### {expected}"
 
 
+@pytest.mark.parametrize(
+    ("solution", "expected"),
+    [
+        *[("The answer is as follows: 12", "12"), ("The answer is 5. So the answer is obvious.", "5")],
+        *[("The answer is Dr. Smith. He", "Dr. Smith"), ("The answer is New York City.", "New York City")],
+        *[("The answer is No. So", "No"), ("#### 5 apples", "5 apples"), (r"\boxed{in the table below}", None)],
+        *[("The answer is in the table below.", "'in the table below' was read")],
+        *[("The answer is approx. 3.5 cm.", "'approx. 3.5 cm' was read"), ("The answer is e.g. 5. So", "'e.g. 5' was")],
+        *[
+            ("#### Proof of lemma", "no final answer"),
+            ("The answer is $5 and she has $6 left.", "she has $6 left' was"),
+        ],
+    ],
+)
+def test_a_reference_that_cannot_be_graded_is_no_answer(solution, expected):
+    problem = to_problem({"problem": "q", "solution": solution}, Columns(), "x", 0)
+    if isinstance(problem, BadRow):
+        assert problem.reason == "no answer"
+        assert expected in problem.detail
+    else:
+        assert problem.answer == (expected or "in the table below")  # what is boxed is meant to be the answer
+
+
 @pytest.mark.parametrize("answer", [True, ["70"], 10**5000], ids=["bool", "list", "huge"])
 def test_what_is_no_answer(answer):
     columns = Columns(solution=None, answer="answer")
