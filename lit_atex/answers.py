@@ -244,11 +244,12 @@ def _with_unit(head: str, tail: str, spaced: bool) -> Leaf | None:
     spaced = spaced and not re.search(r"\\[A-Za-z]+$", head)  # in `2\pi h` the space only ends the command
     first, _, others = tail.partition(" ")
     scale = _SCALES.get(first.lower().removesuffix("s"))
-    unit = units.key(tail, spaced) if not scale else units.key(others) if others else ""
-    if unit is None:
-        return None
     leaf = _valued(head)
     if leaf.value is None or exact.has_letters(leaf.value):
+        return None
+    one = not scale and 0 < (exact.rational(leaf.value) or 0) <= 1
+    unit = units.key(tail, spaced, plural=not one) if not scale else units.key(others) if others else ""
+    if unit is None:
         return None
     if scale:
         leaf = leaf._replace(value=exact.multiply(leaf.value, exact.constant(scale)), places=0)

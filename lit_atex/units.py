@@ -12,7 +12,8 @@ _SPELLINGS = """
     cal calorie; kcal; W watt; kW kilowatt; MW; V volt; A amp ampere; mA; ohm; K kelvin; Pa pascal; kPa; mol mole
     rad radian; deg ° degree degs; degC °C celsius; degF °F fahrenheit; usd $ dollar buck; ct cent ¢; eur € euro
     gbp £; jpy ¥ yen; inr ₹ rupee; am a.m.; pm p.m.; mi/h mph; km/h kmh kph; m/s mps; person people; man men
-    child children; cat; dog; hat; egg; pen; cow; box; bag; cup; can; way; car; boy; row; ppl; pt
+    child children; woman women; sheep; fish; deer; mouse mice; tooth teeth; goose geese
+    cat; dog; hat; egg; pen; cow; box; bag; cup; can; way; car; boy; row; ppl; pt
 """
 _NAMES = {name: names[0] for names in map(str.split, re.split(r"[;\n]", _SPELLINGS)) for name in names}
 _LONE = frozenset("mgshLNJWV")  # single letters that stand for a unit rather than a variable
@@ -22,24 +23,33 @@ _NOT_UNITS = re.compile(
     r"|dozens?|tens|score|lakhs?|crores?|grand|infinity|where|with|when|if|for|except|maybe|[a-z]+ths?|squared|cubed"
     r"|permille|mille|basis|percentage|nano|micro|milli|centi|deci|deca|hecto|mega|giga|tera|pico|double|triple"
     r"|quadruple|gross|more|less|fewer|undefined|false|true|impossible|below|above|under|none|never"
-    r"|root|zero|binary|octal|decimal|hexadecimal)",
+    r"|root|zero|binary|octal|decimal|hexadecimal|[a-z]+ly|either|neither|versus|while|also|cannot|oder|only|just|even"
+    r"|perhaps|always|sometimes|besides|instead|rather|then|than|that|this|which|would|could|should|might|because|since"
+    r"|although|though|unless|until|wrong|incorrect|correct|invalid|unknown|equals|becomes|remains|seems|means|repeats"
+    r"|repeating|recurring|rounded|halved|doubled|tripled|doubles|triples|gives|comes|makes|goes|does|into|each|both"
+    r"|(?:one|two|three|four|five|six|seven|eight|nine|eleven|twelve|[a-z]+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)t)"
+    r"(?:s|es|y|ies)?)",
     re.IGNORECASE,
 )
+_SHORT = ("red", "big", "odd", "old", "new")  # adjectives; others have four letters
+_PLURAL = re.compile(r"[A-Za-z]+(?<![usi])s", re.IGNORECASE)
+_PARTICIPLE = re.compile(r"[A-Za-z]+(?:ed|ing)", re.IGNORECASE)
 _SHAPE = re.compile(r"[A-Za-z°.$€£¥₹¢]+(?:(?: ?[/*] ?| )[A-Za-z.]+|\^\{?-?[1-9]\}?){0,7}")
 _PIECE = re.compile(r"[A-Za-z°$€£¥₹¢.]+|/|\^\{?(-?[1-9])\}?")
 
 
-def key(text: str, spaced: bool = True) -> str | None:
+def key(text: str, spaced: bool = True, plural: bool = True) -> str | None:
     """The unit that a text names, e.g. `m/s` of "metres per second"; "" for mere "units"; None if it is no unit.
 
     Args:
         text: What follows the number.
         spaced: Whether a space or a text command set it apart; if not, only known units of two letters or more count.
+        plural: Whether a noun that is not known must be in the plural, as behind any number but one and its parts.
     """
     if len(text) > 60 or not _SHAPE.fullmatch(text):
         return None
     powers: dict[str, int] = {}
-    sign, next_power, last, unknown = 1, 1, "", 0
+    sign, next_power, last, unknown, noun = 1, 1, "", 0, True
     for piece in _PIECE.finditer(text):
         word = piece[0]
         if word == "/" or word == "per":
@@ -56,16 +66,23 @@ def key(text: str, spaced: bool = True) -> str | None:
             named = _name(word)
             if named is None:
                 unknown += 1
-                if not spaced or unknown > 3 or len(word) < 4 or not word.isalpha() or _NOT_UNITS.fullmatch(word):
+                if not spaced or unknown > 2 or (len(word) < 4 and word not in _SHORT) or not word.isalpha():
                     return None
+                if _NOT_UNITS.fullmatch(word):
+                    return None
+                noun = bool(_PLURAL.fullmatch(word)) or ((sign < 0 or not plural) and not _PARTICIPLE.fullmatch(word))
                 named = _singular(word.lower())
             elif word.isalpha() and (len(word) == 1 and (word not in _LONE or not spaced)):
                 return None
+            else:
+                noun = True
             above, _, below = named.partition("/")
             powers[above] = powers.get(above, 0) + sign * next_power
             if below:
                 powers[below] = powers.get(below, 0) - sign * next_power
             sign, next_power, last = 1, 1, above
+    if not noun:  # an adjective alone
+        return None
     if powers.get("unit") == 1:
         del powers["unit"]
     return " ".join(f"{unit}^{power}" if power != 1 else unit for unit, power in sorted(powers.items()))
