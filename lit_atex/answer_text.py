@@ -76,7 +76,12 @@ _TEXT = re.compile(
 _PLAIN = re.compile(r"(?<![\\A-Za-z])(pi|infty)(?![A-Za-z])")
 _LOOSE_SPACE = re.compile(r"(?<![A-Za-z0-9.]) | (?![A-Za-z0-9.+-])")  # the others keep apart: `1 2`, `1 -2`, `\pi r`
 _LABEL = re.compile(r"(?:option |choice )?(?:\(([A-J])\)|([A-J])[).:])[.:]?(?: (?![(\[])(.*))?", re.IGNORECASE)
-_HEDGE = re.compile(r"^(?:or|and)\b|^[,;&/+]|\([A-J]\)|(?:^| )[A-J][).:]", re.IGNORECASE)  # `(A) or (B)` is no choice
+_HEDGE = re.compile(  # `(A) or (B)` is no choice, nor is `(A) is wrong`, or `A. B C`
+    r"^(?:or|and|but|although|though|not [A-J]|nor|as well|maybe|perhaps|possibly|also|isn't|is not)\b|^[,;&/+]"
+    r"|\([A-J]\)|(?:^| )[A-J][).:]|\b(?:wrong|incorrect)\b"
+    r"|(?-i:(?:^|[ ,])[A-J](?:,| and| or| &)* ?(?<![A-Z])[A-J]\b|^[A-J]$)",
+    re.IGNORECASE,
+)
 _CHOICE = re.compile(r"(?:option|choice) ([A-J])", re.IGNORECASE)
 # In a text command these are units; alone they may be variables. Their names tell them apart.
 _UNITS = {
