@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from lightning.pytorch import LightningModule, Trainer
@@ -26,7 +26,6 @@ from lit_atex.callbacks import ExposureControl, SampleLog
 from lit_atex.checkpoint import Checkpoint
 from lit_atex.collapse import CollapseMonitor
 from lit_atex.commands import main as main
-from lit_atex.console import with_known_classes, with_near_key
 from lit_atex.contamination import ContaminationCheck
 from lit_atex.custom_scalars import CustomScalars
 from lit_atex.data import ProblemDataModule
@@ -35,37 +34,13 @@ from lit_atex.evaluate import dated_run, find_config, translate
 from lit_atex.inspection import decided
 from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.module import SelfDistillation
+from lit_atex.parser import Parser
 from lit_atex.progress import StepProgress
 from lit_atex.resume import claim, hold, purge_step, release
 from lit_atex.run_folder import RunFolder
 from lit_atex.text_tables import outcome_of_run
 
 log = logging.getLogger("lit_atex")
-
-
-class Parser(LightningArgumentParser):
-    """Lightning's, with an error of one line: the usage of a hundred lines would push it off the screen.
-
-    A key is written out: `--trainer.max_step` is a slip of the hand, and would not be found in a YAML either.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """As Lightning's, without abbreviations."""
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong and leave with code 2."""
-        if not self.exit_on_error:  # one of the parsers inside the parser: its caller reports
-            super().error(message, ex)
-        line = with_known_classes(" ".join(part.strip() for part in message.splitlines() if part.strip()))
-        if "arguments are required" in line:
-            line += ". Begin with a complete configuration: --config configs/base.yaml"
-        parser = getattr(ex, "subcommand_parser", self)
-        names = [name[2:] for name in parser._option_string_actions if name.startswith("--")]
-        unwanted = (".help", "data.seed", "model.seed")  # the two follow seed_everything
-        line = with_near_key(line, [name for name in names if not name.endswith(unwanted)])
-        prog = parser.prog.replace(" [options]", "")
-        self.exit(2, f"lit-atex: error: {line} (see `{prog} --help`)\n")
 
 
 class SaveConfig(SaveConfigCallback):

@@ -73,6 +73,32 @@ def test_print_config(capsys):
     assert "eval_samples: 2" in capsys.readouterr().out
 
 
+class Own(Exposure):
+    def __init__(self, ratio: float = 0.3):
+        self.ratio = ratio
+
+    def ratios(self, state):
+        return [self.ratio for _ in state.problem_ids]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--exposure.strategy", "test_cli.Own"], "ratio: 0.3"),
+        (["--config", "{strategy: {class_path: test_cli.Own}}"], "ratio: 0.3"),
+        (["--exposure.strategy", "test_cli.Own", "--exposure.strategy.ratio", "0.2"], "ratio: 0.2"),
+        (["--exposure.strategy.ratio", "0.7", "--exposure.strategy", "Fixed"], "ratio: 0.7"),  # the class it was
+        (["--model.lr_scheduler", "LinearLR"], "total_iters: 5"),
+    ],
+)
+def test_another_class_begins_with_its_own_defaults(capsys, tmp_path, words, told):
+    if words[0] == "--config":
+        (tmp_path / "mine.yaml").write_text(f"exposure: {words[1]}")
+        words = ["--config", str(tmp_path / "mine.yaml")]
+    assert leave("fit", *TINY, *words, "--print_config") == 0
+    assert told in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("flag", [["--config", "base"], ["--config=base"], ["-c", "configs/base.yaml"]])
 def test_what_ships_is_found_from_anywhere(capsys, monkeypatch, tmp_path, flag):
     monkeypatch.chdir(tmp_path)

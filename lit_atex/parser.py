@@ -1,0 +1,45 @@
+"""How the command line and configs are parsed: what another class begins with, and errors of one line."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from jsonargparse import Namespace, _typehints
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lit_atex.console import with_known_classes, with_near_key
+
+
+def discard_init_args(parser: Any, before: Any, now: Any) -> None:
+    """Have another class begin with its own defaults: the `init_args` so far were meant for the class they stand by."""
+    if before and "init_args" in before and before["class_path"] != now["class_path"]:
+        before["init_args"] = Namespace()
+
+
+# jsonargparse would keep those whose names the new class happens to have, and has no setting for it
+_typehints.discard_init_args_on_class_path_change = discard_init_args
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's, with an error of one line: the usage of a hundred lines would push it off the screen.
+
+    A key is written out: `--trainer.max_step` is a slip of the hand, and would not be found in a YAML either.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's, without abbreviations."""
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong and leave with code 2."""
+        if not self.exit_on_error:  # one of the parsers inside the parser: its caller reports
+            super().error(message, ex)
+        line = with_known_classes(" ".join(part.strip() for part in message.splitlines() if part.strip()))
+        if "arguments are required" in line:
+            line += ". Begin with a complete configuration: --config configs/base.yaml"
+        parser = getattr(ex, "subcommand_parser", self)
+        names = [name[2:] for name in parser._option_string_actions if name.startswith("--")]
+        unwanted = (".help", "data.seed", "model.seed")  # the two follow seed_everything
+        line = with_near_key(line, [name for name in names if not name.endswith(unwanted)])
+        prog = parser.prog.replace(" [options]", "")
+        self.exit(2, f"lit-atex: error: {line} (see `{prog} --help`)\n")
