@@ -247,7 +247,7 @@ class PromptStyle:
     def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         # A chat template writes its own special tokens; without one the tokenizer adds what its model expects (BOS).
         ids = tokenizer(text, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
-        while tokenizer.chat_template is None and ids[-1] == tokenizer.eos_token_id:  # some close what they encode
+        while tokenizer.chat_template is None and ids[-1:] == [tokenizer.eos_token_id]:  # some close what they encode
             ids.pop()
         if tokenizer.unk_token_id is not None and ids.count(tokenizer.unk_token_id) > MAX_UNKNOWN * len(ids):
             raise ValueError(

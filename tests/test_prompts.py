@@ -214,6 +214,7 @@ def test_a_chat_template_brings_its_own_marks_and_a_plain_tokenizer_adds_its_own
     assert style.student(SIX[0], chat) == style.student(SIX[0], BYTES)
     assert style.student(SIX[0], plain) == [2, *BYTES(f"{SIX[0].question}\n\n")["input_ids"]]
     assert style.teacher(SIX[0], 1.0, plain).ids.count(2) == 1
+    assert PromptStyle._encode("", byte_tokenizer(chat_template=None)) == []
 
 
 # Units
