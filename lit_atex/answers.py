@@ -7,36 +7,14 @@ stays a text. docs/answers.md says which readings were chosen, and why.
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 from typing import NamedTuple
 
 from lit_atex import closed_form, exact, units
 from lit_atex.answer_text import compact, is_words
+from lit_atex.leaves import Leaf, number, value_of, valued
 
 _MAX_CHARS = 800  # of an answer that is taken apart
 _DEPTH = 4  # of lists in lists
-
-
-class Leaf(NamedTuple):
-    """One value, or a text.
-
-    Attributes:
-        text: Without name, unit and layout.
-        value: None for what is no closed form.
-        places: Decimal places that a number is written with; 0 for integers and fractions.
-        percent: Whether it had a percent sign, which neither `text` nor `value` has.
-        unit: One of `units.key`.
-        name: The x of `x = 5`.
-        words: Whether the text is letters and spaces alone.
-    """
-
-    text: str
-    value: exact.Value | None = None
-    places: int = 0
-    percent: bool = False
-    unit: str = ""
-    name: str = ""
-    words: bool = False
 
 
 class Group(NamedTuple):
@@ -54,17 +32,9 @@ class Group(NamedTuple):
 Answer = Leaf | Group
 
 _PERCENT = re.compile(r" ?(?:\\?%| per ?cent)$")
-_NUMBER = re.compile(
-    r"([+-]?)(?:"
-    r"(?:([0-9]+) ?)?\\frac\{(-?[0-9]+)\}\{(-?[0-9]+)\}"
-    r"|(?:([0-9]+) )?([0-9]+)/(-?[0-9]+)"
-    r"|([0-9]*)\.([0-9]*)\\(?:overline|bar|dot)\{([0-9]+)\}"
-    r"|([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:(?:[eE]|(?:\\times|\\cdot|\*) ?10\^)\{?([+-]?[0-9]{1,2})\}?)?)"
-)
 _MONEY = re.compile(r"([+-]?) ?([$€£¥₹]) ?(?=[+-]?[0-9.])")
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _UNIT_START = re.compile(r"(?<![\\A-Za-z°])[A-Za-z°$€£¥₹¢]")
-_INFINITY = re.compile(r"[+-]?\\infty")
 _NAME = re.compile(
     r"(?!-)(?:[A-Za-z]\([^()]*\)|[A-Za-z]|_\{\w{1,4}\}|_\w|\^\{-1\}|\\(?:"
     + "|".join(name[1:] for name in sorted(closed_form.GREEK) if name != r"\pi")
@@ -80,9 +50,8 @@ _SEPARATOR = re.compile(r"[,;]|(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])")
 def read(text: str, depth: int = 0) -> Answer:
     """Take a text apart that `clean` and `unwrap` have been over."""
     text = text.strip()
-    number = _number(compact(text))
-    if number:
-        return number
+    if found := number(compact(text)):
+        return found
     if is_words(text) and not (re.search("[,;]", text) and len(text) < 40 and re.fullmatch(r"\w(?: ?[,;] ?\w)+", text)):
         return _leaf(text)
     if len(text) > _MAX_CHARS or depth > _DEPTH:
@@ -126,7 +95,7 @@ def _group(text: str, depth: int) -> Answer | None:
 def _range(text: str) -> Group | None:
     r"""The interval of `x < 3`, `3 > x`, `1 \le x < 2`; the variable's name is dropped."""
     sides, signs = _ORDER.split(compact(text))[::2], _ORDER.split(compact(text))[1::2]
-    values = [_value(side) for side in sides]
+    values = [value_of(side) for side in sides]
     variable = [value is not None and exact.has_letters(value) for value in values]
     names = [side for side, varies in zip(sides, variable) if varies]
     if None in values or not 2 <= len(sides) <= 3 or len(names) != 1:
@@ -138,12 +107,12 @@ def _range(text: str) -> Group | None:
         variable.reverse()
     if not set(signs) <= {"<", r"\le"} or (len(sides) == 3 and not variable[1]):
         return None
-    low, high = (Leaf(f"{sign}\\infty", _value(f"{sign}\\infty")) for sign in "-+")
+    low, high = (Leaf(f"{sign}\\infty", value_of(f"{sign}\\infty")) for sign in "-+")
     opening, closing = "()"
     if not variable[0]:
-        low, opening = _valued(sides[0]), "(" if signs[0] == "<" else "["
+        low, opening = valued(sides[0]), "(" if signs[0] == "<" else "["
     if not variable[-1]:
-        high, closing = _valued(sides[-1]), ")" if signs[-1] == "<" else "]"
+        high, closing = valued(sides[-1]), ")" if signs[-1] == "<" else "]"
     return Group(opening + closing, (low, high))
 
 
@@ -201,14 +170,14 @@ def _named(text: str) -> tuple[str, str] | None:
         name = _name(sides[0])
     if name:
         return name, sides[-1]
-    values = [_value(compact(side)) for side in sides]
+    values = [value_of(compact(side)) for side in sides]
     return ("", sides[-1]) if values[0] is not None and all(value == values[0] for value in values) else None
 
 
 def _name(side: str) -> str:
     """One spelling for what is equated: a name, or an expression in several letters (`a^2+b^2`); "" for `2x`, `x^2`."""
     text = compact(side)
-    value = _value(text)
+    value = value_of(text)
     if value is None:
         return text if _NAME.fullmatch(side) and _closing(f"({side})") == len(side) + 2 else ""
     letters = {symbol for monomial in value for symbol, _ in monomial if not symbol.isdigit()} - {"e", "i", r"\pi"}
@@ -224,11 +193,11 @@ def equation(text: str) -> list[str]:
 def _leaf(text: str) -> Leaf:
     if is_words(text):
         whole = compact(text)
-        return Leaf(whole, _value(whole) if len(whole) <= 3 else None, words=True)
+        return Leaf(whole, value_of(whole) if len(whole) <= 3 else None, words=True)
     text = text.removeprefix(r"\approx").strip()
     bare = _PERCENT.sub("", text)
     if bare != text:
-        return _valued(bare)._replace(percent=True)
+        return valued(bare)._replace(percent=True)
     money = _MONEY.match(text)
     if money:
         return _leaf(money[1] + text[money.end() :])._replace(unit=units.key(money[2]) or "")
@@ -236,7 +205,7 @@ def _leaf(text: str) -> Leaf:
         leaf = _with_unit(text[:start].rstrip(), text[start:], text[:start].endswith(" ")) if start else None
         if leaf:
             return leaf
-    return _valued(text)
+    return valued(text)
 
 
 def _with_unit(head: str, tail: str, spaced: bool) -> Leaf | None:
@@ -244,53 +213,14 @@ def _with_unit(head: str, tail: str, spaced: bool) -> Leaf | None:
     spaced = spaced and not re.search(r"\\[A-Za-z]+$", head)  # in `2\pi h` the space only ends the command
     first, _, others = tail.partition(" ")
     scale = _SCALES.get(first.lower().removesuffix("s"))
-    leaf = _valued(head)
-    if leaf.value is None or exact.has_letters(leaf.value):
+    leaf = valued(head)
+    value = leaf.value
+    if (value is None or exact.has_letters(value)) if not leaf.words else scale:
         return None
-    one = not scale and 0 < (exact.rational(leaf.value) or 0) <= 1
+    one = value is not None and not scale and 0 < (exact.rational(value) or 0) <= 1
     unit = units.key(tail, spaced, plural=not one) if not scale else units.key(others) if others else ""
     if unit is None:
         return None
-    if scale:
-        leaf = leaf._replace(value=exact.multiply(leaf.value, exact.constant(scale)), places=0)
+    if scale and value is not None:
+        leaf = leaf._replace(value=exact.multiply(value, exact.constant(scale)), places=0)
     return leaf._replace(unit=unit)
-
-
-def _valued(text: str) -> Leaf:
-    text = compact(text)
-    return _number(text) or Leaf(text, _value(text))
-
-
-def _value(text: str) -> exact.Value | None:
-    if _INFINITY.fullmatch(text):
-        return {((r"\infty", Fraction(1)),): Fraction(-1 if text[0] == "-" else 1)}
-    try:
-        return closed_form.parse(text)
-    except exact.Undecided:
-        return None
-
-
-def _number(text: str) -> Leaf | None:
-    match = _NUMBER.fullmatch(text) if len(text) <= closed_form.MAX_CHARS else None
-    if not match:
-        return None
-    sign, whole, top, bottom, whole2, top2, bottom2, before, still, again, decimal, exponent = match.groups()
-    places = 0
-    if decimal:
-        up = int(exponent or 0)
-        before, _, still = decimal.partition(".")
-        places = max(0, len(still) - up)
-        value = (
-            Fraction(int(before + still))
-            if up == len(still)
-            else int(before + still) * Fraction(10) ** (up - len(still))
-        )
-    elif again:  # 0.1\overline{6} is 16/90 - 1/90
-        above = int(f"{before}{still}{again}") - int(f"0{before}{still}")
-        value = Fraction(above, 10 ** len(still + again) - 10 ** len(still))
-    else:
-        whole, top, bottom = (whole, top, bottom) if top else (whole2, top2, bottom2)
-        if int(bottom) == 0 or (whole and (top.startswith("-") or bottom.startswith("-"))):
-            return None
-        value = int(whole or 0) + Fraction(int(top), int(bottom))
-    return Leaf(text, exact.constant(-value if sign == "-" else value), places)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from lit_atex import exact
 from lit_atex.answer_text import MARKS, MAX_CHARS, clean, compact, label, unwrap
-from lit_atex.answers import Answer, Group, Leaf, equation, read
+from lit_atex.answers import Answer, Group, equation, read
+from lit_atex.leaves import Leaf
 from lit_atex.types import Verdict
 
 _ROUNDED = 6  # decimal places from which on a decimal may stand for what it is rounded from
@@ -21,6 +22,7 @@ _LETTERS, _LETTER, _VOWEL = re.compile(r"[A-Za-z]+"), re.compile(r"(?<![0-9])[A-
 _PRIMES = ("'", r"\prime")
 _TURN, _DEGREES = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-z])"), re.compile(r"(\d+(?:\.\d+)?) ?°")
 _CHOICES = frozenset("abcdefghijABCDEFGHIJ")
+_DATED = re.compile("[0-9][/-]")
 _MATCHED = 32  # items of a list that are compared each with each
 _BETWEEN, _TITLED = re.compile("[,;]| (?:and|or) "), re.compile(r"[A-Z][a-z]{1,3}\. ?[A-Z][a-z]+")  # Dr. Smith
 _COMMANDS = re.compile(r"\\(?:begin|end) ?\{\w+\}|\\[A-Za-z]+")
@@ -140,11 +142,11 @@ def _equal_one(leaf: Leaf, group: Group) -> bool | None:
 
 
 def _equal_leaves(a: Leaf, b: Leaf) -> bool | None:
-    if a.words and b.words:
-        choice = a.text in _CHOICES or (_is_prose(a.text) and _is_prose(b.text))  # x is not X, nor rR rr
-        return a.text == b.text or (choice and a.text.casefold() == b.text.casefold())
     if (a.unit or a.percent) and (b.unit or b.percent) and (a.unit, a.percent) != (b.unit, b.percent):
         return False
+    if a.words and (b.words or _DATED.search(a.text)):  # the reference's 10-20 is a range; an answer's may be a sum
+        choice = a.text in _CHOICES or (_is_prose(a.text) and _is_prose(b.text))  # x is not X, nor rR rr
+        return a.text == b.text or (choice and a.text.casefold() == b.text.casefold())
     if a.name and b.name and a.name != b.name:
         plain = not any(_EXPRESSION.search(leaf.name) for leaf in (a, b))
         return False if plain and _is_constant(a) and _is_constant(b) else None  # y = x + 1 and x = y - 1
