@@ -25,7 +25,7 @@ _ANSWER_IS = re.compile(r"\banswer(?:\*\*)?\s{0,4}(?:is\b(?: as follows\b)?|:)\s
 _NOTHING = re.compile(r"(?:obvious|evident|clear)\b")
 ABBREVIATIONS = "e\\.g|i\\.e|cf|vs|approx|resp|Eq|Fig|Mr|Mrs|Ms|Dr|St|Thm|Prop|Lem|Sec|Ch|Ex|Prob"
 _ABBREVIATED = re.compile(rf"(?:^|[\s(])(?:{ABBREVIATIONS})\Z")
-_SENTENCE_END = re.compile(r"\.(?=\$?(?:\s|$))\$?")
+_SENTENCE_END = re.compile(r"(?<!\.)\.(?=\$?(?:\s|$))\$?")
 _DISPLAY = re.compile(
     r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\begin\{((?:equation|align|gather|multline)\*?)\}(.+?)\\end\{\3\}", re.DOTALL
 )
@@ -38,10 +38,20 @@ _HARMLESS = re.compile(r"[*_ ]*[!,;:]?[*_ ]*(?:$|(?:because|since|as(?! well)|by
 _WRITTEN = {
     **{"−": "-", "–": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "π": r"\pi ", "∞": r"\infty ", "×": r"\times "},
     **{"·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "±": r"\pm ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne "},
-    **{"≈": r"\approx ", "∪": r"\cup ", "∅": r"\emptyset ", "∈": r"\in ", "²": "^2", "³": "^3", "º": "°", "’": "'"},
+    **{
+        "≈": r"\approx ",
+        "∪": r"\cup ",
+        "∅": r"\emptyset ",
+        "∈": r"\in ",
+        "²": "^2",
+        "³": "^3",
+        "º": "°",
+        "’": "'",
+        "…": "...",
+    },
     **{"½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"},
     **{"α": r"\alpha ", "β": r"\beta ", "θ": r"\theta ", "λ": r"\lambda ", "φ": r"\phi ", "ω": r"\omega "},
-    **{"\u200b": "", "\u2060": "", "\ufeff": ""},  # zero width: nothing to see, nothing reordered
+    **{"\u200b": "", "\u2060": "", "\ufeff": "", "…": "..."},  # zero width: nothing to see, nothing reordered
 }
 _SYMBOLS = str.maketrans(_WRITTEN | {chr(c): chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)})  # and full width
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -62,6 +72,7 @@ _CLEANING = [
     (re.compile(r"\\(?:varnothing|O)(?![A-Za-z])"), r"\\emptyset"),
     (re.compile(r"\\([lgn]e)(?:q|qslant)(?![A-Za-z])"), r"\\\1"),
     (re.compile(r"(?<=[0-9])_ ?\{([0-9]+)\}"), r"_\1"),  # the base of a number
+    (re.compile(r"\\ldots(?![A-Za-z])"), r"\\dots "),
     (re.compile(r"\\langle(?![A-Za-z])"), "("),
     (re.compile(r"\\rangle(?![A-Za-z])"), ")"),
     (re.compile(r"\\lbrace(?![A-Za-z])"), r"\\{"),
@@ -103,7 +114,7 @@ def clean(text: str) -> str:
     text = " ".join(text.split())
     if len(_DOLLARS.findall(text)) % 2 == 0:
         text = _DOLLARS.sub("", text)  # around mathematics; a single one is money
-    text = text.replace(r"\$", "$").replace("<=", r"\le ").replace(">=", r"\ge ")
+    text = text.replace(r"\$", "$").replace("<=", r"\le ").replace(">=", r"\ge ").replace("...", r"\dots ")
     if any(char in text for char in "\\√~{"):
         for pattern, replacement in _CLEANING:
             text = pattern.sub(replacement, text)

@@ -13,7 +13,7 @@ from lit_atex import closed_form, exact, units
 from lit_atex.answer_text import compact, is_words
 from lit_atex.leaves import Leaf, number, value_of, valued
 
-_MAX_CHARS = 800  # of an answer that is taken apart
+MAX_READ = 800  # of an answer that is taken apart
 _DEPTH = 4  # of lists in lists
 
 
@@ -54,7 +54,7 @@ def read(text: str, depth: int = 0) -> Answer:
         return found
     if is_words(text) and not (re.search("[,;]", text) and len(text) < 40 and re.fullmatch(r"\w(?: ?[,;] ?\w)+", text)):
         return _leaf(text)
-    if len(text) > _MAX_CHARS or depth > _DEPTH:
+    if len(text) > MAX_READ or depth > _DEPTH:
         return Leaf(compact(text))
     return _group(text, depth + 1) or _leaf(text)
 
@@ -89,7 +89,13 @@ def _group(text: str, depth: int) -> Answer | None:
     if not named:
         return None
     answer = read(named[1], depth)
-    return answer._replace(name=named[0]) if isinstance(answer, Leaf) else answer
+    if isinstance(answer, Leaf):
+        return answer._replace(name=named[0])
+    names = named[0][1:-1].split(",") if named[0].startswith("(") else []  # (x,y) = (1,2) tells x and y
+    if len(names) != len(answer.items):
+        return answer
+    items = (item._replace(name=n) if isinstance(item, Leaf) else item for n, item in zip(names, answer.items))
+    return answer._replace(items=tuple(items))
 
 
 def _range(text: str) -> Group | None:
@@ -169,7 +175,9 @@ def _named(text: str) -> tuple[str, str] | None:
         sides.reverse()
         name = _name(sides[0])
     if name:
-        return name, sides[-1]
+        told = [value for value in map(value_of, map(compact, sides[1:])) if value is not None]
+        told = [value for value in told if not exact.has_letters(value)]
+        return None if any(value != told[-1] for value in told) else (name, sides[-1])  # x = 4 = 5
     values = [value_of(compact(side)) for side in sides]
     return ("", sides[-1]) if values[0] is not None and all(value == values[0] for value in values) else None
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from lit_atex import exact
 from lit_atex.answer_text import MARKS, MAX_CHARS, clean, compact, label, unwrap
-from lit_atex.answers import Answer, Group, equation, read
+from lit_atex.answers import MAX_READ, Answer, Group, equation, read
 from lit_atex.leaves import Leaf
 from lit_atex.types import Verdict
 
@@ -19,7 +19,7 @@ _EXPRESSION = re.compile(r"[+^-]|^[0-9]")  # of a name that is more than a name
 _EQUATED = re.compile(r"[+^]|(?<![A-Za-z]{2})-(?![A-Za-z]{2})|^[0-9]")  # but not x-intercept
 _IN_BRACKETS = re.compile(r"\([^()]*\)")
 _LETTERS, _LETTER, _VOWEL = re.compile(r"[A-Za-z]+"), re.compile(r"(?<![0-9])[A-Za-z]"), re.compile(r"[aeiouyAEIOUY]")
-_PRIMES = ("'", r"\prime")
+_MARKS, _DOTS = re.compile(r"'|\\prime|\^\{?(?:T|\\top)(?![A-Za-z])"), re.compile(r"\\dots")  # primes, transposes
 _TURN, _DEGREES = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-z])"), re.compile(r"(\d+(?:\.\d+)?) ?°")
 _CHOICES = frozenset("abcdefghijABCDEFGHIJ")
 _DATED = re.compile("[0-9][/-]")
@@ -104,7 +104,12 @@ def canonical(answer: str) -> str:
 def _is_mathematics(text: str) -> bool:
     """Whether it may be worth a parser's time: no sentence, brackets that match, something beside operators."""
     text = text.translate(MARKS)
-    if not text.isascii() or _NO_MATHEMATICS.search(text) or _PROSE.search(_COMMANDS.sub(" ", text)):
+    if (
+        len(text) > MAX_READ
+        or not text.isascii()
+        or _NO_MATHEMATICS.search(text)
+        or _PROSE.search(_COMMANDS.sub(" ", text))
+    ):
         return False
     depth = 0
     for bracket in _BRACKET.findall(text):
@@ -170,13 +175,13 @@ def _is_prose(text: str) -> bool:
 
 
 def are_written_apart(reference: str, answer: str) -> bool:
-    """Whether formulas differ in what the parser does not see: a letter's case, a prime, degrees in a function."""
+    """Whether formulas differ in what the parser does not see: a letter's case, primes, dots, degrees in a function."""
     one, other = (_COMMANDS.sub(" ", text.translate(MARKS)) for text in (reference, answer))
     letters, others = (sorted(_LETTER.findall(text)) for text in (one, other))
     if letters != others and sorted("".join(letters).casefold()) == sorted("".join(others).casefold()):
         return not (_PROSE.search(one) or _PROSE.search(other))
-    primes = [sum(map(text.count, _PRIMES)) for text in (reference, answer)]
-    if "=" in reference and "=" in answer and primes[0] != primes[1]:  # of a name on either side
+    marks, dots = ([len(mark.findall(text)) for text in (reference, answer)] for mark in (_MARKS, _DOTS))
+    if dots[0] != dots[1] or (marks[0] != marks[1] and ("=" in reference) == ("=" in answer)):  # a name may be left out
         return True
     turned = [bool(_TURN.search(text)) for text in (reference, answer)]
     return all(turned) and ("°" in reference) != ("°" in answer)

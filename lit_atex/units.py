@@ -13,7 +13,7 @@ _SPELLINGS = """
     rad radian; deg ° degree degs; degC °C celsius; degF °F fahrenheit; usd $ dollar buck; ct cent ¢; eur € euro
     gbp £; jpy ¥ yen; inr ₹ rupee; am a.m.; pm p.m.; mi/h mph; km/h kmh kph; m/s mps; person people; man men
     child children; woman women; sheep; fish; deer; mouse mice; tooth teeth; goose geese
-    cat; dog; hat; egg; pen; cow; box; bag; cup; can; way; car; boy; row; ppl; pt
+    Mg megagram; Mm megameter; cat; dog; hat; egg; pen; cow; box; bag; cup; can; way; car; boy; row; ppl; pt
 """
 _NAMES = {name: names[0] for names in map(str.split, re.split(r"[;\n]", _SPELLINGS)) for name in names}
 _LONE = frozenset("mgshLNJWV")  # single letters that stand for a unit rather than a variable

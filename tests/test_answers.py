@@ -251,6 +251,15 @@ def test_numbers_side_by_side_are_no_sum(verifier: Verifier, reference: str, ans
     assert verifier.verify([rf"\boxed{{{answer}}}"], [reference]) == [verdict]
 
 
+def test_a_list_beyond_what_is_read_is_no_set() -> None:
+    long = ",".join(["5"] * 401)
+    assert [decide("5", long), decide(long, "5"), decide(long, long)] == [
+        Verdict.UNPARSED,
+        Verdict.WRONG,
+        Verdict.CORRECT,
+    ]
+
+
 def test_a_constant_beyond_any_number_is_no_error(verifier: Verifier) -> None:
     """A tower of powers of pi that decimals cannot hold; an overflow was reported as a mistake of ours."""
     for tower in (r"((\pi^{999})^{999})^{999}", r"((e^{-999})^{999})^{999}"):
