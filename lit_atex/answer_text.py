@@ -14,7 +14,10 @@ MAX_CHARS = 2000  # of an answer; longer ones are not looked at: no right answer
 
 MARKS = str.maketrans(dict.fromkeys("°$€£¥₹", " "))  # units that are single signs; math-verify does not know all
 
-BOX = r"\\{1,2}(?:boxed|fbox)\s*\{"
+BOX = r"\\{1,2}(?:boxed|fbox|framebox)\s*\{"
+BARE_BOX = re.compile(
+    r"\\boxed\s*([+-]?[0-9](?:[0-9.,/]*[0-9])?|[A-J])(?![0-9A-Za-z])"
+)  # as TeX, which needs no braces
 _HASHES = re.compile(r"(?<!#)####(?!#)")
 _HEADING = re.compile(
     r"[*_ ]{0,4}(?:(?:step|part|case|phase) ?[0-9]|(?:solution|approach|analysis|plan|conclusion|verification"
@@ -38,21 +41,14 @@ _HARMLESS = re.compile(r"[*_ ]*[!,;:]?[*_ ]*(?:$|(?:because|since|as(?! well)|by
 _WRITTEN = {
     **{"−": "-", "–": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "π": r"\pi ", "∞": r"\infty ", "×": r"\times "},
     **{"·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "±": r"\pm ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne "},
-    **{
-        "≈": r"\approx ",
-        "∪": r"\cup ",
-        "∅": r"\emptyset ",
-        "∈": r"\in ",
-        "²": "^2",
-        "³": "^3",
-        "º": "°",
-        "’": "'",
-        "…": "...",
-    },
+    **{"≈": r"\approx ", "∪": r"\cup ", "∅": r"\emptyset ", "∈": r"\in ", "²": "^2", "³": "^3", "º": "°", "’": "'"},
     **{"½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"},
     **{"α": r"\alpha ", "β": r"\beta ", "θ": r"\theta ", "λ": r"\lambda ", "φ": r"\phi ", "ω": r"\omega "},
-    **{"\u200b": "", "\u2060": "", "\ufeff": "", "…": "..."},  # zero width: nothing to see, nothing reordered
+    **{"…": "...", "。": ".", "个": " units", "元": " yuan"},
+    **{"\u200b": "", "\u2060": "", "\ufeff": ""},  # zero width: nothing to see, nothing reordered
 }
+_RAISED = re.compile("⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]{2,}|⁻?[⁰¹⁴⁵⁶⁷⁸⁹]|⁻[²³]")  # ² and ³ alone are among the signs above
+_LOWERED = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
 _SYMBOLS = str.maketrans(_WRITTEN | {chr(c): chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)})  # and full width
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _DOLLARS = re.compile(r"(?<!\\)\$")
@@ -72,6 +68,7 @@ _CLEANING = [
     (re.compile(r"\\(?:varnothing|O)(?![A-Za-z])"), r"\\emptyset"),
     (re.compile(r"\\([lgn]e)(?:q|qslant)(?![A-Za-z])"), r"\\\1"),
     (re.compile(r"(?<=[0-9])_ ?\{([0-9]+)\}"), r"_\1"),  # the base of a number
+    (re.compile(r"\\(?:text)?color ?\{[a-z]+\}"), ""),
     (re.compile(r"\\ldots(?![A-Za-z])"), r"\\dots "),
     (re.compile(r"\\langle(?![A-Za-z])"), "("),
     (re.compile(r"\\rangle(?![A-Za-z])"), ")"),
@@ -84,6 +81,11 @@ _LIST_THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 _TEXT = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|[mh]box|operatorname|boldsymbol) ?\{([^{}]*)\}"
 )
+_CELSIUS = re.compile(r" ?(?:°|degrees?) ?([cf])(?:elsius|ahrenheit)(?![A-Za-z])", re.IGNORECASE)
+_FUNCTION = re.compile(
+    r"(?<![\\A-Za-z])(ln|log|sin|cos|tan|cot|csc|arcsin|arccos|arctan)(?= ?[(0-9_^\\]| [a-z](?![A-Za-z]))"
+)
+_EXP = re.compile(r"(?:\\|(?<![A-Za-z]))exp ?\(([^()]*)\)")
 _PLAIN = re.compile(r"(?<![\\A-Za-z])(pi|infty)(?![A-Za-z])")
 _LOOSE_SPACE = re.compile(r"(?<![A-Za-z0-9.]) | (?![A-Za-z0-9.+-])")  # the others keep apart: `1 2`, `1 -2`, `\pi r`
 _LABEL = re.compile(r"(?:option |choice )?(?:\(([A-J])\)|([A-J])[).:])[.:]?(?: (?![(\[])(.*))?", re.IGNORECASE)
@@ -106,7 +108,7 @@ def clean(text: str) -> str:
     if len(text) > MAX_CHARS:
         return ""
     if not text.isascii():
-        text = text.translate(_SYMBOLS)
+        text = _RAISED.sub(lambda raised: f"^{{{raised[0].translate(_LOWERED)}}}", text).translate(_SYMBOLS)
         if any(unicodedata.category(char) in ("Cf", "Cs", "Co", "Cn") for char in text):
             return ""
     if _CONTROL.search(text):
@@ -133,6 +135,9 @@ def unwrap(text: str) -> str:
     if "\\" in text:
         for _ in range(2):  # \textbf{\text{A}}
             text = _TEXT.sub(_opened, text)
+    if "exp" in text:
+        text = _EXP.sub(r"e^{\1}", text)
+    text = _FUNCTION.sub(r"\\\1", _CELSIUS.sub(lambda degrees: f" °{degrees[1].upper()}", text))
     text = _PLAIN.sub(r"\\\1 ", text.replace("infinity", "infty"))
     return " ".join(text.split()).replace(" ^", "^")  # \text{ cm}^2
 

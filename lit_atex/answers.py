@@ -38,12 +38,14 @@ _UNIT_START = re.compile(r"(?<![\\A-Za-z°])[A-Za-z°$€£¥₹¢]")
 _NAME = re.compile(
     r"(?!-)(?:[A-Za-z]\([^()]*\)|[A-Za-z]|_\{\w{1,4}\}|_\w|\^\{-1\}|\\(?:"
     + "|".join(name[1:] for name in sorted(closed_form.GREEK) if name != r"\pi")
-    + r"|angle|triangle|overline|frac|sin|cos|tan|cot|sec|csc|det|gcd)(?![A-Za-z])|\|[A-Z]{2}\||[{}(),'+ -])+(?<![+-])"
+    + r"|angle|triangle|overline|vec|frac|sin|cos|tan|cot|sec|csc|det|gcd)(?![A-Za-z])"
+    r"|\|[A-Z]{2}\||[{}(),'+ -])+(?<![+-])"
 )
 _RELATION = re.compile(r"[<>]|\\(?:[lgn]e|approx|equiv|cong|sim)(?![A-Za-z])")
 _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")  # not \pmod, \pmatrix
 _ORDER = re.compile(r" ?(<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z])) ?")
 _MATRIX = re.compile(r"\\begin ?\{([pb]?matrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end ?\{\1\}")
+_SELECTION = re.compile(r"\w(?:(?: ?[,;](?: and)? ?| and )\w)+")  # `A, C and D`
 _SEPARATOR = re.compile(r"[,;]|(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])")
 
 
@@ -52,7 +54,7 @@ def read(text: str, depth: int = 0) -> Answer:
     text = text.strip()
     if found := number(compact(text)):
         return found
-    if is_words(text) and not (re.search("[,;]", text) and len(text) < 40 and re.fullmatch(r"\w(?: ?[,;] ?\w)+", text)):
+    if is_words(text) and not (len(text) < 40 and _SELECTION.fullmatch(text)):
         return _leaf(text)
     if len(text) > MAX_READ or depth > _DEPTH:
         return Leaf(compact(text))
@@ -218,7 +220,8 @@ def _leaf(text: str) -> Leaf:
 
 def _with_unit(head: str, tail: str, spaced: bool) -> Leaf | None:
     """The leaf if the head is a constant, and the tail a scale ("million"), a unit, or both."""
-    spaced = spaced and not re.search(r"\\[A-Za-z]+$", head)  # in `2\pi h` the space only ends the command
+    # in `2\pi h` the space only ends the command
+    spaced = spaced and (not re.search(r"\\[A-Za-z]+$", head) or re.match("[A-Za-z]{4}", tail) is not None)
     first, _, others = tail.partition(" ")
     scale = _SCALES.get(first.lower().removesuffix("s"))
     leaf = valued(head)

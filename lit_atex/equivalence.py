@@ -9,42 +9,21 @@ import re
 from collections.abc import Sequence
 
 from lit_atex import exact
-from lit_atex.answer_text import MARKS, MAX_CHARS, clean, compact, label, unwrap
-from lit_atex.answers import MAX_READ, Answer, Group, equation, read
-from lit_atex.leaves import Leaf
+from lit_atex.answer_text import MAX_CHARS, clean, compact, label, unwrap
+from lit_atex.answers import Answer, Group, equation, read
+from lit_atex.formulas import AMBIGUOUS, is_mathematics
+from lit_atex.leaves import Leaf, value_of
 from lit_atex.types import Verdict
 
 _ROUNDED = 6  # decimal places from which on a decimal may stand for what it is rounded from
 _EXPRESSION = re.compile(r"[+^-]|^[0-9]")  # of a name that is more than a name
 _EQUATED = re.compile(r"[+^]|(?<![A-Za-z]{2})-(?![A-Za-z]{2})|^[0-9]")  # but not x-intercept
 _IN_BRACKETS = re.compile(r"\([^()]*\)")
-_LETTERS, _LETTER, _VOWEL = re.compile(r"[A-Za-z]+"), re.compile(r"(?<![0-9])[A-Za-z]"), re.compile(r"[aeiouyAEIOUY]")
-_MARKS, _DOTS = re.compile(r"'|\\prime|\^\{?(?:T|\\top)(?![A-Za-z])"), re.compile(r"\\dots")  # primes, transposes
-_TURN, _DEGREES = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-z])"), re.compile(r"(\d+(?:\.\d+)?) ?°")
+_LETTERS, _VOWEL = re.compile(r"[A-Za-z]+"), re.compile(r"[aeiouyAEIOUY]")
 _CHOICES = frozenset("abcdefghijABCDEFGHIJ")
 _DATED = re.compile("[0-9][/-]")
 _MATCHED = 32  # items of a list that are compared each with each
 _BETWEEN, _TITLED = re.compile("[,;]| (?:and|or) "), re.compile(r"[A-Z][a-z]{1,3}\. ?[A-Z][a-z]+")  # Dr. Smith
-_COMMANDS = re.compile(r"\\(?:begin|end) ?\{\w+\}|\\[A-Za-z]+")
-_KNOWN = (  # commands that a parser may know
-    "[A-Z]?[a-z]{2,3}|[A-Za-z]?[a-z]*(?:eta|alpha|amma|elta|psilon|igma|mega|ambda|appa|heta)|frac|sqrt|a?r?c?sinh?|a?r?c?cosh?"
-    "|a?r?c?tanh?|infty|binom|times|cdots?|l?dots|pm|left|right|begin|end|text[a-z]*|math[a-z]+|operatorname|overline|bar"
-    "|prod|limits|i?int|oint|lfloor|rfloor|lceil|rceil|langle|rangle|lvert|rvert|mid|vert|approx|equiv|quad|emptyset|setminus"
-    "|notin|subset[a-z]*|land|lor|neg|circ|angle|triangle|parallel|perp|vec|hat|prime|partial|nabla|underline|to|rightarrow"
-)
-_NO_MATHEMATICS = re.compile(
-    r"[?@#\"`;~]|[A-Za-z]\.[A-Za-z]|^[^0-9A-Za-z]*$|^ *[*/^_=,)\]}&!%]|[-+*/^_=,(\[{<>&\\] *$"
-    r"|[-+*/^_=,(<>] *[*/^_=,)<>!]|\{ *\}"
-    r"|\\(?!(?:" + _KNOWN + r")(?![A-Za-z]))[A-Za-z]"
-)
-_BRACKET = re.compile(r"\\[{}]|[()\[\]{}]")
-_DEPTH = 20  # of brackets in what is passed on
-# x2 may be 2x or x^2; math-verify drops the base of 12_5, reads 1 2 as 3 (but \log_2 8 rightly), and tells "and" from
-# "or" no more than its commas
-_AMBIGUOUS = re.compile(
-    r"(?<![\\A-Za-z_])[A-Za-z][0-9]|[0-9]_|(?<![_0-9.])[0-9]+(?:\.[0-9]+)? [0-9]|\band\b.*\bor\b|\bor\b.*\band\b"
-)
-_PROSE = re.compile(r"(?!sqrt|sinh|cosh|tanh|arc)[A-Za-z]{4}")
 
 
 def decide(reference: str, answer: str) -> Verdict | None:
@@ -61,9 +40,9 @@ def decide(reference: str, answer: str) -> Verdict | None:
         same = equal(read(reference), read(answer))
     if same is not None:
         return Verdict.CORRECT if same else Verdict.WRONG
-    if not _is_mathematics(answer):
+    if not is_mathematics(answer):
         return Verdict.UNPARSED  # no number is fished out of a sentence
-    return None if _is_mathematics(reference) and not _AMBIGUOUS.search(f"{reference} | {answer}") else Verdict.WRONG
+    return None if is_mathematics(reference) and not AMBIGUOUS.search(f"{reference} | {answer}") else Verdict.WRONG
 
 
 def is_answer(text: str) -> bool:
@@ -77,7 +56,7 @@ def _is_told(answer: Answer) -> bool:
         return all(map(_is_told, answer.items))
     names = [part.split() for part in _BETWEEN.split(answer.text)]
     named = all(len(name) <= 2 or all(map(str.istitle, name)) for name in names) if answer.words else False
-    return answer.value is not None or named or _is_mathematics(answer.text) or bool(_TITLED.fullmatch(answer.text))
+    return answer.value is not None or named or is_mathematics(answer.text) or bool(_TITLED.fullmatch(answer.text))
 
 
 def canonical(answer: str) -> str:
@@ -99,24 +78,6 @@ def canonical(answer: str) -> str:
         return "" if len(raw) <= MAX_CHARS and raw.isascii() and raw.isprintable() else raw  # layout alone is nothing
     letter, _ = label(text)
     return letter.lower() or _show(read(text))
-
-
-def _is_mathematics(text: str) -> bool:
-    """Whether it may be worth a parser's time: no sentence, brackets that match, something beside operators."""
-    text = text.translate(MARKS)
-    if (
-        len(text) > MAX_READ
-        or not text.isascii()
-        or _NO_MATHEMATICS.search(text)
-        or _PROSE.search(_COMMANDS.sub(" ", text))
-    ):
-        return False
-    depth = 0
-    for bracket in _BRACKET.findall(text):
-        depth += 1 if bracket[-1] in "([{" else -1
-        if not 0 <= depth <= _DEPTH:
-            return False
-    return depth == 0
 
 
 def equal(a: Answer, b: Answer) -> bool | None:
@@ -143,14 +104,22 @@ def _labelled(reference: str, answer: str) -> bool | None:
 def _equal_one(leaf: Leaf, group: Group) -> bool | None:
     if leaf.value is None and not leaf.words:
         return False if len(equation(leaf.text)) > 1 else None  # x < 3 may be an interval
+    if leaf.words and leaf.text.isupper() and len(group.items) > 1 and group.kind in ("list", "set"):
+        letters = [item.text for item in group.items if isinstance(item, Leaf) and item.text in _CHOICES]
+        return list(leaf.text) == letters  # ABD for A, B, D
     return equal(group.items[0], leaf) if group.kind in ("set", "list") and len(group.items) == 1 else False
 
 
 def _equal_leaves(a: Leaf, b: Leaf) -> bool | None:
+    if _same_equation(a, b):
+        return True
     if (a.unit or a.percent) and (b.unit or b.percent) and (a.unit, a.percent) != (b.unit, b.percent):
         return False
     if a.words and (b.words or _DATED.search(a.text)):  # the reference's 10-20 is a range; an answer's may be a sum
         choice = a.text in _CHOICES or (_is_prose(a.text) and _is_prose(b.text))  # x is not X, nor rR rr
+        if " and " in a.text + b.text:  # in which no order counts
+            one, other = (sorted(_BETWEEN.split(leaf.text.casefold().replace(" and ", ","))) for leaf in (a, b))
+            return one == other
         return a.text == b.text or (choice and a.text.casefold() == b.text.casefold())
     if a.name and b.name and a.name != b.name:
         plain = not any(_EXPRESSION.search(leaf.name) for leaf in (a, b))
@@ -166,30 +135,27 @@ def _equal_leaves(a: Leaf, b: Leaf) -> bool | None:
     return None
 
 
+def _same_equation(a: Leaf, b: Leaf) -> bool:
+    """Whether two equations in several letters are multiples of one another: y = 2x + 1 and 2y - 2 = 4x."""
+    one, other = _zero(a), _zero(b)
+    return one.keys() == other.keys() and len({factor / other[monomial] for monomial, factor in one.items()}) == 1
+
+
+def _zero(leaf: Leaf) -> exact.Value:
+    """Left side less right side of an equation in several letters; nothing of anything else."""
+    sides = [leaf.name, leaf.text] if leaf.name else equation(leaf.text)
+    left, right = [value_of(compact(side)) for side in sides] if len(sides) == 2 else (None, None)
+    zero = exact.add(left, right, -1) if left is not None and right is not None else {}
+    letters = {symbol for monomial in zero for symbol, _ in monomial if not symbol.isdigit()} - {"e", "i", r"\pi"}
+    return zero if len(letters) > 1 else {}
+
+
 def _is_prose(text: str) -> bool:
     """Whether it is words as they are written: of four letters, or fewer with a vowel, in one case or a capital."""
     found = _LETTERS.findall(text)
     return bool(found) and all(
         len(w) > 3 or (_VOWEL.search(w) and w in (w.lower(), w.upper(), w.capitalize())) for w in found
     )
-
-
-def are_written_apart(reference: str, answer: str) -> bool:
-    """Whether formulas differ in what the parser does not see: a letter's case, primes, dots, degrees in a function."""
-    one, other = (_COMMANDS.sub(" ", text.translate(MARKS)) for text in (reference, answer))
-    letters, others = (sorted(_LETTER.findall(text)) for text in (one, other))
-    if letters != others and sorted("".join(letters).casefold()) == sorted("".join(others).casefold()):
-        return not (_PROSE.search(one) or _PROSE.search(other))
-    marks, dots = ([len(mark.findall(text)) for text in (reference, answer)] for mark in (_MARKS, _DOTS))
-    if dots[0] != dots[1] or (marks[0] != marks[1] and ("=" in reference) == ("=" in answer)):  # a name may be left out
-        return True
-    turned = [bool(_TURN.search(text)) for text in (reference, answer)]
-    return all(turned) and ("°" in reference) != ("°" in answer)
-
-
-def in_radians(text: str) -> str:
-    """Degrees behind a number as a part of a turn, if there is a function that takes angles."""
-    return _DEGREES.sub(r"(\1\\pi/180)", text) if _TURN.search(text) else text
 
 
 def _is_constant(leaf: Leaf) -> bool:

@@ -11,9 +11,9 @@ _SPELLINGS = """
     min minute mins; h hr hour hrs; day; week wk; month; year yr; Hz hertz; kHz; MHz; N newton; kN; J joule; kJ
     cal calorie; kcal; W watt; kW kilowatt; MW; V volt; A amp ampere; mA; ohm; K kelvin; Pa pascal; kPa; mol mole
     rad radian; deg ° degree degs; degC °C celsius; degF °F fahrenheit; usd $ dollar buck; ct cent ¢; eur € euro
-    gbp £; jpy ¥ yen; inr ₹ rupee; am a.m.; pm p.m.; mi/h mph; km/h kmh kph; m/s mps; person people; man men
+    gbp £; jpy ¥ yen; inr ₹ rupee; am a.m. a.m; pm p.m. p.m; mi/h mph; km/h kmh kph; m/s mps; person people; man men
     child children; woman women; sheep; fish; deer; mouse mice; tooth teeth; goose geese
-    Mg megagram; Mm megameter; cat; dog; hat; egg; pen; cow; box; bag; cup; can; way; car; boy; row; ppl; pt
+    yuan rmb; Mg megagram; Mm megameter; cat; dog; hat; egg; pen; cow; box; bag; cup; can; way; car; boy; row; ppl; pt
 """
 _NAMES = {name: names[0] for names in map(str.split, re.split(r"[;\n]", _SPELLINGS)) for name in names}
 _LONE = frozenset("mgshLNJWV")  # single letters that stand for a unit rather than a variable
@@ -46,6 +46,7 @@ def key(text: str, spaced: bool = True, plural: bool = True) -> str | None:
         spaced: Whether a space or a text command set it apart; if not, only known units of two letters or more count.
         plural: Whether a noun that is not known must be in the plural, as behind any number but one and its parts.
     """
+    text = " ".join(text.replace(r"\cdot", " ").split())
     if len(text) > 60 or not _SHAPE.fullmatch(text):
         return None
     powers: dict[str, int] = {}

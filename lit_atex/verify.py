@@ -12,8 +12,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
-from lit_atex.answer_text import BOX, MARKS, after_answer_is, after_hashes, clean, unwrap
-from lit_atex.equivalence import are_written_apart, canonical, decide, in_radians
+from lit_atex.answer_text import BARE_BOX, BOX, MARKS, after_answer_is, after_hashes, clean, unwrap
+from lit_atex.equivalence import canonical, decide
+from lit_atex.formulas import are_written_apart, in_radians
 from lit_atex.types import Verdict
 from lit_atex.verify_worker import Worker
 
@@ -23,7 +24,7 @@ Form = Literal["boxed", "hashes", "answer_is"]
 Occurrence = Literal["last", "first", "agreed"]
 
 _KEY = "model.verifier.init_args"
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _THOUGHT = re.compile(r"</think>|<\|end_of_thought\|>")
 _BRACE = re.compile(rf"{BOX}|\\.|[{{}}]", re.DOTALL)
 
@@ -71,6 +72,7 @@ class Verifier:
         """
         text = _string(text)[-self.max_chars :]
         text = _THOUGHT.split(text)[-1].strip() or text
+        text = BARE_BOX.sub(r"\\boxed{\1}", text)
         for form in self.forms:
             answers = list(_FORMS[form](text))
             if not answers:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lit_atex.equivalence import are_written_apart
+from lit_atex.formulas import are_written_apart
 from lit_atex.types import Verdict
 from lit_atex.verify import Verifier, canonical
 
@@ -197,6 +197,10 @@ def test_decided_by_math_verify(verifier: Verifier, answer: str, reference: str,
         (r"<think>maybe \boxed{3}</think>The answer is 5.", "5"),
         (r"\boxed{3}<|end_of_thought|>\boxed{4}", "4"),
         ("<think>\\boxed{3}</think>\n", "3"),
+        (r"so \boxed 5.", "5"),
+        (r"so $\boxed{4}$, no, $\boxed12$", "12"),
+        (r"\boxed B", "B"),
+        (r"\framebox{5}", "5"),
         ("**Answer:** 3.5.", "3.5"),
         ("ANSWER: **11**\n", "11"),
         ("Answer:\n12\nbye", "12"),
