@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from lit_atex.answer_text import ABBREVIATIONS, BOX, after_answer_is, after_hashes
+from lit_atex.answer_text import ABBREVIATIONS, BARE_BOX, BOX, after_answer_is, after_hashes
+from lit_atex.equivalence import canonical
 
 _LINE_END = re.compile(r"\n\s*")
 _SENTENCE_END = re.compile(r"[.!?][)\"'”’\]]*[ \t]+(?=[\"'“‘(\[]?[A-Z\d\\$])|[。！？][”’」』）]*\s*")
@@ -122,14 +123,21 @@ def split_steps(solution: str) -> list[str]:
 
 
 def _answers(solution: str) -> list[int]:
-    """Where the answer is told: the boxes; without one, each `####` or "the answer is" that says what the last does."""
-    if boxes := _boxes(solution):
-        return [start for start, _ in boxes]
-    for found in (after_hashes, after_answer_is):
-        told = [(start, said.strip(" .*$")) for start, said in found(solution)]
-        if told:
-            return [start for start, said in told if said == told[-1][1] and _TELLS.search(said)]
-    return []
+    """Where the answer is told: the boxes, and each `####` and "the answer is" that says what the last box does.
+
+    Without a box the last `####` says what the answer is; without one, the last "the answer is".
+    """
+    boxes = [(start, solution[start:end].partition("{")[2].removesuffix("}")) for start, end in _boxes(solution)]
+    boxes = boxes or [(bare.start(), bare[1]) for bare in BARE_BOX.finditer(solution)]
+    others = [list(after_hashes(solution)), list(after_answer_is(solution))]
+    answer = canonical(next((told[-1][1] for told in (boxes, *others) if told), ""))
+    told = [
+        start
+        for form in others
+        for start, said in form
+        if _TELLS.search(said.strip(" .*$")) and canonical(said) == answer
+    ]
+    return [start for start, _ in boxes] + told
 
 
 def answer_begins(solution: str, steps: list[int]) -> int:

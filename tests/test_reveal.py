@@ -313,8 +313,18 @@ def test_what_the_verifier_reads_is_hidden(before: list[str], told: str, after: 
     assert verifier.extract(reveal(solution, 1.0, kind="answer_only")) == "42"
 
 
-def test_an_answer_that_is_told_twice_is_hidden_from_the_first_time_on() -> None:
-    solution = "The answer is not plain.\nThe answer is 6.\nCheck: 2 + 4.\nSo the answer is 6."
+@pytest.mark.parametrize(
+    "told",
+    [
+        "The answer is 6.\nCheck: 2 + 4.\nSo the answer is 6.",
+        "So the answer is 6 cm.\nLet me verify.\nThus \\boxed{6}.",
+        "**Answer: 6**\n\nCheck. So \\boxed{6}",
+        "The answer is 6.\n#### 6",
+        "It is $\\boxed6$.\nDone.",
+    ],
+)
+def test_an_answer_that_is_told_twice_is_hidden_from_the_first_time_on(told: str) -> None:
+    solution = f"The answer is not plain.\n{told}"
     assert reveal(solution, 1.0, hide_answer=True) == "The answer is not plain."
 
 
