@@ -13,15 +13,17 @@ from lit_atex.answer_text import ABBREVIATIONS, BARE_BOX, BOX, after_answer_is, 
 from lit_atex.equivalence import canonical
 
 _LINE_END = re.compile(r"\n\s*")
-_SENTENCE_END = re.compile(r"[.!?][)\"'”’\]]*[ \t]+(?=[\"'“‘(\[]?[A-Z\d\\$])|[。！？][”’」』）]*\s*")
+_SENTENCE_END = re.compile(
+    r"(?:[.!?]|\.(?:\$\$?|\\\)))[)\"'”’\]]*[ \t]+(?=[\"'“‘(\[]?[A-Z\d\\$])|[。！？][”’」』）]*\s*"
+)
 _INLINE_ITEM = re.compile(r"[ \t](?=Step\s+\d+\s*:)|;[ \t]+(?=\(?\d{1,3}[.)]\s)")
 _LIST_MARK = r"(?:^|\n|[.!?:;][)\"'”’\]]*[ \t])[ \t*#>-]*\(?\d{1,3}"  # "2", but not the 24 of "it is 24. So"
 _ABBREVIATION = rf"(?:^|[\s(])(?:[A-Z]|Step \d+|No|pp?|etc|{ABBREVIATIONS})"
 _NOT_AN_END = re.compile(rf"(?:{_LIST_MARK}|{_ABBREVIATION})\.\Z")
 _BRACES = re.compile(rf"({BOX})|\\.|[{{}}]", re.DOTALL)
-_OPENING = re.compile(r"\\(?:begin\{(\w+\*?)\}|.)|\$\$?", re.DOTALL)
-_CLOSED_BY = {"$$": "$$", r"\[": r"\]", r"\(": r"\)"}
-_CLOSING = re.compile(r"\$\$|\\[\])]|\\end\{\w+\*?\}")
+_OPENING = re.compile(r"\\(?:begin\{(\w+\*?)\}|.)|\$\$?|```|\[asy\]", re.DOTALL)
+_CLOSED_BY = {"$$": "$$", r"\[": r"\]", r"\(": r"\)", "```": "```", "[asy]": "[/asy]"}
+_CLOSING = re.compile(r"\$\$|```|\[/asy\]|\\[\])]|\\end\{\w+\*?\}")
 _DOLLARS = re.compile(r"\$(?:[^$\n\\]++|\\.)++\$(?!\d)")  # "$5 and $6" is money
 _DIGITS = r"(?:\d+|\.\d+)(?:(?:[.,:/]|\{,\}|,?\\[,!])\d+)*(?:[eE][-+]?\d+)?(?:\\?%)?"
 _NUMBER = re.compile(rf"[-+−]?{_DIGITS}")
@@ -50,7 +52,7 @@ def _boxes(text: str) -> list[tuple[int, int]]:
 
 
 def _formulas(text: str) -> list[tuple[int, int]]:
-    r"""Spans of `$...$` on one line, `$$...$$`, `\[...\]`, `\(...\)` and environments; what is not closed is text."""
+    r"""Spans of `$...$` on one line, `$$...$$`, `\[...\]`, `\(...\)`, environments, code and drawings, if closed."""
     last = {match[0]: match.start() for match in _CLOSING.finditer(text)}
     spans, at = [], 0
     while match := _OPENING.search(text, at):
@@ -91,8 +93,8 @@ def keep_whole(text: str, borders: Iterable[int], math: bool) -> list[int]:
 def step_borders(solution: str) -> list[int]:
     r"""Where the steps of a solution end.
 
-    A step is a line, a sentence or a numbered item. Formulas, `\boxed{...}` and numbers are never split, nor is a list
-    mark ("2. ") or an abbreviation cut from what follows it. White space belongs to the step before it.
+    A step is a line, a sentence or a numbered item. Formulas, code, `\boxed{...}` and numbers are never split, nor is a
+    list mark ("2. ") or an abbreviation cut from what follows it. White space belongs to the step before it.
 
     Args:
         solution: Reference solution; may be of any form.

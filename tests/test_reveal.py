@@ -93,6 +93,8 @@ def test_steps_joined_are_the_solution_and_none_is_white_space(solution: str) ->
         ("Step 3. Add. Step 4. Stop.", ["Step 3. Add. ", "Step 4. Stop."]),
         ("By equation (2) $x = 3$ and by (3) Euler wins.", 1),
         ("Use a prime, e.g. Seven, i.e. $7$, cf. Euler, see Fig. 3, Eq. (2), No. 5 or Dr. Who.", 1),
+        ("By Thm. 2, Prop. 3, Lem. 4, Sec. 5, Ch. 6, Ex. 7, Prob. 8, p. 9, approx. 10, resp. $x$, etc. Add.", 1),
+        (r"Let $a=1.$ Then $b=2.$ So \(c=3.\) Hence $a+b+c=\boxed{6}.$", 4),
         ("By J. S. Bach. He wrote it.", ["By J. S. Bach. ", "He wrote it."]),
         ("In the casino. Then he left.", ["In the casino. ", "Then he left."]),  # "no." is not "No."
         (f"Ask Dr.{' ' * 30}Who.", 1),
@@ -116,6 +118,8 @@ def test_what_a_step_is(solution: str, steps: int | list[str]) -> None:
         "$\\text{cost \\$5. B}$",
         "\\begin{align}\na &= b. \\\\\nC &= d\n\\end{align}",
         "\\begin{align*}\na\nb\n\\end{align*}",
+        "```python\na. B\nC\n```",
+        "[asy]\na. B\nC\n[/asy]",
         "\\boxed{a. B\nC}",
         "\\boxed{\\frac{1}{2}. {{B. C}. D}\n\\text{E. F}}",
         "\\boxed{\\left\\{ 1. A\n2 \\right.}",
