@@ -21,6 +21,7 @@ from lit_atex.types import BadRow, Problem
 if TYPE_CHECKING:
     from lit_atex.verify import Verifier
 
+_MISSING = frozenset(("", "nan", "none", "n/a", "null", "-"))  # what tables write for nothing
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -85,6 +86,8 @@ def to_problem(
         value = value.item() if isinstance(value, np.generic) else value
         if isinstance(value, float) and not isfinite(value):  # nan is what tables have for what is not there
             value = None
+        if isinstance(value, float) and not value.is_integer():
+            value = float(f"{value:.15g}")  # without the noise of its last bits: 0.3, not 0.30000000000000004
         kinds = str if role in ("question", "solution") else str | int | float
         # an integer of thousands of digits is no answer, and str() refuses it
         if value is not None and (not isinstance(value, kinds) or isinstance(value, bool) or _huge(value)):
@@ -98,6 +101,8 @@ def to_problem(
         return BadRow("empty solution", f"{where}: {columns.solution!r} is empty")
     if len(question) + len(solution) > max_chars:
         return BadRow("too long", f"{where}: {len(question)} + {len(solution)} > {max_chars} characters")
+    if columns.answer is not None and answer.lower() in _MISSING:
+        return BadRow("no answer", f"{where}: no final answer; {columns.answer!r} is {answer!r}")
     told = solution if columns.answer is None else answer if "\n" in answer else ""  # GSM8K's `answer` has solutions
     if told:
         answer = _verifier().extract(told) or (answer if columns.answer else "")

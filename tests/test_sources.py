@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
+from lit_atex.equivalence import decide
 from lit_atex.rows import Columns, to_problem
 from lit_atex.sources import ChainSum, Embedded, Hub, JsonLines, Parquet, ReasoningGym, Source
-from lit_atex.types import BadRow, Problem
+from lit_atex.types import BadRow, Problem, Verdict
 
 # The columns of the public sets, one or two rows each, as our configs read them.
 MATH = [
@@ -99,7 +100,12 @@ def test_each_way_to_be_broken_has_its_reason(row, reason):
 
 
 @pytest.mark.parametrize(
-    ("answer", "expected"), [(70, "70"), (0, "0"), (2.5, "2.5"), (" 3 ", "3"), (None, "no answer"), ("", "no answer")]
+    ("answer", "expected"),
+    [
+        *[(70, "70"), (0, "0"), (2.5, "2.5"), (" 3 ", "3"), (None, "no answer"), ("", "no answer"), (2.0, "2.0")],
+        *[(0.1 + 0.2, "0.3"), (2 / 3, "0.666666666666667"), (2.0**52 + 1, "4503599627370497.0")],
+        *[(missing, "no answer") for missing in ("nan", "None", "N/A", "null", " - ")],
+    ],
 )
 def test_numbers_are_answers(answer, expected):
     columns = Columns(solution=None, answer="answer")
@@ -107,6 +113,11 @@ def test_numbers_are_answers(answer, expected):
     assert (problem.reason if isinstance(problem, BadRow) else problem.answer) == expected
     if isinstance(problem, Problem):
         assert problem.solution == f"#### {expected}"
+
+
+def test_a_float_is_the_fraction_that_it_was_rounded_from():
+    problem = to_problem({"problem": "q", "answer": 2 / 3}, Columns(solution=None, answer="answer"), "x", 0, True)
+    assert decide(problem.answer, "2/3") is Verdict.CORRECT
 
 
 @pytest.mark.parametrize(
