@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from lit_atex.verify import Verifier
 
 _MISSING = frozenset(("", "nan", "none", "n/a", "null", "-"))  # what tables write for nothing
+# How a file begins that does not have a JSON object a line, and what it is instead.
+NO_LINES = {
+    rb"\x1f\x8b": "compressed: unpack it",
+    rb"\xff\xfe|\xfe\xff": "UTF-16: save it as UTF-8",
+    rb"(?:\xef\xbb\xbf)?\s*\[": "one JSON list: `jq -c '.[]'` makes lines of it",
+    rb"(?:\xef\xbb\xbf)?[\"\w ]+[,;\t]": "a table such as CSV: pandas' `to_json(..., lines=True)` makes lines of it",
+}
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 

@@ -6,13 +6,14 @@ It knows nothing of tokens, batches, shuffling or ranks: a source is a fixed ord
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from lit_atex.rows import DEFAULT_COLUMNS, Columns, to_problem
+from lit_atex.rows import DEFAULT_COLUMNS, NO_LINES, Columns, to_problem
 from lit_atex.types import BadRow, Problem
 
 _READ_AHEAD = 64
@@ -210,6 +211,9 @@ class JsonLines(File):
         if not path.is_file():
             raise ValueError(f"path: there is no file {self.path!r}; give a file with one JSON object a line.")
         with path.open("rb") as file:
+            for begins, kind in NO_LINES.items():
+                if re.match(begins, file.peek()):
+                    raise ValueError(f"path: {self.path!r} is {kind}; give a file with one JSON object a line.")
             for number, line in enumerate(file):
                 if not line.strip():
                     continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import pickle
 import re
@@ -194,6 +195,19 @@ def test_a_broken_line_is_counted_and_the_stream_goes_on(tmp_path):
         "missing column",
     ]
     assert rows[1].detail.startswith("mine row 1: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        *[(gzip.compress(b'{"problem": "q"}'), "compressed: unpack it"), ('{"a": 1}'.encode("utf-16"), "UTF-16")],
+        *[(b'\n[{"problem": "q"}]', "one JSON list"), (b'"problem",solution\nq,#### 1', "a table such as CSV")],
+    ],
+)
+def test_what_is_no_json_lines_is_named_with_the_mend(tmp_path, content, kind):
+    (tmp_path / "mine").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^path: .* is {kind}"):
+        list(JsonLines(str(tmp_path / "mine")))
 
 
 def test_bytes_that_are_not_utf8_and_a_byte_order_mark(tmp_path):
