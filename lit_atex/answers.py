@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from lit_atex import closed_form, exact, units
 from lit_atex.answer_text import compact, is_words
-from lit_atex.leaves import Leaf, number, value_of, valued
+from lit_atex.leaves import Leaf, number, rounds_to, value_of, valued
 
 MAX_READ = 800  # of an answer that is taken apart
 _DEPTH = 4  # of lists in lists
@@ -177,11 +177,16 @@ def _named(text: str) -> tuple[str, str] | None:
         sides.reverse()
         name = _name(sides[0])
     if name:
-        told = [value for value in map(value_of, map(compact, sides[1:])) if value is not None]
-        told = [value for value in told if not exact.has_letters(value)]
-        return None if any(value != told[-1] for value in told) else (name, sides[-1])  # x = 4 = 5
+        told = [leaf for leaf in map(valued, sides[1:]) if leaf.value is not None and not exact.has_letters(leaf.value)]
+        return (name, sides[-1]) if all(_agree(leaf, told[-1]) for leaf in told) else None  # x = 4 = 5
     values = [value_of(compact(side)) for side in sides]
     return ("", sides[-1]) if values[0] is not None and all(value == values[0] for value in values) else None
+
+
+def _agree(a: Leaf, b: Leaf) -> bool:
+    """Whether two constants are equal, or one a rounding of the other: x = 2/3 = 0.67."""
+    one, other = a.value, b.value
+    return one is not None and other is not None and (one == other or rounds_to(one, b) or rounds_to(other, a))
 
 
 def _name(side: str) -> str:

@@ -12,7 +12,7 @@ from lit_atex import exact
 from lit_atex.answer_text import MAX_CHARS, clean, compact, label, unwrap
 from lit_atex.answers import Answer, Group, equation, read
 from lit_atex.formulas import AMBIGUOUS, is_mathematics
-from lit_atex.leaves import Leaf, value_of
+from lit_atex.leaves import Leaf, rounds_to, value_of
 from lit_atex.types import Verdict
 
 _ROUNDED = 6  # decimal places from which on a decimal may stand for what it is rounded from
@@ -164,19 +164,12 @@ def _is_constant(leaf: Leaf) -> bool:
 
 def _equal_values(a: Leaf, b: Leaf, value: exact.Value, other: exact.Value) -> bool:
     if a.percent == b.percent:
-        return value == other or _rounds_to(value, b, other) or _rounds_to(other, a, value)
+        return value == other or rounds_to(value, b, _ROUNDED) or rounds_to(other, a, _ROUNDED)
     percent, number = (exact.rational(v) for v in ((value, other) if a.percent else (other, value)))
     if percent is None or number is None:
         return value == other
     # 50 and 0.5 are both 50 %, but 0.5 is not 0.5 %: a bare number below one is read as the share itself
     return number == percent / 100 or (number == percent and abs(number) >= 1)
-
-
-def _rounds_to(value: exact.Value, decimal: Leaf, written: exact.Value) -> bool:
-    """Whether a value is what a decimal of at least six places was rounded from; 0 is rounded from nothing."""
-    exactly = exact.approximate(value) if decimal.places >= _ROUNDED else None
-    rounded = None if exactly is None else round(exactly, decimal.places)
-    return bool(rounded) and rounded == exact.rational(written)
 
 
 def _equal_groups(a: Group, b: Group) -> bool | None:

@@ -73,6 +73,13 @@ def value_of(text: str) -> exact.Value | None:
         return None
 
 
+def rounds_to(value: exact.Value, decimal: Leaf, least: int = 1) -> bool:
+    """Whether a value is what a decimal of so many places at least was rounded from; 0 is rounded from nothing."""
+    exactly = exact.approximate(value) if decimal.value is not None and decimal.places >= least else None
+    rounded = None if exactly is None else round(exactly, decimal.places)
+    return bool(rounded) and decimal.value is not None and rounded == exact.rational(decimal.value)
+
+
 def number(text: str) -> Leaf | None:
     """A decimal, fraction or mixed number, with the places it is written with; None for anything else."""
     match = _NUMBER.fullmatch(text) if len(text) <= closed_form.MAX_CHARS else None
