@@ -8,6 +8,7 @@ from jsonargparse import Namespace, _typehints
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_atex.console import with_known_classes, with_near_key
+from lit_atex.help_text import Help
 
 
 def discard_init_args(parser: Any, before: Any, now: Any) -> None:
@@ -27,8 +28,8 @@ class Parser(LightningArgumentParser):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """As Lightning's, without abbreviations."""
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        """As Lightning's, without abbreviations, and with a help that can be read."""
+        super().__init__(*args, **{"allow_abbrev": False, "formatter_class": Help, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong and leave with code 2."""

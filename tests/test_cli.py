@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from lightning.pytorch.loggers import CSVLogger
 
 from lit_atex.cli import Cli, default_run, main
@@ -58,9 +59,32 @@ def test_help_of_fit_carries_the_docstrings(capsys):
     assert "--optimizer " not in text  # a second one would override model.optimizer
 
 
+def test_help_of_fit_can_be_read(capsys, monkeypatch):
+    """It had 1,049 lines, of which 500 were Lightning's docstrings; every key is named still."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert leave("fit", "--help") == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: lit-atex fit --config FILE")
+    assert text.count("\n") < 350
+    assert max(map(len, text.splitlines())) <= 120
+    words = set(re.findall(r"[\w.]+", text))
+    with pytest.raises(SystemExit):
+        main(["fit", *TINY, "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    named = {f"{name}.{key}": key for name, group in config.items() if isinstance(group, dict) for key in group}
+    words |= {word.rpartition(".")[0] for word in words}  # of model.sampling its fields are named
+    missing = {path for path, key in named.items() if not {path, key} & words}
+    assert missing == set()
+    assert "divergence DIVERGENCE The loss per token. (required, type: Divergence, known subclasses: ForwardKL, " in (
+        " ".join(text.split())
+    )
+
+
 def test_help_of_a_class(capsys):
     assert leave("fit", "--model.divergence.help", "ForwardKL") == 0
-    assert "teacher first" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "teacher first" in text
+    assert "--config FILE" not in text
 
 
 def test_help_of_pretrain(capsys):
