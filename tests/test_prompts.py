@@ -71,6 +71,16 @@ def test_a_template_that_does_not_do_what_it_is_told_is_named() -> None:
     assert PromptStyle().doubts(other, [end + 1]) == []
 
 
+def test_a_template_without_the_header_of_an_answer_is_named() -> None:
+    other = byte_tokenizer()
+    turns = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    for end, doubts in (("", 1), ("<|im_start|>assistant\n", 0)):  # one that always writes the header will do
+        other.chat_template = turns + end
+        found = PromptStyle().doubts(other, [BYTES.eos_token_id])
+        assert len(found) == doubts
+        assert all("prompts end without '<|im_start|>assistant', with which its answers begin" in f for f in found)
+
+
 @pytest.mark.parametrize(
     "template",
     [
