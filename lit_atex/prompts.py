@@ -194,11 +194,23 @@ class PromptStyle:
         Args:
             tokenizer: Of the model.
             end_ids: The ids that end a completion.
+
+        Raises:
+            ValueError: If the chat template makes no prompt with `system` as it is.
         """
         flags = ("student_thinking", "teacher_thinking", "eval_thinking")
         given = [f"prompts.{name}" for name in flags if getattr(self, name) is not None]
         found = []
         question = Problem("", "1+1?", "", "2")
+        try:
+            self.render(question, "", None, tokenizer)
+        except Exception as error:  # whatever a template raises
+            what, mend = "a prompt without a system message", "give one, if that is what it wants"
+            if self.system:
+                what, mend = "this system message", "leave it out (null), and say it in init_args.student and .teacher"
+            raise ValueError(
+                f"model.prompts.init_args.system: the model's chat template refuses {what} ({error}): {mend}."
+            ) from error
         if given and len({self.render(question, "", thinking, tokenizer) for thinking in (True, False)}) == 1:
             why = "reads no enable_thinking" if tokenizer.chat_template else "is missing"
             found.append(f"{' and '.join(given)} will change nothing: the model's chat template {why}.")

@@ -118,6 +118,16 @@ def test_a_template_that_needs_a_system_message_is_given_it() -> None:
         "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
     )
     assert len(PromptStyle(system="Be brief.").doubts(tokenizer, [-1])) == 1
+    with pytest.raises(ValueError, match=r"init_args\.system: .*refuses a prompt without.*\(no system\): give one"):
+        PromptStyle().doubts(tokenizer, [-1])
+
+
+def test_a_template_that_refuses_a_system_message_says_which_key_to_leave_out() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    with pytest.raises(ValueError, match=r"model\.prompts\.init_args\.system: .*\(no system\): leave it out"):
+        PromptStyle(system="Be brief.").doubts(tokenizer, [])
+    assert PromptStyle().doubts(tokenizer, []) == []
 
 
 # Golden files
