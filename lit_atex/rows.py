@@ -51,6 +51,11 @@ class Columns:
     id: str | None = None
     level: str | None = None
 
+    def __post_init__(self) -> None:
+        for role, column in asdict(self).items():
+            if column == "None":  # what jsonargparse makes of a null on the command line
+                object.__setattr__(self, role, None)
+
 
 DEFAULT_COLUMNS = Columns()
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
 from torch.utils.data import DataLoader, IterableDataset
 
 from lit_atex.equivalence import decide
@@ -231,6 +232,14 @@ def test_a_line_is_read_only_when_it_is_asked_for(tmp_path):
     next(stream)
     path.write_text("")  # what has not been read yet is gone: the whole file was not loaded
     assert len(list(stream)) < 5_000
+
+
+def test_null_on_the_command_line_is_no_column():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Source, "source")
+    words = ["--source=JsonLines", "--source.init_args.path=x", "--source.init_args.columns.question=q"]
+    read = parser.parse_args([*words, *(f"--source.init_args.columns.{role}=null" for role in ("id", "answer"))])
+    assert parser.instantiate(read).source.columns == Columns("q", "solution", None, None)
 
 
 @pytest.mark.parametrize("kind", [JsonLines, Parquet])
