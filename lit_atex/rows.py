@@ -93,7 +93,7 @@ def to_problem(
     texts = {}
     for role, column in asdict(columns).items():
         if column is not None and column not in row:
-            return BadRow("missing column", f"{where}: no {column!r}; it has {sorted(map(str, row))}")
+            return BadRow("missing column", f"{where}: no {column!r} (columns.{role}); it has {sorted(map(str, row))}")
         value = row[column] if column is not None else None
         value = value.item() if isinstance(value, np.generic) else value
         if isinstance(value, float) and not isfinite(value):  # nan is what tables have for what is not there

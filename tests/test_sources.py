@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lit_atex.equivalence import decide
 from lit_atex.rows import Columns, to_problem
 from lit_atex.sources import ChainSum, Embedded, Hub, JsonLines, Parquet, ReasoningGym, Source
+from lit_atex.stream import named
 from lit_atex.types import BadRow, Problem, Verdict
 
 # The columns of the public sets, one or two rows each, as our configs read them.
@@ -98,6 +99,7 @@ def test_each_way_to_be_broken_has_its_reason(row, reason):
     assert isinstance(bad, BadRow)
     assert bad.reason == reason
     assert bad.detail.startswith("mine row 17: ")
+    assert ("(columns." in bad.detail) == (reason == "missing column")
     assert len(bad.detail) < 400
 
 
@@ -207,7 +209,7 @@ def test_a_broken_line_is_counted_and_the_stream_goes_on(tmp_path):
 )
 def test_what_is_no_json_lines_is_named_with_the_mend(tmp_path, content, kind):
     (tmp_path / "mine").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"^path: .* is {kind}"):
+    with pytest.raises(ValueError, match=rf"^init_args.path: .* is {kind}"):
         list(JsonLines(str(tmp_path / "mine")))
 
 
@@ -245,14 +247,14 @@ def test_null_on_the_command_line_is_no_column():
 @pytest.mark.parametrize("kind", [JsonLines, Parquet])
 def test_a_path_that_does_not_exist(kind, tmp_path):
     source = kind(str(tmp_path / "nothing"))  # not an error before it is read
-    with pytest.raises(ValueError, match=r"path: .*nothing"):
+    with pytest.raises(ValueError, match=r"^init_args\.path: .*nothing"):
         next(iter(source))
 
 
 @pytest.mark.parametrize("columns", [Columns(solution=None, answer="answer"), Columns(solution=None)])
 def test_no_solution_column_needs_answer_only(columns):
-    with pytest.raises(ValueError, match=r"columns\.solution is null.*answer_only: true"):
-        JsonLines("x.jsonl", columns)
+    with pytest.raises(ValueError, match=r"^data\.train\.init_args\.columns\.solution is null.*answer_only: true"):
+        next(named(JsonLines("x.jsonl", columns), "data.train"))
 
 
 # Through `datasets`
