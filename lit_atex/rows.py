@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from math import isfinite
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,18 @@ NO_LINES = {
     rb"(?:\xef\xbb\xbf)?\s*\[": "one JSON list: `jq -c '.[]'` makes lines of it",
     rb"(?:\xef\xbb\xbf)?[\"\w ]+[,;\t]": "a table such as CSV: pandas' `to_json(..., lines=True)` makes lines of it",
 }
+
+
+def read_otherwise(path: Path) -> str:
+    """What is at a path that `datasets` loads otherwise than by name, and the source that reads it; or nothing."""
+    if path.is_file():
+        return "is a file: take class_path lit_atex.sources.JsonLines or .Parquet, with init_args.path"
+    if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        written = "was written by `save_to_disk`, which is for `load_from_disk`: write it by `to_parquet`"
+        return f"{written}, and take class_path lit_atex.sources.Parquet with init_args.path"
+    return ""
+
+
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 

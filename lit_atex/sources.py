@@ -13,11 +13,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from lit_atex.rows import DEFAULT_COLUMNS, NO_LINES, Columns, to_problem
+from lit_atex.rows import DEFAULT_COLUMNS, NO_LINES, Columns, read_otherwise, to_problem
 from lit_atex.types import BadRow, Problem
 
 _READ_AHEAD = 64
 """Rows that are taken from `datasets` at once; it bounds what is read before the first problem comes out."""
+HUB = "(of the Hub: class_path lit_atex.sources.Hub, with init_args.dataset)"
 
 
 class Source(ABC):
@@ -209,9 +210,7 @@ class JsonLines(File):
         """See `Table`; numbers are those of the lines."""
         path = Path(self.path).expanduser()
         if not path.is_file():
-            raise ValueError(
-                f"init_args.path: there is no file {self.path!r}; give a file with one JSON object a line."
-            )
+            raise ValueError(f"init_args.path: there is no file {self.path!r} with one JSON object a line {HUB}.")
         with path.open("rb") as file:
             for begins, kind in NO_LINES.items():
                 if re.match(begins, file.peek()):
@@ -236,9 +235,8 @@ class Parquet(File):
         path = Path(self.path).expanduser()
         files = sorted(map(str, path.glob("*.parquet"))) if path.is_dir() else [str(path)] * path.is_file()
         if not files:
-            raise ValueError(
-                f"init_args.path: no Parquet file at {self.path!r}; give a file, or a folder with *.parquet files."
-            )
+            told = read_otherwise(path) or f"is no Parquet file, nor a folder with *.parquet files {HUB}"
+            raise ValueError(f"init_args.path: {self.path!r} {told}.")
         return _stream(self.path, "parquet", data_files=files, split="train")
 
 
@@ -275,6 +273,8 @@ class Hub(Table):
 
     def rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """See `Table`."""
+        if told := read_otherwise(Path(self.path).expanduser()):
+            raise ValueError(f"init_args.dataset: {self.path!r} {told}.")
         return _stream(self.path, self.path, name=self.configuration, split=self.split, revision=self.revision)
 
 

@@ -11,6 +11,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -249,6 +250,21 @@ def test_a_path_that_does_not_exist(kind, tmp_path):
     source = kind(str(tmp_path / "nothing"))  # not an error before it is read
     with pytest.raises(ValueError, match=r"^init_args\.path: .*nothing"):
         next(iter(source))
+
+
+def test_what_another_source_reads_is_said(tmp_path):
+    path = write_lines(tmp_path / "mine.jsonl", MATH)
+    datasets.Dataset.from_list(MATH).save_to_disk(str(tmp_path / "saved"))
+    saved = r"'.*saved' was written by `save_to_disk`.*lit_atex\.sources\.Parquet with init_args\.path"
+    for source, told in (
+        (Hub(str(path)), r"^init_args\.dataset: '.*jsonl' is a file: take class_path lit_atex\.sources\.JsonLines"),
+        (Hub(str(tmp_path / "saved")), f"^init_args.dataset: {saved}"),
+        (Parquet(str(tmp_path / "saved")), f"^init_args.path: {saved}"),
+        (JsonLines("openai/gsm8k"), r"there is no file.*of the Hub: class_path lit_atex\.sources\.Hub"),
+        (Parquet("openai/gsm8k"), r"is no Parquet file.*of the Hub: class_path lit_atex\.sources\.Hub"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            next(iter(source))
 
 
 @pytest.mark.parametrize("columns", [Columns(solution=None, answer="answer"), Columns(solution=None)])
