@@ -45,6 +45,20 @@ def check_names(sets: Mapping[str, Iterable[str]]) -> None:
             )
 
 
+def check_ids(key: str, problems: list[Problem]) -> int:
+    """Refuse a held-out set in which two problems have one id.
+
+    Returns:
+        How many problems have the question of one before them.
+
+    Raises:
+        ValueError: If there are two of one id.
+    """
+    if twice := [id_ for id_, times in Counter(problem.id for problem in problems).items() if times > 1]:
+        raise ValueError(f"{key}: the id {twice[0]!r} occurs twice; set {key}.init_args.columns.id to null.")
+    return len(problems) - len({same(problem.question) for problem in problems})
+
+
 @dataclass
 class Tally:
     """Counts of one pass over one source.

@@ -364,6 +364,15 @@ def test_what_a_source_gives_is_looked_at():
         list(read(Dicts(1), Tally(), "data.train", 0.1))
 
 
+def test_questions_that_a_held_out_set_repeats_are_counted_and_said_once(caplog):
+    datamodule = data(validation={"v": Numbers(3)}, test={"t": Renamed(["a", "A ", "b", "a"])})
+    datamodule.setup("fit")
+    datamodule.setup("test")
+    assert [r.getMessage() for r in caplog.records] == [
+        "data.test.t: 2 of 4 questions repeat one before them, and count again"
+    ]
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
