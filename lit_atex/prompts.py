@@ -189,7 +189,7 @@ class PromptStyle:
         return text
 
     def doubts(self, tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int]) -> list[str]:
-        """What of the chat template looks like a mistake: a thinking flag not read, no header of an answer, no end.
+        """What of the chat template looks like a mistake: a flag not read, a date, an answer without header or end.
 
         Args:
             tokenizer: Of the model.
@@ -214,6 +214,11 @@ class PromptStyle:
         if given and len({self.render(question, "", thinking, tokenizer) for thinking in (True, False)}) == 1:
             why = "reads no enable_thinking" if tokenizer.chat_template else "is missing"
             found.append(f"{' and '.join(given)} will change nothing: the model's chat template {why}.")
+        if "strftime_now" in (tokenizer.chat_template or ""):
+            found.append(
+                "the chat template writes today's date, so that prompts are others tomorrow, after a --resume too: "
+                "write a fixed one into a copy of the tokenizer's chat template."
+            )
         if header := self._around_answer(tokenizer)[0].strip():
             found.append(
                 f"the chat template ignores add_generation_prompt: prompts end without {header!r}, with which its "

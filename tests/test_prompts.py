@@ -81,6 +81,12 @@ def test_a_template_without_the_header_of_an_answer_is_named() -> None:
         assert all("prompts end without '<|im_start|>assistant', with which its answers begin" in f for f in found)
 
 
+def test_a_template_that_writes_todays_date_is_named() -> None:
+    other = byte_tokenizer(chat_template="{{ strftime_now('%d %b %Y') }}{{ messages[0].content }}")  # as Llama 3.2's
+    (doubt,) = PromptStyle().doubts(other, [BYTES.eos_token_id])
+    assert "writes today's date" in doubt
+
+
 @pytest.mark.parametrize(
     "template",
     [
