@@ -5,6 +5,7 @@ It does not know where the row came from, nor how answers are compared.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,6 +23,8 @@ from lit_atex.types import BadRow, Problem
 if TYPE_CHECKING:
     from lit_atex.verify import Verifier
 
+log = logging.getLogger("lit_atex")
+
 _MISSING = frozenset(("", "nan", "none", "n/a", "null", "-"))  # what tables write for nothing
 # How a file begins that does not have a JSON object a line, and what it is instead.
 NO_LINES = {
@@ -30,6 +33,8 @@ NO_LINES = {
     rb"(?:\xef\xbb\xbf)?\s*\[": "one JSON list: `jq -c '.[]'` makes lines of it",
     rb"(?:\xef\xbb\xbf)?[\"\w ]+[,;\t]": "a table such as CSV: pandas' `to_json(..., lines=True)` makes lines of it",
 }
+_OPTIONS = frozenset(("options", "choices"))
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_otherwise(path: Path) -> str:
@@ -40,9 +45,6 @@ def read_otherwise(path: Path) -> str:
         written = "was written by `save_to_disk`, which is for `load_from_disk`: write it by `to_parquet`"
         return f"{written}, and take class_path lit_atex.sources.Parquet with init_args.path"
     return ""
-
-
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,16 @@ def to_problem(
             return BadRow("no answer", f"{where}: no final answer; {read}")
     if not answer:
         return BadRow("no answer", f"{where}: no final answer; the solution ends in {solution[-80:]!r}")
+    unread = _OPTIONS & row.keys() - set(asdict(columns).values())
+    if unread and re.fullmatch(r"\(?[A-J]\)?", answer) and not re.search(r"\bB\b *[).:]", question):
+        _left_unread(source, min(unread))
     solution = f"#### {answer}" if answer_only else solution
     return Problem(texts["id"] or f"{source}-{number}", question, solution, answer, source, texts["level"])
+
+
+@cache  # once, not row by row
+def _left_unread(source: str, column: str) -> None:
+    log.warning("%s: answers are letters, and %r is not read: write the options into the question.", source, column)
 
 
 def _huge(value: object) -> bool:

@@ -237,6 +237,19 @@ def test_a_line_is_read_only_when_it_is_asked_for(tmp_path):
     assert len(list(stream)) < 5_000
 
 
+@pytest.mark.parametrize(
+    ("question", "answer", "told"),
+    [("Which is even?", "B", 1), ("Which is even? (A) 1 (B) 2", "B", 0), ("Which is even?", "2", 0)],
+)
+def test_options_that_are_not_read_are_named_once(question, answer, told, caplog):
+    row = {"problem": question, "answer": answer, "choices": ["1", "2"]}
+    for number in range(3):
+        to_problem(row, Columns(solution=None, answer="answer"), f"{question} {answer}", number, answer_only=True)
+    assert [record.getMessage().split(": ")[1] for record in caplog.records] == [
+        "answers are letters, and 'choices' is not read"
+    ] * told
+
+
 def test_null_on_the_command_line_is_no_column():
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Source, "source")
