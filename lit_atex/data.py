@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
 from lit_atex.sources import Source
-from lit_atex.stream import EvalBatches, Tally, TrainStream, check_names, named, read, same
+from lit_atex.stream import EvalBatches, Tally, TrainStream, check_ids, check_names, named, read, same
 from lit_atex.types import Problem
 
 log = logging.getLogger("lit_atex")
@@ -132,12 +132,12 @@ class ProblemDataModule(pl.LightningDataModule):
             problems = read(source, tally, key, self.max_bad_share)
             self._held_out[key] = list(islice(problems, None if source.finite else self.limit_held_out))
             self._warn(key, tally)
-            ids = [problem.id for problem in self._held_out[key]]
-            if not ids:
+            if not self._held_out[key]:
                 raise ValueError(f"{key} has no problem. {tally.describe()}")
-            if len(set(ids)) < len(ids):
-                twice = next(id_ for id_ in ids if ids.count(id_) > 1)
-                raise ValueError(f"{key}: the id {twice!r} occurs twice; set {key}.init_args.columns.id to null.")
+            repeated = check_ids(key, self._held_out[key])
+            if repeated and self._ranks()[1] == 0:
+                told = "%s: %d of %d questions repeat one before them, and count again"
+                log.warning(told, key, repeated, len(self._held_out[key]))
             for problem in self._held_out[key]:
                 owner = owners.setdefault(same(problem.question), key)
                 if owner != key:

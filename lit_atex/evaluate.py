@@ -240,7 +240,12 @@ def trained(run: Path, which: str) -> list[str]:
                 "it had kept later ones."
             )
     if not (run / "student").is_dir():
-        raise ValueError(f"{run} has no student/: its training did not end; go on with `lit-atex fit ... --resume`.")
+        why = "its training did not end; go on with `lit-atex fit ... --resume`."
+        if not any((run / "checkpoints").glob("*.ckpt")):
+            why = (
+                "it stopped before its first checkpoint, and has no weights of its own; begin it anew (`lit-atex fit`)."
+            )
+        raise ValueError(f"{run} has no student/: {why}")
     return ["--model.student.init_args.name", str(run / "student"), "--model.student.init_args.lora", "null",
             "--model.student.init_args.gguf_file", "null", "--model.student.init_args.revision", "null"]  # fmt: skip
 

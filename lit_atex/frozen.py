@@ -1,8 +1,9 @@
-"""Weights that no step changes, which checkpoints leave out: the model in memory has them. It knows no trainer."""
+"""Weights that no step changes; checkpoints leave out those of a base model, which memory has. It knows no trainer."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -10,10 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+log = logging.getLogger("lit_atex")
+
 
 def is_adapted(model: nn.Module) -> bool:
     """Whether the model carries PEFT adapters."""
     return hasattr(model, "disable_adapter")
+
+
+def read_by_text(model: Any) -> set[nn.Parameter]:
+    """The weights of a model of transformers that text goes through: all, but for parts that see or hear."""
+    parts = model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()
+    return {weight for part in parts if part is not None for weight in part.parameters()}
+
+
+def freeze_unread(model: nn.Module) -> None:
+    """Train no weight that text does not go through: it gets no gradient, for which ranks would wait in vain."""
+    read = read_by_text(model)
+    unread = [weight for weight in model.parameters() if weight.requires_grad and weight not in read]
+    for weight in unread:
+        weight.requires_grad_(False)
+    if unread:
+        size, kind = sum(weight.numel() for weight in unread), type(model).__name__
+        log.warning("%d weights of %s are not trained: they see or hear, and text does not reach them.", size, kind)
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:

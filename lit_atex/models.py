@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lit_atex.embedded import MODEL_DIR
+from lit_atex.frozen import freeze_unread, read_by_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -103,6 +104,7 @@ class LanguageModel:
             ) from error
         if self.lora is not None:
             model = self._add_adapters(model)
+        freeze_unread(unwrap(model))
         if self.gradient_checkpointing:
             unwrap(model).activation_checkpointing_enable({"use_reentrant": False})
         return model.train(), tokenizer
@@ -215,7 +217,10 @@ class LanguageModel:
 
         given: Any = self.lora
         sizes = {"r": given.rank, "lora_alpha": given.alpha, "lora_dropout": given.dropout}
-        return get_peft_model(model, LoraConfig(target_modules=given.target_modules, task_type="CAUSAL_LM", **sizes))
+        read, layers = read_by_text(model), model.named_modules()
+        unread = [name for name, layer in layers if isinstance(layer, nn.Linear) and layer.weight not in read]
+        modules: Any = {"target_modules": given.target_modules, "exclude_modules": unread or None}
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **modules, **sizes))
 
 
 def _gguf_alone(folder: Path) -> str | None:

@@ -189,19 +189,41 @@ class PromptStyle:
         return text
 
     def doubts(self, tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int]) -> list[str]:
-        """What of the chat template looks like a mistake: a thinking flag that it does not read; an end that is none.
+        """What of the chat template looks like a mistake: a flag not read, a date, an answer without header or end.
 
         Args:
             tokenizer: Of the model.
             end_ids: The ids that end a completion.
+
+        Raises:
+            ValueError: If the chat template makes no prompt with `system` as it is.
         """
         flags = ("student_thinking", "teacher_thinking", "eval_thinking")
         given = [f"prompts.{name}" for name in flags if getattr(self, name) is not None]
         found = []
         question = Problem("", "1+1?", "", "2")
+        try:
+            self.render(question, "", None, tokenizer)
+        except Exception as error:  # whatever a template raises
+            what, mend = "a prompt without a system message", "give one, if that is what it wants"
+            if self.system:
+                what, mend = "this system message", "leave it out (null), and say it in init_args.student and .teacher"
+            raise ValueError(
+                f"model.prompts.init_args.system: the model's chat template refuses {what} ({error}): {mend}."
+            ) from error
         if given and len({self.render(question, "", thinking, tokenizer) for thinking in (True, False)}) == 1:
             why = "reads no enable_thinking" if tokenizer.chat_template else "is missing"
             found.append(f"{' and '.join(given)} will change nothing: the model's chat template {why}.")
+        if "strftime_now" in (tokenizer.chat_template or ""):
+            found.append(
+                "the chat template writes today's date, so that prompts are others tomorrow, after a --resume too: "
+                "write a fixed one into a copy of the tokenizer's chat template."
+            )
+        if header := self._around_answer(tokenizer)[0].strip():
+            found.append(
+                f"the chat template ignores add_generation_prompt: prompts end without {header!r}, with which its "
+                "answers begin, so that the model may go on with the question. Mend the tokenizer's chat template."
+            )
         closing = self._closing(tokenizer)
         token = None if closing is None else tokenizer.added_tokens_decoder.get(closing)
         if token is not None and token.special and closing not in end_ids:
@@ -220,17 +242,26 @@ class PromptStyle:
 
     def _closing(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
         """The id that follows an answer in the chat template; None if the template knows no answers."""
-        if tokenizer.chat_template is None:
-            return None
+        ids = tokenizer(self._around_answer(tokenizer)[1].lstrip(), add_special_tokens=False)["input_ids"]
+        return ids[0] if ids else None
+
+    def _around_answer(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+        """What the chat template writes before an answer and leaves out of a prompt that asks for it; and after one."""
         turns = [{"role": "system", "content": self.system}] if self.system else []
         turns += [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2, I think"}]
+        if tokenizer.chat_template is None:
+            return "", ""
         try:
-            _, known, rest = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition("I think")
-            ids = tokenizer(rest.lstrip(), add_special_tokens=False)["input_ids"]
+            before, known, after = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition("2, I think")
+            told, plain = (
+                str(tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=asked))
+                for asked in (True, False)
+            )
         except Exception as error:  # whatever a template raises that knows no answers
-            log.debug("how a turn ends was not looked at: %s", error)
-            return None
-        return ids[0] if known and ids else None
+            log.debug("how a turn begins and ends was not looked at: %s", error)
+            return "", ""
+        ignored = known and told == plain and before.startswith(plain)
+        return before[len(plain) :] if ignored else "", after
 
     def _teacher_ids(self, problem: Problem, hint: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         if not hint:

@@ -5,11 +5,13 @@ It does not know where the row came from, nor how answers are compared.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from math import isfinite
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +23,8 @@ from lit_atex.types import BadRow, Problem
 if TYPE_CHECKING:
     from lit_atex.verify import Verifier
 
+log = logging.getLogger("lit_atex")
+
 _MISSING = frozenset(("", "nan", "none", "n/a", "null", "-"))  # what tables write for nothing
 # How a file begins that does not have a JSON object a line, and what it is instead.
 NO_LINES = {
@@ -29,7 +33,18 @@ NO_LINES = {
     rb"(?:\xef\xbb\xbf)?\s*\[": "one JSON list: `jq -c '.[]'` makes lines of it",
     rb"(?:\xef\xbb\xbf)?[\"\w ]+[,;\t]": "a table such as CSV: pandas' `to_json(..., lines=True)` makes lines of it",
 }
+_OPTIONS = frozenset(("options", "choices"))
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def read_otherwise(path: Path) -> str:
+    """What is at a path that `datasets` loads otherwise than by name, and the source that reads it; or nothing."""
+    if path.is_file():
+        return "is a file: take class_path lit_atex.sources.JsonLines or .Parquet, with init_args.path"
+    if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        written = "was written by `save_to_disk`, which is for `load_from_disk`: write it by `to_parquet`"
+        return f"{written}, and take class_path lit_atex.sources.Parquet with init_args.path"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,11 @@ class Columns:
     answer: str | None = None
     id: str | None = None
     level: str | None = None
+
+    def __post_init__(self) -> None:
+        for role, column in asdict(self).items():
+            if column == "None":  # what jsonargparse makes of a null on the command line
+                object.__setattr__(self, role, None)
 
 
 DEFAULT_COLUMNS = Columns()
@@ -88,7 +108,7 @@ def to_problem(
     texts = {}
     for role, column in asdict(columns).items():
         if column is not None and column not in row:
-            return BadRow("missing column", f"{where}: no {column!r}; it has {sorted(map(str, row))}")
+            return BadRow("missing column", f"{where}: no {column!r} (columns.{role}); it has {sorted(map(str, row))}")
         value = row[column] if column is not None else None
         value = value.item() if isinstance(value, np.generic) else value
         if isinstance(value, float) and not isfinite(value):  # nan is what tables have for what is not there
@@ -118,8 +138,16 @@ def to_problem(
             return BadRow("no answer", f"{where}: no final answer; {read}")
     if not answer:
         return BadRow("no answer", f"{where}: no final answer; the solution ends in {solution[-80:]!r}")
+    unread = _OPTIONS & row.keys() - set(asdict(columns).values())
+    if unread and re.fullmatch(r"\(?[A-J]\)?", answer) and not re.search(r"\bB\b *[).:]", question):
+        _left_unread(source, min(unread))
     solution = f"#### {answer}" if answer_only else solution
     return Problem(texts["id"] or f"{source}-{number}", question, solution, answer, source, texts["level"])
+
+
+@cache  # once, not row by row
+def _left_unread(source: str, column: str) -> None:
+    log.warning("%s: answers are letters, and %r is not read: write the options into the question.", source, column)
 
 
 def _huge(value: object) -> bool:

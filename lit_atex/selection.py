@@ -124,7 +124,7 @@ def origin(student: str, checkpoint: str | None) -> dict[str, Any]:
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     chosen = manifest.get("selection")
-    if not isinstance(chosen, dict):
+    if not chosen or not isinstance(chosen, dict):  # empty: it was not evaluated after a step
         return {}
     which = "best" if checkpoint and Path(checkpoint).name == "best.ckpt" else "last"
     found: dict[str, Any] = {"weights": f"{which} of {folder}, step {chosen[which]}", "run": chosen["words"]}

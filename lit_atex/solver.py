@@ -101,6 +101,13 @@ class Solver(pl.LightningModule):
                 f"trainer.precision: {precision} {why}: take bf16-mixed; or leave it out, and for adapters on "
                 "a base model in half precision set model.student.init_args.dtype to bfloat16."
             )
+        interval, window = self.trainer.val_check_interval, self.trainer.accumulate_grad_batches
+        if stage == "fit" and isinstance(interval, int) and interval < window:  # a float is a share of a pass
+            log.warning(
+                "trainer.val_check_interval: %d counts batches, of which a step takes %d "
+                "(trainer.accumulate_grad_batches): the same weights are evaluated several times; take a multiple.",
+                *(interval, window),
+            )
         if type(self.trainer.strategy).__name__ in ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"):
             raise ValueError(
                 "trainer.strategy: sharded parameters are not supported, as ranks make unequal numbers of forward "

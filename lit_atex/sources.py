@@ -13,11 +13,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from lit_atex.rows import DEFAULT_COLUMNS, NO_LINES, Columns, to_problem
+from lit_atex.rows import DEFAULT_COLUMNS, NO_LINES, Columns, read_otherwise, to_problem
 from lit_atex.types import BadRow, Problem
 
 _READ_AHEAD = 64
 """Rows that are taken from `datasets` at once; it bounds what is read before the first problem comes out."""
+HUB = "(of the Hub: class_path lit_atex.sources.Hub, with init_args.dataset)"
 
 
 class Source(ABC):
@@ -164,12 +165,6 @@ class Table(Source):
     """Rows with named columns; what JSON lines, Parquet and the Hub share."""
 
     def __init__(self, name: str, columns: Columns, answer_only: bool, max_chars: int) -> None:
-        if columns.solution is None and (columns.answer is None or not answer_only):
-            raise ValueError(
-                f"columns.solution is null with columns.answer={columns.answer!r} and answer_only={answer_only}: name"
-                " the column of the solutions, or the column of the answers and set `answer_only: true` (enough for a"
-                " benchmark; it gives a teacher nothing to explain)."
-            )
         self.name, self.columns, self.answer_only, self.max_chars = name, columns, answer_only, max_chars
 
     @abstractmethod
@@ -177,6 +172,12 @@ class Table(Source):
         """Row numbers from 0, and rows."""
 
     def __iter__(self) -> Iterator[Problem | BadRow]:
+        if self.columns.solution is None and (self.columns.answer is None or not self.answer_only):
+            raise ValueError(
+                f"init_args.columns.solution is null with init_args.columns.answer={self.columns.answer!r} and "
+                f"init_args.answer_only={self.answer_only}: name the column of the solutions, or that of the answers "
+                "and set `answer_only: true` (enough for a benchmark; it gives a teacher nothing to explain)."
+            )
         for number, row in self.rows():
             if isinstance(row, BadRow):
                 yield row
@@ -209,11 +210,11 @@ class JsonLines(File):
         """See `Table`; numbers are those of the lines."""
         path = Path(self.path).expanduser()
         if not path.is_file():
-            raise ValueError(f"path: there is no file {self.path!r}; give a file with one JSON object a line.")
+            raise ValueError(f"init_args.path: there is no file {self.path!r} with one JSON object a line {HUB}.")
         with path.open("rb") as file:
             for begins, kind in NO_LINES.items():
                 if re.match(begins, file.peek()):
-                    raise ValueError(f"path: {self.path!r} is {kind}; give a file with one JSON object a line.")
+                    raise ValueError(f"init_args.path: {self.path!r} is {kind}; give one with one JSON object a line.")
             for number, line in enumerate(file):
                 if not line.strip():
                     continue
@@ -234,7 +235,8 @@ class Parquet(File):
         path = Path(self.path).expanduser()
         files = sorted(map(str, path.glob("*.parquet"))) if path.is_dir() else [str(path)] * path.is_file()
         if not files:
-            raise ValueError(f"path: no Parquet file at {self.path!r}; give a file, or a folder with *.parquet files.")
+            told = read_otherwise(path) or f"is no Parquet file, nor a folder with *.parquet files {HUB}"
+            raise ValueError(f"init_args.path: {self.path!r} {told}.")
         return _stream(self.path, "parquet", data_files=files, split="train")
 
 
@@ -271,6 +273,8 @@ class Hub(Table):
 
     def rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """See `Table`."""
+        if told := read_otherwise(Path(self.path).expanduser()):
+            raise ValueError(f"init_args.dataset: {self.path!r} {told}.")
         return _stream(self.path, self.path, name=self.configuration, split=self.split, revision=self.revision)
 
 

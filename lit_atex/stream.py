@@ -45,6 +45,20 @@ def check_names(sets: Mapping[str, Iterable[str]]) -> None:
             )
 
 
+def check_ids(key: str, problems: list[Problem]) -> int:
+    """Refuse a held-out set in which two problems have one id.
+
+    Returns:
+        How many problems have the question of one before them.
+
+    Raises:
+        ValueError: If there are two of one id.
+    """
+    if twice := [id_ for id_, times in Counter(problem.id for problem in problems).items() if times > 1]:
+        raise ValueError(f"{key}: the id {twice[0]!r} occurs twice; set {key}.init_args.columns.id to null.")
+    return len(problems) - len({same(problem.question) for problem in problems})
+
+
 @dataclass
 class Tally:
     """Counts of one pass over one source.
@@ -103,7 +117,8 @@ def read(
         if tally.bad.total() > max_bad_share * tally.rows:
             raise ValueError(
                 f"{key}: {tally.describe()}\nThat is more than data.max_bad_share={max_bad_share}: mend the rows, or "
-                f"what {key} says of them (columns, max_chars); or leave these rows out: raise data.max_bad_share."
+                f"what is said of them ({key}.init_args.columns, {key}.init_args.max_chars); or leave these rows out: "
+                "raise data.max_bad_share."
             )
 
     for row in named(source, key):
@@ -136,7 +151,7 @@ def read(
 
 
 def named(source: Source, key: str) -> Iterator[Problem | BadRow]:
-    """The source's rows; its errors say which of the sets it is.
+    """The source's rows; its errors say which of the sets it is, and so of which its own keys are (init_args.path).
 
     Raises:
         ValueError: If a row is neither a problem nor a broken one.
@@ -148,7 +163,8 @@ def named(source: Source, key: str) -> Iterator[Problem | BadRow]:
                 raise ValueError(f"a row of {kind} is a {type(row).__name__}, not a Problem or BadRow (types.py).")
             yield row
     except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
+        joint = "." if str(error).startswith("init_args.") else ": "
+        raise ValueError(f"{key}{joint}{error}") from error
 
 
 def shuffle(problems: Iterable[Problem], buffer_size: int, rng: np.random.Generator) -> Iterator[Problem]:

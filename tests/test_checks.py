@@ -1,6 +1,7 @@
 """What a model must do: those that do pass, whatever they are, and the others are refused with the reason."""
 
 import pytest
+import torch
 import transformers
 from conftest import two_layer_model
 from packaging.version import Version
@@ -44,6 +45,18 @@ def test_a_model_whose_rows_cannot_be_chosen_is_refused(kind):
         check_rows(model)
         return
     with pytest.raises(ValueError, match=r"^model\.engine: \w+ForCausalLM cannot be sampled from in this process.*\("):
+        check_rows(model)
+
+
+def test_a_model_that_sums_up_padding_is_refused():
+    """Its attention is to every four positions of a row together, whichever of them are padding."""
+    heads = {"num_attention_heads": 4, "head_dim": 16, "qk_rope_head_dim": 4, "q_lora_rank": 16, "index_head_dim": 8}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    config = AutoConfig.for_model("deepseek_v4", **SMALL, **heads, **experts, max_position_embeddings=64)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    check_head(model)
+    with pytest.raises(ValueError, match=r"^model\.engine: DeepseekV4ForCausalLM cannot be sampled from.*logits"):
         check_rows(model)
 
 

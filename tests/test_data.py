@@ -364,6 +364,15 @@ def test_what_a_source_gives_is_looked_at():
         list(read(Dicts(1), Tally(), "data.train", 0.1))
 
 
+def test_questions_that_a_held_out_set_repeats_are_counted_and_said_once(caplog):
+    datamodule = data(validation={"v": Numbers(3)}, test={"t": Renamed(["a", "A ", "b", "a"])})
+    datamodule.setup("fit")
+    datamodule.setup("test")
+    assert [r.getMessage() for r in caplog.records] == [
+        "data.test.t: 2 of 4 questions repeat one before them, and count again"
+    ]
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -440,9 +449,8 @@ def test_broken_rows_are_counted_shown_and_reported(num_workers, caplog):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_too_many_broken_rows_stop_the_run_and_are_shown(num_workers):
     stream = {"source": Numbers(None, bad_every=4), "max_bad_share": 0.2, "num_workers": num_workers}
-    with pytest.raises(
-        ValueError, match=r"(?s)12 of 50 rows are broken.*empty question: 12\n    row 3.*max_bad_share=0.2"
-    ):
+    told = r"(?s)12 of 50 rows are broken.*empty question: 12\n    row 3.*max_bad_share=0.2"
+    with pytest.raises(ValueError, match=rf"{told}.*data\.train\.init_args\.columns"):
         batches(**stream)
 
 
@@ -543,9 +551,9 @@ def test_an_unknown_key_is_an_error():
 def test_an_error_of_a_source_says_which_set_it_is(tmp_path):
     missing = JsonLines(str(tmp_path / "none.jsonl"))
     data = ProblemDataModule(train=Embedded(level=4), validation={"mine": missing})
-    with pytest.raises(ValueError, match=r"^data\.validation\.mine: path: there is no file"):
+    with pytest.raises(ValueError, match=r"^data\.validation\.mine\.init_args\.path: there is no file"):
         data.setup("fit")
     data = ProblemDataModule(train=missing)
     data.setup("validate")
-    with pytest.raises(ValueError, match=r"^data\.train: path: there is no file"):
+    with pytest.raises(ValueError, match=r"^data\.train\.init_args\.path: there is no file"):
         data.setup("fit")  # not after an evaluation, when the first batch is read

@@ -282,7 +282,14 @@ def test_a_run_that_is_not_whole(trained, tmp_path):
     (run / "checkpoints/best.ckpt").unlink()
     assert "best.ckpt is not there" in refused(run, "--checkpoint", "best", "--run", tmp_path / "x")
     shutil.rmtree(run / "student")
-    assert "has no student/" in refused(run, "--run", tmp_path / "x")
+    assert "has no student/: its training did not end" in refused(run, "--run", tmp_path / "x")
+
+
+def test_a_run_that_kept_no_weights(tmp_path):
+    for name in ("config.yaml", "manifest.json"):
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match="no student/: it stopped before its first checkpoint, and has no weights"):
+        translate([str(tmp_path), "--run", "R"])
 
 
 @pytest.mark.slow

@@ -14,6 +14,8 @@ from transformers import (
     CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     GraniteConfig,
     GraniteForCausalLM,
     PhiConfig,
@@ -283,6 +285,25 @@ def test_missing_packages_say_how_to_install_them(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)  # as if it were not installed
     with pytest.raises(ValueError, match=r"pip install 'lit-atex\[lora\]'"):
         LanguageModel(save(tmp_path), lora=Lora()).load()
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)])
+def test_what_sees_is_not_trained_and_all_else_gets_a_gradient(tmp_path, lora, caplog):
+    """With a weight that gets none, ranks wait for each other in the second step."""
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = SIZES | {"vocab_size": 259, "num_key_value_heads": 2, "head_dim": 8}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
+    saved = Gemma3ForConditionalGeneration(config)
+    model, _ = LanguageModel(save(tmp_path, saved), lora=lora).load()
+    check_head(model)
+    completion_hidden(model, PROMPTS, rollouts(COMPLETIONS)).square().sum().backward()
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert trained
+    assert all(p.grad is not None and "language_model" in n for n, p in trained.items())
+    seeing = sum(p.numel() for n, p in saved.named_parameters() if "language_model" not in n)
+    told = f"{seeing} weights of Gemma3ForConditionalGeneration are not trained"
+    assert (told in caplog.text) == (lora is None)  # of adapters there are none that see
 
 
 # ---------------------------------------------------------------- adapters

@@ -723,6 +723,12 @@ def test_what_would_part_student_and_teacher_or_ranks_is_refused(name, options, 
         fit(distillation(name), **options)
 
 
+@pytest.mark.parametrize(("interval", "told"), [(1, True), (2, False), (1.0, False)])
+def test_evaluations_between_the_batches_of_a_step_are_named(name, caplog, interval, told):
+    fit(distillation(name), batch_size=3, accumulate_grad_batches=2, val_check_interval=interval)
+    assert ("trainer.val_check_interval: 1 counts batches, of which a step takes 2" in caplog.text) == told
+
+
 def test_a_hint_that_rounds_to_nothing_is_evaluated_as_no_hint_is(name):
     """A curve over exposures begins where the student is measured, thinking mode included."""
     module = distillation(name)

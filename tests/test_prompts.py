@@ -71,6 +71,22 @@ def test_a_template_that_does_not_do_what_it_is_told_is_named() -> None:
     assert PromptStyle().doubts(other, [end + 1]) == []
 
 
+def test_a_template_without_the_header_of_an_answer_is_named() -> None:
+    other = byte_tokenizer()
+    turns = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    for end, doubts in (("", 1), ("<|im_start|>assistant\n", 0)):  # one that always writes the header will do
+        other.chat_template = turns + end
+        found = PromptStyle().doubts(other, [BYTES.eos_token_id])
+        assert len(found) == doubts
+        assert all("prompts end without '<|im_start|>assistant', with which its answers begin" in f for f in found)
+
+
+def test_a_template_that_writes_todays_date_is_named() -> None:
+    other = byte_tokenizer(chat_template="{{ strftime_now('%d %b %Y') }}{{ messages[0].content }}")  # as Llama 3.2's
+    (doubt,) = PromptStyle().doubts(other, [BYTES.eos_token_id])
+    assert "writes today's date" in doubt
+
+
 @pytest.mark.parametrize(
     "template",
     [
@@ -108,6 +124,16 @@ def test_a_template_that_needs_a_system_message_is_given_it() -> None:
         "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
     )
     assert len(PromptStyle(system="Be brief.").doubts(tokenizer, [-1])) == 1
+    with pytest.raises(ValueError, match=r"init_args\.system: .*refuses a prompt without.*\(no system\): give one"):
+        PromptStyle().doubts(tokenizer, [-1])
+
+
+def test_a_template_that_refuses_a_system_message_says_which_key_to_leave_out() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    with pytest.raises(ValueError, match=r"model\.prompts\.init_args\.system: .*\(no system\): leave it out"):
+        PromptStyle(system="Be brief.").doubts(tokenizer, [])
+    assert PromptStyle().doubts(tokenizer, []) == []
 
 
 # Golden files

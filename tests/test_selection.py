@@ -112,6 +112,8 @@ def test_origin(tmp_path):
     top = origin("embedded", str(tmp_path / "checkpoints" / "best.ckpt"))
     assert top["weights"] == f"best of {tmp_path}, step 2"
     assert "chosen on a test set" in top["WARNING"]
+    (tmp_path / "manifest.json").write_text(json.dumps({"selection": summary(results(), MEAN, "max", True)}))
+    assert origin(str(tmp_path / "student"), None) == {}  # it was not evaluated after a step
     assert origin("embedded", None) == {}
     assert origin(str(tmp_path / "other"), None) == {}  # a model beside a run is not its student
 

@@ -11,17 +11,20 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
 from torch.utils.data import DataLoader, IterableDataset
 
 from lit_atex.equivalence import decide
 from lit_atex.rows import Columns, to_problem
 from lit_atex.sources import ChainSum, Embedded, Hub, JsonLines, Parquet, ReasoningGym, Source
+from lit_atex.stream import named
 from lit_atex.types import BadRow, Problem, Verdict
 
 # The columns of the public sets, one or two rows each, as our configs read them.
@@ -97,6 +100,7 @@ def test_each_way_to_be_broken_has_its_reason(row, reason):
     assert isinstance(bad, BadRow)
     assert bad.reason == reason
     assert bad.detail.startswith("mine row 17: ")
+    assert ("(columns." in bad.detail) == (reason == "missing column")
     assert len(bad.detail) < 400
 
 
@@ -206,7 +210,7 @@ def test_a_broken_line_is_counted_and_the_stream_goes_on(tmp_path):
 )
 def test_what_is_no_json_lines_is_named_with_the_mend(tmp_path, content, kind):
     (tmp_path / "mine").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"^path: .* is {kind}"):
+    with pytest.raises(ValueError, match=rf"^init_args.path: .* is {kind}"):
         list(JsonLines(str(tmp_path / "mine")))
 
 
@@ -233,17 +237,53 @@ def test_a_line_is_read_only_when_it_is_asked_for(tmp_path):
     assert len(list(stream)) < 5_000
 
 
+@pytest.mark.parametrize(
+    ("question", "answer", "told"),
+    [("Which is even?", "B", 1), ("Which is even? (A) 1 (B) 2", "B", 0), ("Which is even?", "2", 0)],
+)
+def test_options_that_are_not_read_are_named_once(question, answer, told, caplog):
+    row = {"problem": question, "answer": answer, "choices": ["1", "2"]}
+    for number in range(3):
+        to_problem(row, Columns(solution=None, answer="answer"), f"{question} {answer}", number, answer_only=True)
+    assert [record.getMessage().split(": ")[1] for record in caplog.records] == [
+        "answers are letters, and 'choices' is not read"
+    ] * told
+
+
+def test_null_on_the_command_line_is_no_column():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Source, "source")
+    words = ["--source=JsonLines", "--source.init_args.path=x", "--source.init_args.columns.question=q"]
+    read = parser.parse_args([*words, *(f"--source.init_args.columns.{role}=null" for role in ("id", "answer"))])
+    assert parser.instantiate(read).source.columns == Columns("q", "solution", None, None)
+
+
 @pytest.mark.parametrize("kind", [JsonLines, Parquet])
 def test_a_path_that_does_not_exist(kind, tmp_path):
     source = kind(str(tmp_path / "nothing"))  # not an error before it is read
-    with pytest.raises(ValueError, match=r"path: .*nothing"):
+    with pytest.raises(ValueError, match=r"^init_args\.path: .*nothing"):
         next(iter(source))
+
+
+def test_what_another_source_reads_is_said(tmp_path):
+    path = write_lines(tmp_path / "mine.jsonl", MATH)
+    datasets.Dataset.from_list(MATH).save_to_disk(str(tmp_path / "saved"))
+    saved = r"'.*saved' was written by `save_to_disk`.*lit_atex\.sources\.Parquet with init_args\.path"
+    for source, told in (
+        (Hub(str(path)), r"^init_args\.dataset: '.*jsonl' is a file: take class_path lit_atex\.sources\.JsonLines"),
+        (Hub(str(tmp_path / "saved")), f"^init_args.dataset: {saved}"),
+        (Parquet(str(tmp_path / "saved")), f"^init_args.path: {saved}"),
+        (JsonLines("openai/gsm8k"), r"there is no file.*of the Hub: class_path lit_atex\.sources\.Hub"),
+        (Parquet("openai/gsm8k"), r"is no Parquet file.*of the Hub: class_path lit_atex\.sources\.Hub"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            next(iter(source))
 
 
 @pytest.mark.parametrize("columns", [Columns(solution=None, answer="answer"), Columns(solution=None)])
 def test_no_solution_column_needs_answer_only(columns):
-    with pytest.raises(ValueError, match=r"columns\.solution is null.*answer_only: true"):
-        JsonLines("x.jsonl", columns)
+    with pytest.raises(ValueError, match=r"^data\.train\.init_args\.columns\.solution is null.*answer_only: true"):
+        next(named(JsonLines("x.jsonl", columns), "data.train"))
 
 
 # Through `datasets`
