@@ -618,7 +618,7 @@ def test_a_report_is_written_from_folders_alone(grid, tmp_path, capsys):
         "BCa bootstrap",
         "Holm, 1979",
         "straight line between",
-        "Where there is one seed",
+        "(problems) nothing of other seeds",
     ):
         assert said in text
     assert "all 2 comparisons" in text
@@ -641,6 +641,18 @@ def test_the_report_goes_beside_the_runs_and_is_no_run(grid, tmp_path):
     assert text.startswith("# 1 run of 1 cell\n")
     assert "Against the baseline" not in text
     assert "level-8/pass@2" in text
+
+
+@pytest.mark.parametrize(("unknown", "mark"), [("", ""), ("p_problems", " (seeds)"), ("p_seeds", " (problems)")])
+def test_a_p_value_of_one_kind_of_chance_says_of_which(made, unknown, mark):
+    row = (
+        made.comparisons[0]
+        | {"p_seeds": 0.01, "p_problems": 0.02, "p_holm": 0.04}
+        | ({unknown: nan} if unknown else {})
+    )
+    text = markdown(made._replace(comparisons=[row]), {}, [])
+    assert f"| 0.0400{mark} |" in text
+    assert ("is of the other alone" in text) == bool(mark)
 
 
 def test_several_commits_are_told(made):
