@@ -29,7 +29,7 @@ class Difference:
         first: Mean in the first run.
         second: Mean in the second.
         difference: Second minus first, the mean over problems.
-        interval: Its 95 % interval over problems (BCa bootstrap of the paired differences; exact if all are equal).
+        interval: Its 95 % interval over problems (BCa bootstrap of paired differences; of equal ones exact, or nan).
         fixed: Its 95 % interval with these problems fixed: see `noise.paired_variances`; nan where it is not known.
         p: Two-sided p-value of the sign-flip permutation test.
         p_holm: The same, raised for the number of sets (avg@n only; nan for the others).
@@ -92,11 +92,6 @@ def paired(first: list[Row], second: list[Row]) -> list[tuple[Row, Row]]:
     return sorted(((row, by_problem[k]) for k, row in zip(keys, first) if k in by_problem), key=lambda p: p[0]["id"])
 
 
-def _over_problems(gap: np.ndarray) -> tuple[float, float]:
-    """The interval of a mean difference without bounds; nan where all are equal: nothing bounds what was not seen."""
-    return (float("nan"), float("nan")) if (gap == gap[0]).all() else bootstrap_interval(gap)
-
-
 def differences_of(name: str, pairs: list[tuple[Row, Row]]) -> list[Difference]:
     """avg@n, pass@k, maj@k and the user's own of a set; k is the number of samples, the smaller one if they differ."""
     if not pairs:
@@ -132,7 +127,7 @@ def differences_of(name: str, pairs: list[tuple[Row, Row]]) -> list[Difference]:
                 first=float(one.mean()),
                 second=float(two.mean()),
                 difference=float(gap.mean()),
-                interval=paired_interval(gap) if tried is not None else _over_problems(gap),
+                interval=paired_interval(gap) if tried is not None else bootstrap_interval(gap),
                 fixed=difference_interval(gap, noise, tried),
                 p=sign_flip_p(gap),
                 p_holm=float("nan"),
