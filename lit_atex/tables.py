@@ -16,7 +16,6 @@ import numpy as np
 from lit_atex import whole
 from lit_atex.cells import baselines_of, by_cell, family_of
 from lit_atex.equal_cost import Row, views
-from lit_atex.evaluation import is_share
 from lit_atex.inspection import TRACE
 from lit_atex.paired import holm
 from lit_atex.runs import Record
@@ -140,7 +139,7 @@ def _comparisons(cells: dict[str, list[Record]], metrics: list[str], baselines: 
             mine, theirs = cells[cell], cells[against]
             values = (_by_seed(mine, metric), _by_seed(theirs, metric))
             problems = (_problems(mine, metric), _problems(theirs, metric))
-            one = gap(values, problems, count, is_share(metric.rpartition("/")[2]))
+            one = gap(values, problems, count, metric)
             if not all(a.same_problems(b, metric) for a in mine for b in theirs):
                 one = one and NOT_COMPARED
             if one is not None:
