@@ -7,9 +7,11 @@ from itertools import combinations
 import numpy as np
 import pytest
 import scipy.stats
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_votes import vote
 
 from lit_atex.evaluation import Evaluation, Result, shown_ks
+from lit_atex.plots import pass_at_k_figure
 from lit_atex.stats import bootstrap_interval, fixed_problems_interval, paired_interval
 from lit_atex.text_tables import before_after_table, evaluation_text, interval_text, results_table
 from lit_atex.types import Verdict
@@ -253,3 +255,22 @@ def test_an_evaluation_begins_anew_after_each_close():
         evaluation.close()
         assert evaluation.results[0].problems == 1
     assert evaluation.results[0].average.value == 1.0
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_both_intervals_of_the_curve_are_seen(n):
+    """An area of no width is not, nor is one below another; the legend stays inside of one panel's figure."""
+    rows = [{**r, **{k: r[k][:n] for k in ("verdicts", "lengths", "ended", "answers")}} for r in ROWS]
+    result = evaluated(rows, n)
+    figure = pass_at_k_figure([result])
+    FigureCanvasAgg(figure).draw()
+    axis = figure.axes[0]
+    (over,) = axis.collections
+    ends = over.get_paths()[0].vertices[:, 1]
+    assert {*result.metrics["pass@1"].over} <= {*ends}
+    assert over.get_linewidths()[0] > 0 or n > 1
+    dashed = [list(line.get_ydata()) for line in axis.lines if line.get_linestyle() == "--"]
+    fixed = [result.metrics[f"pass@{k}"].fixed for k in range(1, n + 1)]
+    assert dashed == ([] if n == 1 else [list(of) for of in zip(*fixed)])
+    legend = figure.legends[0].get_window_extent()
+    assert 0 <= legend.x0 < legend.x1 <= figure.bbox.x1

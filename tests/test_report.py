@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from fake_runs import write_run
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy import stats as oracle
 
 from lit_atex import cells, charts, runs, tables
@@ -495,6 +496,15 @@ def test_pictures_are_drawn_from_committed_tables(made, tmp_path):
     panels = {name: [axis.get_title() for axis in figures[name].axes if axis.get_visible()] for name in figures}
     assert panels["length"] == panels["mismatch-over-training"] == ["exposure=best", "exposure=full", "exposure=random"]
     assert panels["traces"] == ["exposure=random"]  # those of the others are flat
+
+
+def test_a_caption_is_not_cut_at_the_edge(made):
+    for figure in (charts.exposure(made), charts.curves(made._replace(curves=made.curves[:3]))[METRIC]):
+        assert len(figure.axes) == 1
+        figure.suptitle(f"{figure.get_suptitle()}; and yet more that has to be told of it, in a figure of one panel")
+        FigureCanvasAgg(figure).draw()
+        extent = figure._suptitle.get_window_extent()
+        assert 0 <= extent.x0 < extent.x1 <= figure.bbox.x1
 
 
 def test_the_panels_of_one_quantity_have_one_scale(made):
