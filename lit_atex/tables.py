@@ -90,9 +90,20 @@ def make(runs: list[Record], metrics: list[str], baseline: dict[str, str] | str 
 
 
 def common_averages(runs: list[Record]) -> list[str]:
-    """avg@n of each set that all runs have measured at their end."""
+    """avg@n of each set that all runs have measured at their end.
+
+    Raises:
+        ValueError: If there is none, or of other n in each.
+    """
     sets = [{name: r.samples for name, r in run.results.get(run.last, {}).items()} for run in runs]
     found = [f"{name}/avg@{n}" for name, n in sets[0].items() if all(of_run.get(name) == n for of_run in sets)]
+    both = [name for name in sets[0] if all(name in of_run for of_run in sets)]
+    if both and not found:
+        told = "; ".join(f"{n}: {', '.join(map(str, sorted({of_run[n] for of_run in sets})))}" for n in both)
+        raise ValueError(
+            f"--metrics: the runs have sets in common, but of different numbers of samples ({told}): name what to "
+            f"report, e.g. {both[0]}/pass@1, which is avg@n of any n."
+        )
     if not found:
         raise ValueError("the runs have no set in common: name what to report in --metrics SET/METRIC ...")
     return found

@@ -446,6 +446,19 @@ def test_what_is_not_there_is_named(found):
     assert tables.make(found[0], [], "exposure=best").comparisons[0]["baseline"] == "exposure=best"
 
 
+def test_runs_of_one_set_but_different_samples_are_told_so(tmp_path):
+    for samples in (2, 4):
+        small(tmp_path / f"n={samples}", "Fixed", [1.0] * STEPS, 0, samples=samples)
+    records = runs.find([tmp_path])[0]
+    with pytest.raises(ValueError, match=r"different numbers of samples \(level-8: 2, 4\).* level-8/pass@1"):
+        tables.make(records, [], None)
+    assert [row["problems"] for row in tables.make(records, ["level-8/pass@1"], {"n": "2"}).comparisons] == [8]
+    apart = records[0].results[records[0].last]
+    apart["level-9"] = apart.pop("level-8")
+    with pytest.raises(ValueError, match="no set in common"):
+        tables.make(records, [], None)
+
+
 def test_a_family_differs_in_exposure_alone(tmp_path):
     for terseness in (0.0, 1.0):
         for name, ratio in (("full", 1.0), ("half", 0.5)):
