@@ -274,3 +274,11 @@ def test_both_intervals_of_the_curve_are_seen(n):
     assert dashed == ([] if n == 1 else [list(of) for of in zip(*fixed)])
     legend = figure.legends[0].get_window_extent()
     assert 0 <= legend.x0 < legend.x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize(("solved", "told"), [(0, False), (4, True), (5, False), (7, False), (8, True), (12, False)])
+def test_few_problems_ever_solved_or_ever_not_are_warned_of(solved, told):
+    rows = [row(f"{i}", [C if i < solved else W] * 5, [1] * 5, [True] * 5, "ab"[i >= solved] * 5) for i in range(12)]
+    result = evaluated(rows)
+    for text in (results_table("", [result]), evaluation_text("test", [result], {}, {}, "", None)):
+        assert ("fewer than 5 problems were ever solved, or ever not" in text) == told

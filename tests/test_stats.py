@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from lit_atex.stats import (
     FEW,
+    FEW_SEEN,
     beta_interval,
     bootstrap_interval,
     bootstrap_intervals,
@@ -49,6 +50,29 @@ def test_few_problems_are_where_intervals_are_too_narrow(problems: int, least: f
         low, high = bootstrap_interval(scores, resamples=600, seed=trial, shares=True)
         hits += low <= 0.5 <= high
     assert least < hits / 400 < most
+
+
+def coverage(a: float, b: float, trials: int, resamples: int = 600, problems: int = 30) -> tuple[float, float, float]:
+    """Of rates that are Beta(a, b): how often too few problems are ever solved, or ever not; coverage there, and else.
+
+    results/evaluation.md has it of 2,000 trials and resamples.
+    """
+    rng, hits = np.random.default_rng(7), {True: [], False: []}
+    for trial in range(trials):
+        correct = rng.binomial(16, rng.beta(a, b, problems))
+        low, high = bootstrap_interval(correct / 16, resamples=resamples, seed=trial, shares=True)
+        seen = min((correct > 0).sum(), (correct < 16).sum())
+        hits[0 < seen < FEW_SEEN].append(low <= a / (a + b) <= high)
+    few, others = (float(np.mean(of)) if of else math.nan for of in (hits[True], hits[False]))
+    return len(hits[True]) / trials, few, others
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.1, 2.0), (2.0, 0.1)])
+def test_few_problems_ever_solved_are_where_intervals_are_too_narrow(a: float, b: float) -> None:
+    often, few, others = coverage(a, b, 400)
+    assert 0.1 < often < 0.3
+    assert few < 0.85
+    assert 0.88 < others < 0.97
 
 
 def test_bca_covers_where_percentiles_do_not() -> None:
