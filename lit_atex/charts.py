@@ -121,7 +121,7 @@ def _against_exposure(
     about = "left: exposure held fixed; right: other strategies (mean exposure)" if others else "exposure held fixed"
     about += "; 95 % over seeds, Student's t"
     about += "; grey dashes: before training" if before else ""
-    figure.suptitle(about, fontsize=8, color=DARK)
+    figure.suptitle(about, fontsize=8, color=DARK, wrap=True)
     figure.supxlabel("exposure", fontsize=9)
     return figure
 

@@ -168,7 +168,8 @@ def report(a: Path, b: Path, found: list[Difference], changes: list[Row], settin
     parts.append(markdown_table(heads, rows))
     parts.append(
         "*Over problems*: what other problems would give. *Problems fixed*: sampling noise on these alone: "
-        "avg@n pairs the samples by their draw, pass@n and maj@n add the noise of both runs as if it were independent."
+        "avg@n pairs the samples by their draw, pass@n and maj@n add the noise of both runs as if it were independent. "
+        "No interval is corrected for several sets, as p (Holm) is."
     )
     few = few_problems({d.set: d.problems for d in found})
     parts += [few] if few else []

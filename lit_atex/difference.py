@@ -10,7 +10,7 @@ import torch
 
 from lit_atex.metrics import average_at_k, pass_at_k
 from lit_atex.noise import difference_interval, difference_variances, paired_variances
-from lit_atex.paired import detectable, problems_needed, sign_flip_p
+from lit_atex.paired import detectable, fewest, problems_needed, sign_flip_p
 from lit_atex.stats import bootstrap_interval, paired_interval
 from lit_atex.votes import majority_at_k
 
@@ -29,11 +29,11 @@ class Difference:
         first: Mean in the first run.
         second: Mean in the second.
         difference: Second minus first, the mean over problems.
-        interval: Its 95 % interval over problems (BCa bootstrap of the paired differences; exact if all are equal).
+        interval: Its 95 % interval over problems (BCa bootstrap of paired differences; of equal ones exact, or nan).
         fixed: Its 95 % interval with these problems fixed: see `noise.paired_variances`; nan where it is not known.
         p: Two-sided p-value of the sign-flip permutation test.
         p_holm: The same, raised for the number of sets (avg@n only; nan for the others).
-        detectable: The true difference that a test of this set finds with a power of 80 %.
+        detectable: The true difference that a test of this set finds with a power of 80 %; nan where it finds none.
         needed: Problems of this kind that would find a difference as large as the one seen with that power.
     """
 
@@ -53,22 +53,28 @@ class Difference:
     def words(self) -> str:
         """How small a difference this set can show, and what that means for the one that was seen."""
         head, seen = f"{self.set}, {self.metric}: ", f"The difference seen, {self.difference:+.3f}, "
-        low, high = self.interval
-        if np.isnan(self.detectable) and self.difference == 0:
+        few, (low, high) = self.problems < fewest(), self.interval
+        if np.isnan(self.detectable) and self.difference == 0 and not few:
             head += f"no difference: none of these {self.problems} problems was solved more often in either run; "
             return head + f"the truth may lie in [{low:+.3f}, {high:+.3f}]."
-        if np.isnan(self.detectable):
-            p = self.p if np.isnan(self.p_holm) else self.p_holm
+        p = self.p if np.isnan(self.p_holm) else self.p_holm  # what the sets together allow to say
+        if np.isnan(self.detectable) and not few:
             head += f"all {self.problems} problems differ by {self.difference:+.3f} (p {p_text(p)}), so nothing says "
             return head + f"what could be seen; the truth may lie in [{low:+.3f}, {high:+.3f}]."
         head += (
-            f"these {self.problems} problems show a true difference of {self.detectable:.3f} in 8 of 10 repetitions "
-            "(two-sided test at 5 %), a smaller one less often. "
+            f"fewer than {fewest()} problems show no difference, however large (two-sided test at 5 %). "
+            if few
+            else f"these {self.problems} problems show a true difference of {self.detectable:.3f} in 8 of 10 "
+            "repetitions (two-sided test at 5 %), a smaller one less often. "
         )
-        p = self.p if np.isnan(self.p_holm) else self.p_holm  # what the sets together allow to say
         if p < 0.05:
             return head + seen + f"is more than chance (p {p_text(p)})."
-        head += seen + f"cannot be told from none (p {p_text(p)}): the truth may lie in [{low:+.3f}, {high:+.3f}]."
+        head += seen + f"cannot be told from none (p {p_text(p)}): "
+        if low <= 0 <= high:
+            head += f"the truth may lie in [{low:+.3f}, {high:+.3f}]."
+        else:
+            why = "not corrected for the number of sets" if self.p < 0.05 else "only approximate"
+            head += f"its interval, [{low:+.3f}, {high:+.3f}], leaves out 0, but is {why}; go by p."
         if self.needed is not None and self.needed > self.problems:
             head += f" If it is real, about {self.needed:,} problems of this kind would show it."
         return head
@@ -84,11 +90,6 @@ def paired(first: list[Row], second: list[Row]) -> list[tuple[Row, Row]]:
     by_problem = {(row["id"], row["question"], row["answer"]): row for row in second}
     keys = [(row["id"], row["question"], row["answer"]) for row in first]
     return sorted(((row, by_problem[k]) for k, row in zip(keys, first) if k in by_problem), key=lambda p: p[0]["id"])
-
-
-def _over_problems(gap: np.ndarray) -> tuple[float, float]:
-    """The interval of a mean difference without bounds; nan where all are equal: nothing bounds what was not seen."""
-    return (float("nan"), float("nan")) if (gap == gap[0]).all() else bootstrap_interval(gap)
 
 
 def differences_of(name: str, pairs: list[tuple[Row, Row]]) -> list[Difference]:
@@ -126,7 +127,7 @@ def differences_of(name: str, pairs: list[tuple[Row, Row]]) -> list[Difference]:
                 first=float(one.mean()),
                 second=float(two.mean()),
                 difference=float(gap.mean()),
-                interval=paired_interval(gap) if tried is not None else _over_problems(gap),
+                interval=paired_interval(gap) if tried is not None else bootstrap_interval(gap),
                 fixed=difference_interval(gap, noise, tried),
                 p=sign_flip_p(gap),
                 p_holm=float("nan"),

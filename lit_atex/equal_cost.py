@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lit_atex.paired import holm
-from lit_atex.spread import Interval, over_seeds, t_interval, t_p
+from lit_atex.spread import Interval, over_seeds, t_p
 
 Row = dict[str, Any]
 Curve = list[Row]
@@ -31,7 +31,8 @@ def views(curves: list[Row], baselines: dict[str, str], apart: Collection[tuple[
         apart: Cells and metrics that are not compared with their baseline, which had other problems.
 
     Returns:
-        Budget in the view's unit, of the run that spent least; the cell's mean there with its interval over seeds;
+        Budget in the view's unit, of the run that spent least; the cell's mean there with its interval over seeds
+        (unknown where the evaluations nearest to it are all equal, as at the end of a run they would be);
         and of cells with a baseline the difference, paired by seed, with interval and p-value of the t test, which is
         raised for all comparisons of the view. Where there is a baseline, all this is of the seeds that both have. A
         row is empty if one of its runs was not measured that early.
@@ -61,6 +62,21 @@ def at(curve: Curve, view: str, budget: float) -> float:
     return float(np.interp(budget, [x for x, _ in points], [y for _, y in points]))
 
 
+def _nearest(curve: Curve, view: str, budget: float) -> float:
+    """The value at the evaluation that is nearest."""
+    return float(min(curve, key=lambda row: abs(row[view] - budget))["value"])
+
+
+def _moved(mine: list[float], theirs: list[float]) -> list[float]:
+    """By how much; nothing without the others."""
+    return np.round(np.subtract(mine[: len(theirs)], theirs), 12).tolist()
+
+
+def _spread(between: list[float], nearest: list[float]) -> list[float]:
+    """What says how seeds spread: where all evaluations are equal, lines between them differ in their length alone."""
+    return between if np.ptp(nearest or [0.0]) > 1e-12 else nearest
+
+
 def _view(
     view: str,
     metric: str,
@@ -78,18 +94,20 @@ def _view(
         else:
             curves = list(seeds.values()) if baselines else [curve for of in cells.values() for curve in of.values()]
         budget = min((end for end in (_end(curve, view) for curve in curves) if end == end), default=float("nan"))
-        mine = [at(seeds[seed], view, budget) for seed in paired or sorted(seeds)]
-        theirs = [at(against[seed], view, budget) for seed in paired]
+        sides = [[seeds[seed] for seed in paired or sorted(seeds)], [against[seed] for seed in paired]]
+        mine, theirs = ([at(curve, view, budget) for curve in side] for side in sides)
         if any(value != value for value in (*mine, *theirs)):  # a part of a cell must not stand beside whole ones
-            mine, theirs = [], []
-        moved = np.round(np.subtract(mine[: len(theirs)], theirs), 12).tolist()
+            mine, theirs, sides = [], [], [[], []]
+        near, their_near = ([_nearest(curve, view, budget) for curve in side] for side in sides)
+        moved, near_moved = _moved(mine, theirs), _moved(near, their_near)
+        spread, spread_moved = _spread(mine, near), _spread(moved, near_moved)
         rows.append(
             {
                 **{"view": view, "budget": budget, "cell": cell, "metric": metric, "seeds": len(mine)},
-                **{"mean": _mean(mine), **_ends("seeds", over_seeds(metric, mine))},
+                **{"mean": _mean(mine), **_ends("seeds", over_seeds(metric, spread))},
                 **{"baseline": other if paired else None, "difference": _mean(moved)},
-                **_ends("difference", t_interval(moved)),
-                **{"p_seeds": t_p(moved), "p_holm": float("nan")},
+                **_ends("difference", over_seeds(metric, spread_moved, -1.0)),
+                **{"p_seeds": t_p(spread_moved), "p_holm": float("nan")},
             }
         )
     return rows

@@ -43,7 +43,7 @@ class Estimate(NamedTuple):
 
     Attributes:
         value: Its mean over problems.
-        over: 95 % interval over problems: what another draw of problems would give.
+        over: 95 % interval over problems: what another draw of them would give; nan of equal numbers but shares.
         fixed: 95 % interval with these problems fixed: sampling noise alone; nan where it cannot be known: with one
             sample per problem (distinct answers: two), or where lengths or distinct answers show no noise (`noise`).
     """

@@ -36,7 +36,6 @@ Floats = NDArray[np.float64]
 RESAMPLES = 200
 """Votes per problem in the bootstrap of maj@n: its standard deviation is then known to 5 %, better over problems."""
 
-
 RATES = np.sin(np.linspace(0, np.pi / 2, 101)) ** 2
 """Success rates that problems may have, 0 and 1 among them; finer where counts tell more."""
 
@@ -93,7 +92,8 @@ def fit_rates(seen: tuple[int, ...]) -> Floats:
 
     A Beta would hide rates near 0 behind others near 1: of problems that are solved in 1 and 99 % of trials, half each,
     it gives pass@8 a quarter of its variance. One problem with a single success is added, and one with a single
-    failure: what was not seen in so many samples may be there.
+    failure: what was not seen in so many samples may be there. Of two samples these are one count, and half a problem
+    is enough: pass@2 of 30 problems with Beta(9, 1) is covered in 93 % of trials with none, 95 with it, 97 with one.
 
     Source: Laird, Nonparametric Maximum Likelihood Estimation of a Mixing Distribution (1978).
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
-from math import ceil, sqrt
+from math import ceil, log2, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -60,6 +60,11 @@ def holm(p_values: ArrayLike) -> list[float]:
     return found.tolist()
 
 
+def fewest(level: float = 0.05) -> int:
+    """Problems without which `sign_flip_p` cannot be as low as `level`: of m, all of one sign, it is 2 / 2^m."""
+    return 1 + ceil(-log2(level))
+
+
 def detectable(differences: ArrayLike, power: float = 0.8, level: float = 0.05) -> float:
     """The smallest true difference that would be called one with this power, given how differences spread.
 
@@ -71,19 +76,20 @@ def detectable(differences: ArrayLike, power: float = 0.8, level: float = 0.05) 
         level: Of the two-sided test, in (0, 1).
 
     Returns:
-        In the unit of the differences; nan where nothing says how they spread: all are equal, or there is one.
+        In the unit of the differences; nan where nothing says how they spread, as all are equal, and where there are
+        fewer than `fewest`, which show no difference, however large.
     """
     given = np.asarray(differences, dtype=np.float64)
-    if given.size < 2 or (given == given[0]).all():
+    if given.size < fewest(level) or (given == given[0]).all():
         return float("nan")
     return _reach(power, level) * float(given.std(ddof=1)) / sqrt(given.size)
 
 
 def problems_needed(differences: ArrayLike, size: float, power: float = 0.8, level: float = 0.05) -> int | None:
-    """Problems of this kind that it takes to find a true difference of `size`; None for 0, or without any spread."""
+    """Problems of this kind that find a true difference of `size`; None for 0, or where `detectable` is nan."""
     shown = detectable(differences, power, level)
     none = np.isnan(shown) or abs(size) < 1e-9  # a mean that rounding keeps from 0
-    return None if none else max(2, ceil(np.size(differences) * (shown / size) ** 2))
+    return None if none else max(fewest(level), ceil(np.size(differences) * (shown / size) ** 2))
 
 
 def _reach(power: float, level: float) -> float:

@@ -70,7 +70,7 @@ def by_cell(cells: Iterable[str], along: str, upward: str, caption: str) -> tupl
         axes[place].set_title(name, fontsize=8, parse_math=False)
     figure.supxlabel(along, fontsize=9, y=0.1 / high)
     figure.supylabel(upward, fontsize=9, x=0.1 / wide)
-    figure.suptitle(caption, fontsize=8, color=DARK, y=1 - 0.1 / high, parse_math=False)
+    figure.suptitle(caption, fontsize=8, color=DARK, y=1 - 0.1 / high, parse_math=False, wrap=True)
     return figure, [axes[place] for place in used]
 
 

@@ -15,13 +15,13 @@ LINE, BAND = "#0072B2", "#56B4E9"
 
 
 def pass_at_k_figure(results: list[Result]) -> Figure:
-    """pass@k against k, a panel for each set: the wide band is over problems, the narrow one with problems fixed."""
+    """pass@k against k, a panel for each set: the band is over problems, the dashes are with problems fixed."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
     columns = min(len(results), 3)
     rows = -(-len(results) // columns)
-    figure = Figure(figsize=(3.4 * columns + 0.4, 2.9 * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(max(3.4 * columns + 0.4, 5.0), 2.9 * rows + 0.5), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     top = max(e.over[1] for r in results for k, e in r.metrics.items() if k.startswith("pass@"))  # from 0, on one scale
     for axis, result in zip(axes, results):
@@ -30,8 +30,12 @@ def pass_at_k_figure(results: list[Result]) -> Figure:
         found = [result.metrics[f"pass@{k}"] for k in ks]
         over, fixed, values = zip(*((e.over, e.fixed, e.value) for e in found))
         marks = {"marker": "o", "markersize": 3}
-        axis.fill_between(ks, *zip(*over), color=BAND, alpha=0.35, linewidth=0, label="95 % over problems")
-        axis.fill_between(ks, *zip(*fixed), color=BAND, alpha=0.8, linewidth=0, label="95 %, problems fixed")
+        if n == 1:  # an area of no width is not seen; with its problem fixed, one sample says nothing
+            axis.vlines(ks, *zip(*over), color=BAND, linewidth=2, label="95 % over problems")
+        else:
+            axis.fill_between(ks, *zip(*over), color=BAND, alpha=0.35, linewidth=0, label="95 % over problems")
+            for ends, label in zip(zip(*fixed), ("95 %, problems fixed", None)):
+                axis.plot(ks, ends, color=LINE, linestyle="--", linewidth=0.9, label=label)
         axis.plot(ks, values, color=LINE, label="pass@k", **marks)
         axis.set_title(f"{result.name} ({result.problems} problems)", fontsize=10)
         axis.set_xscale("log", base=2)

@@ -110,7 +110,7 @@ def _comparisons(rows: list[Row]) -> list[str]:
         [
             *(row["cell"], row["baseline"], row["metric"], str(row["seeds"]), f"{row['difference']:+.3f}"),
             *(interval_text(_ends(row, name), "+") for name in ("seeds", "problems")),
-            *(_p(row[name]) for name in ("p_seeds", "p_problems", "p_holm")),
+            *(_p(row["p_seeds"]), _p(row["p_problems"]), f"{_p(row['p_holm'])}{_p_alone(row)}"),
         ]
         for row in rows
     ]
@@ -120,10 +120,19 @@ def _comparisons(rows: list[Row]) -> list[str]:
         "sign-flip permutation over problems, seeds averaged. *p (Holm)*: the larger of the two, so that a difference "
         f"must hold against both kinds of chance, raised for all {count} comparisons of this table (Holm, 1979)."
     )
-    if any(row["seeds"] < 2 for row in rows):
-        note += " **Where there is one seed, nothing is known of other seeds, and p is of the problems alone.**"
+    if any(map(_p_alone, rows)):
+        note += (
+            " **Where one of the two is unknown it is of the other alone, which is named beside it**: (seeds) says "
+            "nothing of other problems, (problems) nothing of other seeds."
+        )
     told = [f"Not compared, since the two were evaluated on different problems: {'; '.join(apart)}."] if apart else []
     return [*([markdown_table(heads, body), note] if rows else []), *told]
+
+
+def _p_alone(row: Row) -> str:
+    """Of what p (Holm) is, where it is not of both."""
+    seeds, problems = (row[name] == row[name] for name in ("p_seeds", "p_problems"))
+    return "" if seeds == problems else " (seeds)" if seeds else " (problems)"
 
 
 def _views(made: Tables) -> list[str]:

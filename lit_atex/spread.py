@@ -47,16 +47,17 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     return mean - reach, mean + reach
 
 
-def over_seeds(metric: str, values: list[float]) -> Interval:
-    """`t_interval` of a metric ("SET/METRIC"); without what no share can be, which takes nothing from its coverage."""
+def over_seeds(metric: str, values: ArrayLike, least: float = 0.0) -> Interval:
+    """`t_interval` of a metric ("SET/METRIC"); without what no share can be, which takes nothing from its coverage.
+
+    Args:
+        metric: Its name tells whether it is a share.
+        values: `[seeds]`.
+        least: The smallest value there could be of a share: 0, or -1 for a difference of two.
+    """
     low, high = t_interval(values)
     if not is_share(metric.rpartition("/")[2]):
         return low, high
-    return _cut((low, high), 0.0)
-
-
-def _cut(interval: Interval, least: float) -> Interval:
-    low, high = interval
     return float(np.clip(low, least, 1)), float(np.clip(high, least, 1))
 
 
@@ -126,7 +127,7 @@ def gap(
     values: tuple[dict[int, float], dict[int, float]],
     problems: tuple[dict[int, dict[str, float]], dict[int, dict[str, float]]],
     comparisons: int = 1,
-    shares: bool = False,
+    metric: str = "",
 ) -> Gap | None:
     """The difference, paired by seed and by problem; None if no seed is common.
 
@@ -134,7 +135,7 @@ def gap(
         values: The metric by seed, of the cell and of the baseline.
         problems: The metric of each problem, by seed, of both; empty where it is none of single problems.
         comparisons: That are made in all: the more, the finer must a p-value be told, to be one after correction.
-        shares: Whether the metric lies in [0, 1]: the interval is cut at what a difference can be.
+        metric: Its name, "SET/METRIC"; of a share the interval is cut at what a difference can be.
     """
     (cell, baseline), (by_problem, baseline_by_problem) = values, problems
     seeds = sorted(cell.keys() & baseline.keys())
@@ -150,7 +151,7 @@ def gap(
         seeds=len(seeds),
         problems=len(common),
         difference=float(moved.mean()),
-        over_seeds=_cut(t_interval(moved), -1.0) if shares else t_interval(moved),
+        over_seeds=over_seeds(metric, moved, -1.0),
         over_problems=paired_interval(paired) if len(common) else UNKNOWN,
         p_seeds=t_p(moved),
         p_problems=_p_problems(paired, comparisons) if len(common) else float("nan"),

@@ -16,7 +16,6 @@ import numpy as np
 from lit_atex import whole
 from lit_atex.cells import baselines_of, by_cell, family_of
 from lit_atex.equal_cost import Row, views
-from lit_atex.evaluation import is_share
 from lit_atex.inspection import TRACE
 from lit_atex.paired import holm
 from lit_atex.runs import Record
@@ -91,9 +90,20 @@ def make(runs: list[Record], metrics: list[str], baseline: dict[str, str] | str 
 
 
 def common_averages(runs: list[Record]) -> list[str]:
-    """avg@n of each set that all runs have measured at their end."""
+    """avg@n of each set that all runs have measured at their end.
+
+    Raises:
+        ValueError: If there is none, or of other n in each.
+    """
     sets = [{name: r.samples for name, r in run.results.get(run.last, {}).items()} for run in runs]
     found = [f"{name}/avg@{n}" for name, n in sets[0].items() if all(of_run.get(name) == n for of_run in sets)]
+    both = [name for name in sets[0] if all(name in of_run for of_run in sets)]
+    if both and not found:
+        told = "; ".join(f"{n}: {', '.join(map(str, sorted({of_run[n] for of_run in sets})))}" for n in both)
+        raise ValueError(
+            f"--metrics: the runs have sets in common, but of different numbers of samples ({told}): name what to "
+            f"report, e.g. {both[0]}/pass@1, which is avg@n of any n."
+        )
     if not found:
         raise ValueError("the runs have no set in common: name what to report in --metrics SET/METRIC ...")
     return found
@@ -140,7 +150,7 @@ def _comparisons(cells: dict[str, list[Record]], metrics: list[str], baselines: 
             mine, theirs = cells[cell], cells[against]
             values = (_by_seed(mine, metric), _by_seed(theirs, metric))
             problems = (_problems(mine, metric), _problems(theirs, metric))
-            one = gap(values, problems, count, is_share(metric.rpartition("/")[2]))
+            one = gap(values, problems, count, metric)
             if not all(a.same_problems(b, metric) for a in mine for b in theirs):
                 one = one and NOT_COMPARED
             if one is not None:

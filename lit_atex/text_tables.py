@@ -14,7 +14,7 @@ from rich.table import Table
 from lit_atex.competence import Competence
 from lit_atex.evaluation import SHARES, TAUS, Result
 from lit_atex.prompts import PromptStyle, TeacherPrompt
-from lit_atex.stats import FEW, paired_interval
+from lit_atex.stats import FEW, FEW_SEEN, paired_interval
 from lit_atex.types import Problem, Verdict
 
 
@@ -79,7 +79,7 @@ def evaluation_text(
         "*Problems fixed*: sampling noise on these problems alone. Compare two models with `lit-atex compare`, problem "
         "by problem, not by whether these intervals overlap."
     )
-    few = few_problems({r.name: r.problems for r in results})
+    few = few_seen(results)
     parts += [few] if few else []
     parts += [f"![pass@k]({plot})"] if plot else []
     for r in results:
@@ -119,7 +119,7 @@ def results_table(title: str, results: list[Result]) -> str:
         )
     text = _render(table) + (f"\n{_stability_table(n, results)}" if n > 1 else "")
     text += f"\n{_own_table(results)}" if results[0].own else ""
-    return f"{text}\n{few_problems({r.name: r.problems for r in results})}".rstrip()
+    return f"{text}\n{few_seen(results)}".rstrip()
 
 
 def few_problems(sizes: Mapping[str, int]) -> str:
@@ -132,6 +132,18 @@ def few_problems(sizes: Mapping[str, int]) -> str:
     if not names:
         return ""
     return f"fewer than {FEW} problems: intervals over problems are too narrow for {', '.join(names)}"
+
+
+def few_seen(results: list[Result]) -> str:
+    """The same, and a warning where too few problems were ever solved, or ever not; of none the interval is exact."""
+    names = []
+    for r in results:
+        shares = np.array(list(r.per_problem.values()))
+        seen = min((shares > 0).sum(), (shares < 1).sum())
+        names += [r.name] if 0 < seen < FEW_SEEN and r.problems >= FEW else []
+    told = f"fewer than {FEW_SEEN} problems were ever solved, or ever not: intervals over problems are too narrow for "
+    lines = [few_problems({r.name: r.problems for r in results}), told + ", ".join(names) if names else ""]
+    return "\n".join(filter(None, lines))
 
 
 def _stability_table(n: int, results: list[Result]) -> str:

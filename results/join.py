@@ -20,7 +20,7 @@ from lit_atex.equal_cost import Row, views
 from lit_atex.paired import holm
 from lit_atex.report import markdown
 from lit_atex.runs import by_size
-from lit_atex.spread import over_seeds, t_interval, t_p
+from lit_atex.spread import over_seeds, t_p
 from lit_atex.tables import Tables
 
 NAN = float("nan")
@@ -164,7 +164,7 @@ def paired(runs: list[Row], row: Row) -> Row | None:
     moved = [round(mine[seed] - theirs[seed], 12) for seed in mine if seed in theirs]
     if not moved:
         return None
-    low, high = t_interval(moved)
+    low, high = over_seeds(row["metric"], moved, -1.0)
     told = {"seeds": len(moved), "difference": statistics.fmean(moved), "p_seeds": t_p(moved)}
     return told | {"seeds_low": low, "seeds_high": high}
 

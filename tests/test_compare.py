@@ -12,11 +12,11 @@ import scipy.stats
 
 from lit_atex.cli import main
 from lit_atex.compare import changed
-from lit_atex.difference import differences_of, paired
+from lit_atex.difference import Difference, differences_of, paired
 from lit_atex.metrics import pass_at_k
 from lit_atex.noise import count_variances, difference_interval, paired_variances, sample_variances, vote_variances
 from lit_atex.outcomes import Outcomes
-from lit_atex.paired import detectable, holm, problems_needed, sign_flip_p
+from lit_atex.paired import detectable, fewest, holm, problems_needed, sign_flip_p
 from lit_atex.spread import t_p
 from lit_atex.stats import bootstrap_interval
 
@@ -62,16 +62,26 @@ def test_holm_by_hand():
 
 
 def test_power_by_hand():
-    gaps = [0.2, -0.1, 0.3, 0.0]
-    assert detectable(gaps) == pytest.approx((1.959964 + 0.841621) * np.std(gaps, ddof=1) / 2)
-    assert problems_needed(gaps, detectable(gaps)) in (4, 5)  # as many as there are; rounding may ask for one more
-    assert problems_needed(gaps, detectable(gaps) / 2) in (16, 17)
-    assert math.isnan(detectable([0.1]))
-    assert math.isnan(detectable([0.1, 0.1]))
+    gaps = [0.2, -0.1, 0.3, 0.0, 0.2, -0.1, 0.3, 0.0, 0.1]
+    assert detectable(gaps) == pytest.approx((1.959964 + 0.841621) * np.std(gaps, ddof=1) / 3)
+    assert problems_needed(gaps, detectable(gaps)) in (9, 10)  # as many as there are; rounding may ask for one more
+    assert problems_needed(gaps, detectable(gaps) / 2) in (36, 37)
+    assert math.isnan(detectable([0.1] * 8))
     assert problems_needed(gaps, 0.0) is None
-    gaps = [0.1, 0.2, -0.3]  # their mean is 0, but not in binary
+    gaps = [0.1, 0.2, -0.3] * 2  # their mean is 0, but not in binary
     assert np.mean(gaps) != 0
     assert problems_needed(gaps, float(np.mean(gaps))) is None
+
+
+@pytest.mark.parametrize("level", [0.05, 0.01, 1 / 16])
+def test_problems_too_few_for_any_p_value_of_the_level_have_no_power(level):
+    few = next(m for m in range(1, 20) if sign_flip_p([1.0] * m) <= level)
+    gaps = np.linspace(0.9, 1.0, few)
+    assert fewest(level) == few
+    assert math.isnan(detectable(gaps[1:], level=level))
+    assert problems_needed(gaps[1:], 1.0, level=level) is None
+    assert detectable(gaps, level=level) < 0.1
+    assert problems_needed(gaps, 1.0, level=level) == few  # the normal approximation alone would ask for one
 
 
 def test_a_true_difference_of_the_detectable_size_is_found_in_eight_of_ten():
@@ -217,8 +227,7 @@ def test_the_command_leaves_a_table_words_and_the_changed_problems(runs, tmp_pat
     text = (folder / "comparison.md").read_text(encoding="utf-8")
     assert out.startswith(text.partition("## Problems")[0])
     assert re.search(r"\| s \| avg@4 \| 4 \| 0\.562 \| 0\.562 \| \+0\.000 \| \[-0\.\d+, \+0\.\d+\] \|", text)
-    size = differences_of("s", PAIRS)[0].detectable
-    assert f"these 4 problems show a true difference of {size:.3f} in 8 of 10 repetitions" in text
+    assert "fewer than 6 problems show no difference, however large" in text
     assert "cannot be told from none" in text
     assert "1 won, 2 lost" in text
     assert "| s | a | won | 1 | 2 (3/4) | 1 (3/4) | 1/4 | 3/4 |" in text
@@ -280,22 +289,37 @@ def test_a_difference_that_is_there_is_called_one():
         (row(f"{i}", ["2"] * 3 + ["1"]), row(f"{i}", ["1"] * (3 + i % 2) + ["2"] * (1 - i % 2))) for i in range(30)
     ]
     words = differences_of("set", better)[0].words()
+    found = differences_of("set", better)[0]
+    assert f"these 30 problems show a true difference of {found.detectable:.3f} in 8 of 10 repetitions" in words
     assert "is more than chance (p < 0.0001)" in words
-    of_many = dataclasses.replace(differences_of("set", better)[0], p_holm=0.12)  # after correction for several sets
-    assert "cannot be told from none (p = 0.12" in of_many.words()
+
+
+@pytest.mark.parametrize(
+    ("change", "end"),
+    [
+        ({"p_holm": 0.12}, "[+0.010, +0.300], leaves out 0, but is not corrected for the number of sets; go by p."),
+        ({"p": 0.12}, "[+0.010, +0.300], leaves out 0, but is only approximate; go by p."),
+        ({"p": 0.12, "interval": (-0.1, 0.3)}, "the truth may lie in [-0.100, +0.300]."),
+    ],
+)
+def test_words_do_not_contradict_the_interval(change, end):
+    one = Difference("s", "avg@4", 30, 0.2, 0.35, 0.15, (0.01, 0.3), (0.0, 0.0), 0.03, math.nan, 0.2, None)
+    words = dataclasses.replace(one, **change).words()
+    assert "cannot be told from none (p = 0.12" in words
+    assert words.endswith(end)
 
 
 def test_runs_that_do_not_differ_are_said_not_to():
-    same = differences_of("set", [(r, r) for r in FIRST])[0]
-    assert "no difference: none of these 4 problems was solved more often in either run" in same.words()
+    same = differences_of("set", [(r, r) for r in FIRST * 2])[0]
+    assert "no difference: none of these 8 problems was solved more often in either run" in same.words()
     assert f"[{same.interval[0]:+.3f}, {same.interval[1]:+.3f}]" in same.words()
     assert same.interval[0] < 0 < same.interval[1]
-    alike = differences_of("set", [(row("a", ["2"]), row("a", ["1"]))])[0].words()
+    alike = differences_of("set", [(row("a", ["2"]), row("a", ["1"]))] * 6)[0].words()
     assert "so nothing says what could be seen" in alike
     # 7/12 - 4/12 and 3/12 - 0 differ in binary
     answers = [(7, 4), (3, 0)]
     pairs = [tuple(row("a", ["1"] * m + ["2"] * (12 - m)) for m in reversed(counts)) for counts in answers]
-    assert "so nothing says what could be seen" in differences_of("set", pairs)[0].words()
+    assert "so nothing says what could be seen" in differences_of("set", pairs * 3)[0].words()
 
 
 def test_what_is_not_known_has_no_p_value():

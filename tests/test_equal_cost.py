@@ -14,6 +14,7 @@ from lit_atex.cells import baselines_of, by_cell, family_of
 from lit_atex.equal_cost import at, views
 from lit_atex.paired import holm
 from lit_atex.report import markdown
+from lit_atex.spread import gap, t_p
 
 STEPS = 6
 
@@ -102,6 +103,25 @@ def test_a_comparison_is_of_the_seeds_that_both_have(curves):
     assert row["budget"] == 300
     assert row["mean"] == pytest.approx(np.mean([0.5, 0.54]))
     assert row["difference"] == pytest.approx(np.mean([0.5 - 0.3, 0.54 - 0.32]))
+
+
+def test_the_interval_of_a_difference_of_shares_ends_where_differences_do():
+    rows = [*(row for seed, end in enumerate([0.1, 0.9]) for row in curve("base", seed, [0.0, end]))]
+    rows += [row for seed in (0, 1) for row in curve("high", seed, [0.0, 1.0])]
+    row = of_tokens(views(rows, {"high": "base"}))["high"]
+    assert (row["difference_low"], row["difference_high"]) == (-1.0, 1.0)
+    one = gap(({0: 1.0, 1: 1.0}, {0: 0.1, 1: 0.9}), ({}, {}), metric="s/avg@2")
+    assert one.over_seeds == (-1.0, 1.0)
+
+
+def test_lines_to_equal_evaluations_say_nothing_of_the_spread_over_seeds():
+    """All end alike, one a hundredth later than the cheapest: the rest of its line is no difference between seeds."""
+    rows = [row for seed in range(3) for row in curve("base", seed, [0.1 * seed, 0.5], tokens=100 + seed)]
+    rows += [row for seed in range(3) for row in curve("high", seed, [0.2, 1.0], tokens=100 + seed)]
+    row = of_tokens(views(rows, {"high": "base"}))["high"]
+    assert row["mean"] == pytest.approx(1.0, abs=0.02)
+    assert all(isnan(row[name]) for name in ("seeds_low", "difference_low"))
+    assert row["p_seeds"] == t_p([0.5] * 3) == 0.25
 
 
 def test_without_a_common_seed_nothing_is_compared(curves):

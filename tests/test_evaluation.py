@@ -7,9 +7,11 @@ from itertools import combinations
 import numpy as np
 import pytest
 import scipy.stats
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_votes import vote
 
 from lit_atex.evaluation import Evaluation, Result, shown_ks
+from lit_atex.plots import pass_at_k_figure
 from lit_atex.stats import bootstrap_interval, fixed_problems_interval, paired_interval
 from lit_atex.text_tables import before_after_table, evaluation_text, interval_text, results_table
 from lit_atex.types import Verdict
@@ -106,7 +108,8 @@ def test_one_sample_a_problem():
     shares = {"wrong", "unparsed", "timeout", "cut"}
     assert result.metrics.keys() == {"avg@1", "pass@1", "maj@1", "distinct", "length"} | shares
     assert all(math.isnan(end) for e in result.metrics.values() for end in e.fixed)
-    assert not any(math.isnan(end) for e in result.metrics.values() for end in e.over)
+    # that one sample has one answer says nothing of the numbers in other problems
+    assert {name for name, e in result.metrics.items() for end in e.over if math.isnan(end)} == {"distinct"}
 
 
 def test_all_solved_is_no_certainty():
@@ -252,3 +255,30 @@ def test_an_evaluation_begins_anew_after_each_close():
         evaluation.close()
         assert evaluation.results[0].problems == 1
     assert evaluation.results[0].average.value == 1.0
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_both_intervals_of_the_curve_are_seen(n):
+    """An area of no width is not, nor is one below another; the legend stays inside of one panel's figure."""
+    rows = [{**r, **{k: r[k][:n] for k in ("verdicts", "lengths", "ended", "answers")}} for r in ROWS]
+    result = evaluated(rows, n)
+    figure = pass_at_k_figure([result])
+    FigureCanvasAgg(figure).draw()
+    axis = figure.axes[0]
+    (over,) = axis.collections
+    ends = over.get_paths()[0].vertices[:, 1]
+    assert {*result.metrics["pass@1"].over} <= {*ends}
+    assert over.get_linewidths()[0] > 0 or n > 1
+    dashed = [list(line.get_ydata()) for line in axis.lines if line.get_linestyle() == "--"]
+    fixed = [result.metrics[f"pass@{k}"].fixed for k in range(1, n + 1)]
+    assert dashed == ([] if n == 1 else [list(of) for of in zip(*fixed)])
+    legend = figure.legends[0].get_window_extent()
+    assert 0 <= legend.x0 < legend.x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize(("solved", "told"), [(0, False), (4, True), (5, False), (7, False), (8, True), (12, False)])
+def test_few_problems_ever_solved_or_ever_not_are_warned_of(solved, told):
+    rows = [row(f"{i}", [C if i < solved else W] * 5, [1] * 5, [True] * 5, "ab"[i >= solved] * 5) for i in range(12)]
+    result = evaluated(rows)
+    for text in (results_table("", [result]), evaluation_text("test", [result], {}, {}, "", None)):
+        assert ("fewer than 5 problems were ever solved, or ever not" in text) == told

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from fake_runs import write_run
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy import stats as oracle
 
 from lit_atex import cells, charts, runs, tables
@@ -445,6 +446,19 @@ def test_what_is_not_there_is_named(found):
     assert tables.make(found[0], [], "exposure=best").comparisons[0]["baseline"] == "exposure=best"
 
 
+def test_runs_of_one_set_but_different_samples_are_told_so(tmp_path):
+    for samples in (2, 4):
+        small(tmp_path / f"n={samples}", "Fixed", [1.0] * STEPS, 0, samples=samples)
+    records = runs.find([tmp_path])[0]
+    with pytest.raises(ValueError, match=r"different numbers of samples \(level-8: 2, 4\).* level-8/pass@1"):
+        tables.make(records, [], None)
+    assert [row["problems"] for row in tables.make(records, ["level-8/pass@1"], {"n": "2"}).comparisons] == [8]
+    apart = records[0].results[records[0].last]
+    apart["level-9"] = apart.pop("level-8")
+    with pytest.raises(ValueError, match="no set in common"):
+        tables.make(records, [], None)
+
+
 def test_a_family_differs_in_exposure_alone(tmp_path):
     for terseness in (0.0, 1.0):
         for name, ratio in (("full", 1.0), ("half", 0.5)):
@@ -495,6 +509,15 @@ def test_pictures_are_drawn_from_committed_tables(made, tmp_path):
     panels = {name: [axis.get_title() for axis in figures[name].axes if axis.get_visible()] for name in figures}
     assert panels["length"] == panels["mismatch-over-training"] == ["exposure=best", "exposure=full", "exposure=random"]
     assert panels["traces"] == ["exposure=random"]  # those of the others are flat
+
+
+def test_a_caption_is_not_cut_at_the_edge(made):
+    for figure in (charts.exposure(made), charts.curves(made._replace(curves=made.curves[:3]))[METRIC]):
+        assert len(figure.axes) == 1
+        figure.suptitle(f"{figure.get_suptitle()}; and yet more that has to be told of it, in a figure of one panel")
+        FigureCanvasAgg(figure).draw()
+        extent = figure._suptitle.get_window_extent()
+        assert 0 <= extent.x0 < extent.x1 <= figure.bbox.x1
 
 
 def test_the_panels_of_one_quantity_have_one_scale(made):
@@ -618,7 +641,7 @@ def test_a_report_is_written_from_folders_alone(grid, tmp_path, capsys):
         "BCa bootstrap",
         "Holm, 1979",
         "straight line between",
-        "Where there is one seed",
+        "(problems) nothing of other seeds",
     ):
         assert said in text
     assert "all 2 comparisons" in text
@@ -641,6 +664,18 @@ def test_the_report_goes_beside_the_runs_and_is_no_run(grid, tmp_path):
     assert text.startswith("# 1 run of 1 cell\n")
     assert "Against the baseline" not in text
     assert "level-8/pass@2" in text
+
+
+@pytest.mark.parametrize(("unknown", "mark"), [("", ""), ("p_problems", " (seeds)"), ("p_seeds", " (problems)")])
+def test_a_p_value_of_one_kind_of_chance_says_of_which(made, unknown, mark):
+    row = (
+        made.comparisons[0]
+        | {"p_seeds": 0.01, "p_problems": 0.02, "p_holm": 0.04}
+        | ({unknown: nan} if unknown else {})
+    )
+    text = markdown(made._replace(comparisons=[row]), {}, [])
+    assert f"| 0.0400{mark} |" in text
+    assert ("is of the other alone" in text) == bool(mark)
 
 
 def test_several_commits_are_told(made):

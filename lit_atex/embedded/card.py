@@ -95,7 +95,7 @@ def write_card(folder: Path, training: dict[str, Any], problems: int = 200, samp
     levels = [f"| level | greedy | avg@{samples} | over problems | problems fixed |", "|---|---|---|---|---|"]
     for level in (2, 4, 6, 8, 10, 12, 14):
         shares = examine(level)[0]
-        low, high = bootstrap_interval(shares)
+        low, high = bootstrap_interval(shares, shares=True)
         fixed = fixed_problems_interval([round(s * samples) for s in shares], [samples] * problems)
         levels.append(
             f"| {level} | {fmean(examine(level, greedy=True)[0]):.3f} | {fmean(shares):.3f} | [{low:.3f}, {high:.3f}] "
