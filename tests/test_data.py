@@ -225,6 +225,27 @@ def test_a_position_that_would_mean_other_problems_is_refused(tmp_path, changed,
     assert tested.evaluated
 
 
+def test_a_source_that_keeps_count_and_holds_objects_resumes(tmp_path):
+    class Counted(Numbers):
+        def __init__(self, size=14):
+            super().__init__(size)
+            self.passes, self.client = 0, Client()
+
+        def __iter__(self):
+            self.passes += 1
+            return super().__iter__()
+
+    class Client:
+        pass
+
+    first, second = Recorder(), Recorder()
+    train(tmp_path, data(train=Counted()), first, max_steps=8).save_checkpoint(tmp_path / "x.ckpt")
+    train(tmp_path, data(train=Counted()), second, tmp_path / "x.ckpt", max_steps=10)
+    assert len(second.seen) == 2
+    with pytest.raises(ValueError, match=r"data\.train \(size\)"):
+        train(tmp_path, data(train=Counted(15)), Recorder(), tmp_path / "x.ckpt", max_steps=12)
+
+
 def test_another_number_of_ranks_is_refused():
     datamodule = data()
     datamodule.setup("fit")
