@@ -16,6 +16,7 @@ from itertools import count, islice
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
+from lit_atex.rows import checked
 from lit_atex.sources import Source
 from lit_atex.types import BadRow, Problem, seeded
 
@@ -136,17 +137,17 @@ def read(
 
 
 def named(source: Source, key: str) -> Iterator[Problem | BadRow]:
-    """The source's rows; its errors say which of the sets it is.
+    """The source's rows, a problem that lacks something as a broken one; its errors say which of the sets it is.
 
     Raises:
         ValueError: If a row is neither a problem nor a broken one.
     """
+    kind = type(source).__name__
     try:
-        for row in source:
+        for number, row in enumerate(source):
             if not isinstance(row, Problem | BadRow):
-                kind = type(source).__name__
                 raise ValueError(f"a row of {kind} is a {type(row).__name__}, not a Problem or BadRow (types.py).")
-            yield row
+            yield checked(row, f"{kind} row {number}") if isinstance(row, Problem) else row
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
 

@@ -351,6 +351,16 @@ def test_held_out_questions_are_skipped_in_training_and_counted():
     }
 
 
+class Made(Source):
+    """Given problems."""
+
+    def __init__(self, *rows: Problem | BadRow) -> None:
+        self.name, self.rows = "made", rows
+
+    def __iter__(self) -> Iterator[Problem | BadRow]:
+        return iter(self.rows)
+
+
 class Renamed(Source):
     """Given questions."""
 
@@ -383,6 +393,27 @@ def test_what_a_source_gives_is_looked_at():
 
     with pytest.raises(ValueError, match=r"data\.train: a row of Dicts is a dict, not a Problem or BadRow"):
         list(read(Dicts(1), Tally(), "data.train", 0.1))
+
+
+GOOD = Problem("a", "1+1?", "#### 2", "2")
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason", "detail"),
+    [
+        ({"level": 3}, "not text", "level is a int"),
+        ({"answer": None, "id": 7}, "not text", "id is a int, answer is a NoneType"),
+        ({"question": " \n"}, "empty question", "'a' has no question"),
+        ({"solution": ""}, "empty solution", "'a' has no solution"),
+        ({"answer": " "}, "no answer", "'a' has no answer"),
+        ({"id": "", "answer": ""}, "empty id", "'' has no id and no answer"),
+    ],
+)
+def test_a_problem_that_lacks_something_is_a_broken_row(changed, reason, detail):
+    tally = Tally()
+    assert list(read(Made(GOOD, GOOD._replace(**changed)), tally, "data.train", 0.5)) == [GOOD]
+    assert tally.bad == {reason: 1}
+    assert tally.examples[reason][0].startswith(f"Made row 1: {detail}")
 
 
 @pytest.mark.parametrize(
