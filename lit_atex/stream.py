@@ -140,11 +140,17 @@ def named(source: Source, key: str) -> Iterator[Problem | BadRow]:
     """The source's rows, a problem that lacks something as a broken one; its errors say which of the sets it is.
 
     Raises:
-        ValueError: If a row is neither a problem nor a broken one.
+        ValueError: If a row is neither a problem nor a broken one, or a second pass would not begin anew.
     """
     kind = type(source).__name__
     try:
-        for number, row in enumerate(source):
+        rows = iter(source)
+        if iter(source) is rows:
+            raise ValueError(
+                f"{kind}.__iter__ returns the same iterator each time, so a second pass would lack what the first has "
+                "read: let it make a new one, as a method with `yield` does."
+            )
+        for number, row in enumerate(rows):
             if not isinstance(row, Problem | BadRow):
                 raise ValueError(f"a row of {kind} is a {type(row).__name__}, not a Problem or BadRow (types.py).")
             yield checked(row, f"{kind} row {number}") if isinstance(row, Problem) else row

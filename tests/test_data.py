@@ -416,6 +416,17 @@ def test_a_problem_that_lacks_something_is_a_broken_row(changed, reason, detail)
     assert tally.examples[reason][0].startswith(f"Made row 1: {detail}")
 
 
+def test_a_source_that_does_not_start_over_is_refused():
+    class Once(Numbers):
+        def __iter__(self):
+            self.rows = getattr(self, "rows", None) or super().__iter__()
+            return self.rows
+
+    datamodule = data(train=Once())
+    with pytest.raises(ValueError, match=r"data\.train: Once\.__iter__ returns the same iterator each time.*`yield`"):
+        datamodule.setup("fit")
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
