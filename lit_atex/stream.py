@@ -16,6 +16,7 @@ from itertools import count, islice
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
+from lit_atex.console import is_mistake
 from lit_atex.rows import checked
 from lit_atex.sources import Source
 from lit_atex.types import BadRow, Problem, seeded
@@ -140,9 +141,9 @@ def named(source: Source, key: str) -> Iterator[Problem | BadRow]:
     """The source's rows, a problem that lacks something as a broken one; its errors say which of the sets it is.
 
     Raises:
-        ValueError: If a row is neither a problem nor a broken one, or a second pass would not begin anew.
+        ValueError: If the source fails, gives what is neither a problem nor a broken row, or would not begin anew.
     """
-    kind = type(source).__name__
+    kind, number = type(source).__name__, 0
     try:
         rows = iter(source)
         if iter(source) is rows:
@@ -150,12 +151,14 @@ def named(source: Source, key: str) -> Iterator[Problem | BadRow]:
                 f"{kind}.__iter__ returns the same iterator each time, so a second pass would lack what the first has "
                 "read: let it make a new one, as a method with `yield` does."
             )
-        for number, row in enumerate(rows):
+        for row in rows:
             if not isinstance(row, Problem | BadRow):
                 raise ValueError(f"a row of {kind} is a {type(row).__name__}, not a Problem or BadRow (types.py).")
             yield checked(row, f"{kind} row {number}") if isinstance(row, Problem) else row
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
+            number += 1
+    except Exception as error:
+        where = "" if is_mistake(error) else f"{kind} row {number}: {type(error).__name__}: "
+        raise ValueError(f"{key}: {where}{error}") from error
 
 
 def shuffle(problems: Iterable[Problem], buffer_size: int, rng: np.random.Generator) -> Iterator[Problem]:

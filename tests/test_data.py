@@ -416,6 +416,19 @@ def test_a_problem_that_lacks_something_is_a_broken_row(changed, reason, detail)
     assert tally.examples[reason][0].startswith(f"Made row 1: {detail}")
 
 
+@pytest.mark.parametrize("fails", [KeyError("question"), OSError("the server is away"), ValueError("no number")])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_source_that_fails_is_named_with_the_row(fails, num_workers):
+    class Failing(Numbers):
+        def __iter__(self):
+            yield from super().__iter__()
+            raise fails
+
+    with pytest.raises(ValueError, match=rf"data\.train: Failing row 4: {type(fails).__name__}: {fails}") as caught:
+        batches(source=Failing(4), num_workers=num_workers)
+    assert num_workers or caught.value.__cause__ is fails
+
+
 def test_a_source_that_does_not_start_over_is_refused():
     class Once(Numbers):
         def __iter__(self):
