@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from lit_atex.reveal import MARK, borrow, joined, kind_of, material
+from lit_atex.reveal import KINDS, MARK, Material, borrow, joined, kind_of, material
 from lit_atex.steps import keep_whole, step_borders
 from lit_atex.types import Problem
 
@@ -146,13 +146,31 @@ class PromptStyle:
         """
         borders = [self._borders(p.solution, tokenizer) for p in problems]
         given = [material(p.solution, b, self.hide_answer, self.mark) for p, b in zip(problems, borders)]
-        if self.hint == "other":
+        if self.hint == "other" or self.hint not in KINDS:
             given = borrow(problems, given)
-            if alone := [p.id for p, m in zip(problems, given) if not m.other]:
+            alone = [p.id for p, m in zip(problems, given) if not m.other]
+            if alone and self.hint == "other":
                 log.warning("prompts.hint: other: no other problem in the batch, so nothing to show for: %s", alone)
         limit = self.max_teacher_tokens if room is None else min(self.max_teacher_tokens, room)
-        parts = [self._kind(m, ratio) for m, ratio in zip(given, ratios)]
+        parts = [self._parts(*one) for one in zip(problems, given, ratios)]
         return [self._fitting(p, shown, tokenizer, limit) for p, shown in zip(problems, parts)]
+
+    def _parts(self, problem: Problem, given: Material, ratio: float) -> list[str]:
+        """What the hint shows.
+
+        Raises:
+            ValueError: If a function of the user's fails, or returns no list of texts.
+        """
+        if self.hint in KINDS:
+            return self._kind(given, ratio)
+        where = f"prompts.hint: {self.hint}, problem {problem.id}, exposure {ratio}"
+        try:
+            parts: object = self._kind(given, ratio)
+        except Exception as error:
+            raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+        if isinstance(parts, list) and all(isinstance(part, str) for part in parts):
+            return parts
+        raise ValueError(f"{where}: it must return a list of str, the parts that are shown; it returned {parts!r:.200}")
 
     def _fitting(
         self, problem: Problem, parts: list[str], tokenizer: PreTrainedTokenizerBase, limit: int
