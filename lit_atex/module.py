@@ -204,7 +204,7 @@ class SelfDistillation(Solver):
             solutions = [self.prompts.solution(p, self.tokenizer) for p in problems]
             return references(solutions, self.samples, self.end_id, self.sampling.max_new_tokens, self.device)
         try:
-            return self.engine.generate(self.student, prompts, self.samples, self.sampling, self.end_ids, generators)
+            return self.generate(prompts, self.samples, self.sampling, generators)
         except FloatingPointError as error:  # the step will be skipped: nothing is scored
             log.warning("%s; problems: %s", error, [p.id for p in problems])
             self._loss_is_finite = False

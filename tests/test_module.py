@@ -443,6 +443,14 @@ def test_a_scripted_engine_that_says_nothing(name, lora):
     assert log.values("length/share_empty") == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_an_engine_of_the_users_is_looked_at(name, stage):
+    module = distillation(name, engine=ScriptedEngine([[3, 259]]))
+    data = problems_of(6, SIX[:3], validation={"v": Listed(SIX[3:])})
+    with pytest.raises(ValueError, match=r"model\.engine: ScriptedEngine\.generate must return .*ids from 3 to 259"):
+        getattr(trainer(1, limit_val_batches=1), stage)(module, data)
+
+
 def test_an_optimizer_that_evaluates_a_step_several_times_is_refused(name):
     with pytest.raises(ValueError, match=r"model\.optimizer: LBFGS evaluates"):
         fit(distillation(name, optimizer=torch.optim.LBFGS))
