@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from lit_atex.checks import check_optimizer, check_precision
+from lit_atex.checks import check_memory, check_optimizer, check_precision
 from lit_atex.distil import distil
 from lit_atex.divergence import Divergence, TokenDivergence
 from lit_atex.frozen import FrozenWeights
@@ -30,7 +30,7 @@ from lit_atex.rollout import RolloutEngine, Sampling
 from lit_atex.solver import Solver
 from lit_atex.step_log import StepLog
 from lit_atex.supervised import references
-from lit_atex.teacher import Teacher
+from lit_atex.teacher import Frozen, Teacher
 from lit_atex.types import Problem, Rollouts, StepFeedback, row_generators, seeded
 from lit_atex.verify import Verifier
 from lit_atex.window import BadSteps, Batch, PhaseClock, Seen, StepWindow
@@ -140,6 +140,8 @@ class SelfDistillation(Solver):
 
     def on_fit_start(self) -> None:
         """Start the clock of the first step, and forget one that was interrupted."""
+        base = Frozen if isinstance(self.teacher, Frozen) else Teacher  # that one counts on weights that stay
+        check_memory("model.teacher", type(self.teacher), base, "after_step")
         self._step_began, self.seconds_evaluating = time.perf_counter(), 0.0
         self.window.clear()
         self._loss_is_finite, self.feedback, self.seen = True, None, None

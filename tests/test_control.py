@@ -23,6 +23,7 @@ from lit_atex.estimator import CompetenceEstimator
 from lit_atex.exposure import Credit, Exposure, Fixed, TrainingState
 from lit_atex.learners import Reinforce, Surrogate
 from lit_atex.measures import ProbeAccuracy, ProbeMatch, ProbeNLL, ProgressMeasure, RolloutAccuracy
+from lit_atex.teacher import Ema, Frozen, Live
 from lit_atex.types import StepFeedback
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -265,6 +266,29 @@ def test_arrays_will_do_and_a_memory_that_is_not_saved_is_said(tmp_path, name, c
     assert "state_dict" not in caplog.text
 
 
+@pytest.mark.parametrize("half", ["state_dict", "load_state_dict"])
+@pytest.mark.parametrize(
+    ("key", "base"), [("exposure.strategy", Given), ("exposure.progress", ProbeNLL), ("model.teacher", Live)]
+)
+def test_half_a_memory_is_refused(tmp_path, name, half, key, base):
+    mine = type("Mine", (base,), {half: lambda self, *state: {}})
+    parts = {key: mine(lambda n: [0.5] * n) if base is Given else mine()}
+    control = ExposureControl(parts.get("exposure.strategy", Fixed()), progress=parts.get("exposure.progress"))
+    module = distillation(name, teacher=parts.get("model.teacher"))
+    with pytest.raises(ValueError, match=rf"{key}: Mine has one of state_dict and load_state_dict alone, {half}: "):
+        trainer(1, callbacks=[control]).fit(module, problems_of(2))
+
+
+@pytest.mark.parametrize("base", [Live, Frozen])
+def test_a_teacher_that_follows_and_is_not_saved_is_said(name, caplog, base):
+    mine = type("Mine", (base,), {"after_step": lambda self, student, feedback: None})
+    trainer(1).fit(distillation(name, teacher=mine()), problems_of(2))
+    assert "Mine has an `after_step` but no `state_dict`" in caplog.text
+    caplog.clear()
+    trainer(1).fit(distillation(name, teacher=Ema()), problems_of(2))
+    assert "state_dict" not in caplog.text
+
+
 def test_a_pass_that_never_ends_is_no_window(tmp_path, name):
     control = ExposureControl(BetaPolicy(), hold="epoch")
     endless = Listed(SIX)
@@ -279,7 +303,7 @@ class Forgetful(RolloutAccuracy):
     def update(self, feedback):
         self.seen = feedback
 
-    state_dict = ProgressMeasure.state_dict
+    state_dict, load_state_dict = ProgressMeasure.state_dict, ProgressMeasure.load_state_dict
 
 
 def test_a_measure_that_is_not_saved_or_not_read_is_said(tmp_path, name, caplog):
