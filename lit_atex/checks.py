@@ -89,14 +89,19 @@ def check_precision(model: nn.Module) -> None:
         )
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+def check_optimizer(optimizer: torch.optim.Optimizer, again: bool = False) -> None:
     """Whether an optimizer takes a step from one gradient.
+
+    Args:
+        optimizer: It.
+        again: Whether it asks for a second gradient of the same step, as SAM does.
 
     Raises:
         ValueError: If it evaluates a step several times: each time other rollouts would be drawn and counted.
     """
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError("model.optimizer: LBFGS evaluates a step several times; take one that does so once.")
+    if again or isinstance(optimizer, torch.optim.LBFGS):
+        name = type(optimizer).__name__
+        raise ValueError(f"model.optimizer: {name} evaluates a step several times; take one that does so once.")
 
 
 def check_memory(key: str, kind: type[Any], base: type[Any], learns: str) -> None:

@@ -215,16 +215,7 @@ class SelfDistillation(Solver):
     def distil(
         self, prompts: list[list[int]], teacher_prompts: list[list[int]], rollouts: Rollouts
     ) -> tuple[Float[Tensor, ""], TokenDivergence]:
-        """Score the same completion ids from both prompts.
-
-        Args:
-            prompts: What the student reads, one per problem.
-            teacher_prompts: Teacher prompts, one per problem.
-            rollouts: The completions, `len(prompts) * samples` of them.
-
-        Returns:
-            The divergence summed over completion tokens, with gradient; and its values per token.
-        """
+        """Score the same completion ids from both prompts; arguments and result are those of `distil.distil`."""
         given = (self.divergence, self.student, self.teacher, prompts, teacher_prompts, rollouts)
         return distil(*given, self.samples, self.chunk_tokens, self.part_tokens, timed=self.clock.timed)
 
@@ -242,6 +233,7 @@ class SelfDistillation(Solver):
         Lightning calls the hook of this name of callbacks before: there gradients are still sums. `gradient/norm` is
         logged as it is after the division, before clipping.
         """
+        check_optimizer(optimizer, again=self.feedback is not None)
         gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
         self.window.totals["not_finite"] = int(not (self._loss_is_finite and math.isfinite(norm)))

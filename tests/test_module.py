@@ -451,9 +451,19 @@ def test_an_engine_of_the_users_is_looked_at(name, stage):
         getattr(trainer(1, limit_val_batches=1), stage)(module, data)
 
 
+class Twice(SGD):
+    """Asks for two gradients a step, as sharpness-aware minimisation does."""
+
+    def step(self, closure=None):
+        closure()
+        return super().step(closure)
+
+
 def test_an_optimizer_that_evaluates_a_step_several_times_is_refused(name):
     with pytest.raises(ValueError, match=r"model\.optimizer: LBFGS evaluates"):
         fit(distillation(name, optimizer=torch.optim.LBFGS))
+    with pytest.raises(ValueError, match=r"model\.optimizer: Twice evaluates"):
+        fit(distillation(name, optimizer=lambda params: Twice(params, lr=0.1)))
     with pytest.raises(ValueError, match=r"model\.optimizer: Invalid learning rate: -1"):
         fit(distillation(name, optimizer=lambda params: SGD(params, lr=-1.0)))
 
