@@ -253,10 +253,12 @@ class SelfDistillation(Solver):
                 gradient.div_(tokens)
             self.skipped.in_a_row = 0
             self.feedback = self.window.feedback(self.global_step, self.sampling.max_new_tokens)
-            scalars |= {f"teacher/{name}": value for name, value in self.teacher.scalars().items()}
             self.trainer.progress_bar_metrics.update({name: scalars[long] for name, long in SHOWN.items()})
             scalars |= {"loss/lr": float(optimizer.param_groups[0]["lr"]), "gradient/norm": norm / tokens}
         self.step_log.add(self.trainer, scalars | {"loss/skipped_steps": float(self.skipped.total)})
+        if self.feedback is not None:
+            told = {f"teacher/{name}": value for name, value in self.teacher.scalars().items()}
+            self.step_log.add(self.trainer, told)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, and let the teacher follow: before callbacks, of which one writes the checkpoint."""
