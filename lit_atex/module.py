@@ -246,7 +246,7 @@ class SelfDistillation(Solver):
             optimizer.zero_grad(set_to_none=True)  # an optimizer leaves weights without a gradient alone
         if bad or empty:
             scalars = {name: value for name, value in scalars.items() if name.startswith("data/")}
-            self.skipped.add(self.global_step, self.window.problem_ids, empty and not bad)
+            self.skipped.add(self.global_step, self.window.problem_ids, empty and not bad, self.window.teacher_broke)
         else:
             tokens = max(self.window.totals["tokens"], 1)
             for gradient in gradients:

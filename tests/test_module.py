@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_atex.callbacks import ExposureControl
 from lit_atex.data import ProblemDataModule
-from lit_atex.divergence import Divergence, ForwardKL
+from lit_atex.divergence import Divergence, ForwardKL, ReverseKL
 from lit_atex.embedded import MODEL_DIR
 from lit_atex.exposure import Fixed, Scheduled
 from lit_atex.models import LanguageModel, Lora
@@ -598,6 +598,20 @@ def test_three_bad_steps_in_a_row_stop_the_run(name):
     assert module.skipped.total == 5
     assert module.global_step == 5
     assert any(not torch.equal(p, start[n]) for n, p in weights(module).items())  # step 2 was a good one
+
+
+class BrokenTeacher(Frozen):
+    def attach(self, student):
+        super().attach(student)
+        torch.nn.init.constant_(self._copy.model.norm.weight, math.nan)
+
+
+@pytest.mark.parametrize("divergence", [ForwardKL(), ReverseKL()])
+def test_a_teacher_that_is_not_finite_is_told_from_a_loss(name, caplog, divergence):
+    told = "what the teacher scored was not finite in 3 optimizer steps.*look at model.teacher"
+    with pytest.raises(FloatingPointError, match=told):
+        fit(distillation(name, teacher=BrokenTeacher(), divergence=divergence), 10)
+    assert "step 0 skipped: what the teacher scored is not finite" in caplog.text
 
 
 def test_a_model_that_cannot_be_sampled_from_is_skipped_counted_and_stops_the_run(name, caplog):
