@@ -176,14 +176,21 @@ class ExposureControl(pl.Callback):
     def _record(self, trainer: pl.Trainer, credits: list[Credit]) -> None:
         if not credits or not trainer.is_global_zero:
             return
+        now = {"step": trainer.global_step}
+        try:
+            told = [c._asdict() | {"decided_at": c.step} | now for c in credits]
+            rows, complete = [json.dumps(row, ensure_ascii=False) + "\n" for row in told], credits[-1].complete
+        except (AttributeError, TypeError) as error:
+            what = f"exposure.strategy: {type(self.strategy).__name__}.begin_window and .finish must return a list of"
+            raise ValueError(
+                f"{what} Credit (exposure.py) with plain numbers, float(x); got {credits!r:.300}"
+            ) from error
         path = Path(trainer.default_root_dir) / "decisions.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not credits[-1].complete and path.is_file():  # the end of the run, perhaps for the second time
+        if not complete and path.is_file():  # the end of the run, perhaps for the second time
             whole.write(path, "".join(x for x in whole.lines(path) if json.loads(x)["complete"]))
         with open(path, "a", encoding="utf-8") as file:
-            for credit in credits:
-                row = credit._asdict() | {"decided_at": credit.step, "step": trainer.global_step}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.writelines(rows)
 
     def state_dict(self) -> dict[str, Any]:
         """The strategy's state, the progress measure's and the window's."""

@@ -257,6 +257,19 @@ def test_what_a_strategy_returns_is_checked(tmp_path, name, given):
         train(tmp_path, name, Given(given), 1)
 
 
+@pytest.mark.parametrize(
+    "credits", [[0.5], [Credit(0, 0, np.float32(0.5), None, True, {})], iter([Credit(0, 0, 0.5, 0.1, True, {})])]
+)
+def test_credits_are_looked_at(tmp_path, name, credits):
+    mine = Given(lambda n: [0.5] * n)
+    mine.begin_window = lambda state, progress: credits
+    with pytest.raises(
+        ValueError, match=r"exposure\.strategy: Given\.begin_window and \.finish must return a list of Cr"
+    ):
+        train(tmp_path, name, mine, 1)
+    assert not (tmp_path / "decisions.jsonl").exists()
+
+
 def test_arrays_will_do_and_a_memory_that_is_not_saved_is_said(tmp_path, name, caplog):
     _, _, log = train(tmp_path, name, Given(lambda n: np.full(n, 0.25)), 1)
     assert log.values("exposure/ratio") == [0.25]
