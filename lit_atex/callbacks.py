@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 
 from lit_atex import whole
+from lit_atex.checks import check_memory
 from lit_atex.competence import Competence
 from lit_atex.estimator import CompetenceEstimator
 from lit_atex.exposure import Credit, Exposure, TrainingState
@@ -60,7 +61,8 @@ class ExposureControl(pl.Callback):
         """Refuse what cannot work, and warn of what would surprise.
 
         Raises:
-            ValueError: If the progress measure needs a probe and there is none, or windows last an endless pass.
+            ValueError: If the progress measure needs a probe and there is none, windows last an endless pass, or a
+                strategy or measure saves what it does not load.
         """
         source = getattr(getattr(trainer, "datamodule", None), "train", None)
         if self.hold == "epoch" and source is not None and not source.finite:
@@ -75,11 +77,8 @@ class ExposureControl(pl.Callback):
                 trainer.max_steps,
                 trainer.max_epochs,
             )
-        both: tuple[tuple[Any, Any], ...] = ((type(self.strategy), Exposure), (type(self.progress), ProgressMeasure))
-        forgets = "%s has an `update` but no `state_dict`: if this run is resumed, what it has learned is lost."
-        for kind, base in both:
-            if kind.update is not base.update and kind.state_dict is base.state_dict:
-                log.warning(forgets, kind.__name__)
+        check_memory("exposure.strategy", type(self.strategy), Exposure, "update")
+        check_memory("exposure.progress", type(self.progress), ProgressMeasure, "update")
         if not self.strategy.needs_progress and type(self.progress) is not RolloutAccuracy:
             log.warning("exposure.progress is not read: %s learns nothing.", type(self.strategy).__name__)
         if self.strategy.needs_progress and self.progress.needs_probe and not probe_of(trainer):
@@ -177,14 +176,21 @@ class ExposureControl(pl.Callback):
     def _record(self, trainer: pl.Trainer, credits: list[Credit]) -> None:
         if not credits or not trainer.is_global_zero:
             return
+        now = {"step": trainer.global_step}
+        try:
+            told = [c._asdict() | {"decided_at": c.step} | now for c in credits]
+            rows, complete = [json.dumps(row, ensure_ascii=False) + "\n" for row in told], credits[-1].complete
+        except (AttributeError, TypeError) as error:
+            what = f"exposure.strategy: {type(self.strategy).__name__}.begin_window and .finish must return a list of"
+            raise ValueError(
+                f"{what} Credit (exposure.py) with plain numbers, float(x); got {credits!r:.300}"
+            ) from error
         path = Path(trainer.default_root_dir) / "decisions.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not credits[-1].complete and path.is_file():  # the end of the run, perhaps for the second time
+        if not complete and path.is_file():  # the end of the run, perhaps for the second time
             whole.write(path, "".join(x for x in whole.lines(path) if json.loads(x)["complete"]))
         with open(path, "a", encoding="utf-8") as file:
-            for credit in credits:
-                row = credit._asdict() | {"decided_at": credit.step, "step": trainer.global_step}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.writelines(rows)
 
     def state_dict(self) -> dict[str, Any]:
         """The strategy's state, the progress measure's and the window's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import Any
 
@@ -12,6 +13,8 @@ from lit_atex.decode import decoder_for
 from lit_atex.models import unwrap
 from lit_atex.rollout import evaluating
 from lit_atex.scoring import head_of
+
+log = logging.getLogger("lit_atex")
 
 
 @torch.no_grad()
@@ -88,14 +91,43 @@ def check_precision(model: nn.Module) -> None:
         )
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+def check_optimizer(optimizer: torch.optim.Optimizer, again: bool = False) -> None:
     """Whether an optimizer takes a step from one gradient.
+
+    Args:
+        optimizer: It.
+        again: Whether it asks for a second gradient of the same step, as SAM does.
 
     Raises:
         ValueError: If it evaluates a step several times: each time other rollouts would be drawn and counted.
     """
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError("model.optimizer: LBFGS evaluates a step several times; take one that does so once.")
+    if again or isinstance(optimizer, torch.optim.LBFGS):
+        name = type(optimizer).__name__
+        raise ValueError(f"model.optimizer: {name} evaluates a step several times; take one that does so once.")
+
+
+def check_memory(key: str, kind: type[Any], base: type[Any], learns: str) -> None:
+    """Whether a resumed run would know what a part of it has learned; warn if nothing of it is saved.
+
+    Args:
+        key: The config key that the part stands under.
+        kind: Its class.
+        base: The class that saves nothing, or nothing that changes.
+        learns: Name of the method by which a part learns.
+
+    Raises:
+        ValueError: If it has one of `state_dict` and `load_state_dict` alone.
+    """
+    names = ["state_dict", "load_state_dict"]
+    written = [name for name in names if getattr(kind, name) is not getattr(base, name)]
+    if len(written) == 1:
+        raise ValueError(
+            f"{key}: {kind.__name__} has one of {' and '.join(names)} alone, {written[0]}: if this run were resumed, "
+            "what it has learned would be lost. Write both."
+        )
+    if not written and getattr(kind, learns) is not getattr(base, learns):
+        told = "%s has an `%s` but no `state_dict`: if this run is resumed, what it has learned is lost."
+        log.warning(told, kind.__name__, learns)
 
 
 def close(one: Tensor, other: Tensor, tolerance: float) -> bool:

@@ -101,9 +101,8 @@ class ProblemDataModule(pl.LightningDataModule):
         self._held_out: dict[str, list[Problem]] = {}  # config key -> problems, all of them
         self._tallies: dict[str, Tally] = {}
         self._told: dict[str, int] = {}  # broken rows that the log has shown
-        self._loaded: dict[str, Any] = {}
-        self._position = (0, 0)  # epoch and batch that training needs next
-        self._previous = (0, 0)  # the same before the last batch that was counted
+        self._loaded, self._told_by = dict[str, Any](), train.settings()  # before a pass: a source may keep count
+        self._position = self._previous = (0, 0)  # what training needs next; the same before the last counted batch
         self._fetched: deque[tuple[int, int]] = deque()  # what was handed out and not yet trained on
         self._lengths: dict[int, int] = {}  # batches per pass, once a pass has been read to its end
 
@@ -116,6 +115,7 @@ class ProblemDataModule(pl.LightningDataModule):
             ValueError: If a set is not there, endless or empty, has an id twice, or shares a question with another set.
         """
         if stage == "fit":
+            self._told_by = self.train.settings()
             next(named(self.train, "data.train"), None)  # a file that is not there, before the first evaluation
             if self.trainer is not None and self.trainer.global_step == 0:
                 self._start_at(0, 0)
@@ -262,7 +262,7 @@ class ProblemDataModule(pl.LightningDataModule):
     def _settings(self) -> dict[str, str]:
         settings = {f"data.{key}": repr(getattr(self, key)) for key in ("batch_size", "shuffle_buffer", "seed")}
         settings["trainer.devices x trainer.num_nodes"] = repr(self._ranks()[0])
-        return settings | {f"data.train ({key})": value for key, value in self.train.settings().items()}
+        return settings | {f"data.train ({key})": value for key, value in self._told_by.items()}
 
     def _check_settings(self) -> None:
         then, now = self._loaded.get("settings", {}), self._settings()

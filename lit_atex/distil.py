@@ -6,14 +6,14 @@ leaves the means over tokens to its caller.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_atex.divergence import Divergence, TokenDivergence
 from lit_atex.fused import fused_divergence
@@ -64,7 +64,7 @@ def distil(
         part = _rows(rollouts, problems, samples)
         ids = part.ids[part.mask]
         mine = [p for p in prompts[problems] for _ in range(samples)]
-        with timed("teacher"), teacher.scorer(student) as scorer:
+        with timed("teacher"), _scorer(teacher, student) as scorer:
             # Hints are long, and nothing is kept of this pass: it is cut finer than the student's where it must be.
             widths = [(len(p), n) for p, n in zip(teacher_prompts[problems], lengths[problems])]
             found = []
@@ -82,6 +82,19 @@ def distil(
     parts = split([(len(p), n) for p, n in zip(prompts, lengths)], samples, part_tokens)
     loss, found = sum_of_parts([partial(score, part) for part in parts], list(student.parameters()))
     return loss, found[0] if len(found) == 1 else TokenDivergence(*(torch.cat(field) for field in zip(*found)))
+
+
+@contextmanager
+def _scorer(teacher: Teacher, student: Any) -> Iterator[nn.Module]:
+    """The module that a teacher scores with, if it is one."""
+    scorer, name = teacher.scorer(student), f"model.teacher: {type(teacher).__name__}.scorer"
+    if not isinstance(scorer, AbstractContextManager):
+        raise ValueError(f"{name} must be a context manager: decorate it with contextlib's @contextmanager.")
+    with scorer as module:
+        if not isinstance(module, nn.Module) or module.training:
+            found = "one in training mode" if isinstance(module, nn.Module) else f"a {type(module).__name__}"
+            raise ValueError(f"{name} must yield a module in evaluation mode (rollout.evaluating); it yields {found}.")
+        yield module
 
 
 def _rows(rollouts: Rollouts, problems: slice, samples: int) -> Rollouts:

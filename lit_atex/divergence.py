@@ -145,16 +145,16 @@ class Divergence(ABC):
         if len(shapes[0]) != 2 or shapes[1] != shapes[0] or shapes[2] != shapes[0][:1]:
             raise ValueError(f"logits must be [tokens, vocab], of one vocabulary, and ids [tokens]: got {shapes}")
         log_p, log_q = self.log_probs(student_logits, teacher_logits)
-        value, clipped = self._value(log_p, log_q, ids)
-        with torch.no_grad():
-            return TokenDivergence(
-                value=value,
-                mismatch=_weighted(log_p, _log_ratio(log_p, log_q)).sum(-1),
-                student_entropy=-_weighted(log_q, log_q).sum(-1),
-                teacher_entropy=-_weighted(log_p, log_p).sum(-1),
-                clipped=clipped,
-                negative=(value < -1e-6).to(value.dtype),
-            )
+        with torch.no_grad():  # before the formula: one of the user's may work in place
+            mismatch = _weighted(log_p, _log_ratio(log_p, log_q)).sum(-1)
+            of_student, of_teacher = (-_weighted(log_w, log_w).sum(-1) for log_w in (log_q, log_p))
+        found = self._value(log_p, log_q, ids)
+        if not isinstance(found, tuple) or [x.shape for x in found] != [ids.shape] * 2:
+            name = f"model.divergence: {type(self).__name__}._value"
+            raise ValueError(f"{name} must return (values, clipped), a number each for {len(ids)} tokens.")
+        value, clipped = found
+        negative = (value < -1e-6).to(value.dtype)
+        return TokenDivergence(value, mismatch, of_student, of_teacher, clipped.detach(), negative)
 
     def log_probs(self, student_logits: Logits, teacher_logits: TeacherLogits) -> tuple[Logits, Logits]:
         """(log p, log q) at the temperature, in new tensors; the teacher's without a graph."""

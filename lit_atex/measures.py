@@ -159,9 +159,7 @@ class ProbeMatch(ProgressMeasure):
             rows: list[list[int]] = []
             for at in range(0, len(probe), CHUNK):
                 part = slice(at, at + CHUNK)
-                made = module.engine.generate(
-                    module.student, prompts[part], 1, module.sampling, module.end_ids, generators[part]
-                )
+                made = module.generate(prompts[part], 1, module.sampling, generators[part])
                 rows += [row[:n].tolist() for row, n in zip(made.ids, made.lengths.tolist())]
             self._ids = dict(pair for pairs in _of_all_ranks(list(zip(map(_key, probe), rows))) for pair in pairs)
         teachers = module.prompts.teachers(probe, [1.0] * len(probe), module.tokenizer, module.train_room)

@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from lit_atex.checks import check_optimizer, check_precision
+from lit_atex.checks import check_memory, check_optimizer, check_precision
 from lit_atex.distil import distil
 from lit_atex.divergence import Divergence, TokenDivergence
 from lit_atex.frozen import FrozenWeights
@@ -30,7 +30,7 @@ from lit_atex.rollout import RolloutEngine, Sampling
 from lit_atex.solver import Solver
 from lit_atex.step_log import StepLog
 from lit_atex.supervised import references
-from lit_atex.teacher import Teacher
+from lit_atex.teacher import Frozen, Teacher
 from lit_atex.types import Problem, Rollouts, StepFeedback, row_generators, seeded
 from lit_atex.verify import Verifier
 from lit_atex.window import BadSteps, Batch, PhaseClock, Seen, StepWindow
@@ -140,6 +140,8 @@ class SelfDistillation(Solver):
 
     def on_fit_start(self) -> None:
         """Start the clock of the first step, and forget one that was interrupted."""
+        base = Frozen if isinstance(self.teacher, Frozen) else Teacher  # that one counts on weights that stay
+        check_memory("model.teacher", type(self.teacher), base, "after_step")
         self._step_began, self.seconds_evaluating = time.perf_counter(), 0.0
         self.window.clear()
         self._loss_is_finite, self.feedback, self.seen = True, None, None
@@ -204,7 +206,7 @@ class SelfDistillation(Solver):
             solutions = [self.prompts.solution(p, self.tokenizer) for p in problems]
             return references(solutions, self.samples, self.end_id, self.sampling.max_new_tokens, self.device)
         try:
-            return self.engine.generate(self.student, prompts, self.samples, self.sampling, self.end_ids, generators)
+            return self.generate(prompts, self.samples, self.sampling, generators)
         except FloatingPointError as error:  # the step will be skipped: nothing is scored
             log.warning("%s; problems: %s", error, [p.id for p in problems])
             self._loss_is_finite = False
@@ -213,16 +215,7 @@ class SelfDistillation(Solver):
     def distil(
         self, prompts: list[list[int]], teacher_prompts: list[list[int]], rollouts: Rollouts
     ) -> tuple[Float[Tensor, ""], TokenDivergence]:
-        """Score the same completion ids from both prompts.
-
-        Args:
-            prompts: What the student reads, one per problem.
-            teacher_prompts: Teacher prompts, one per problem.
-            rollouts: The completions, `len(prompts) * samples` of them.
-
-        Returns:
-            The divergence summed over completion tokens, with gradient; and its values per token.
-        """
+        """Score the same completion ids from both prompts; arguments and result are those of `distil.distil`."""
         given = (self.divergence, self.student, self.teacher, prompts, teacher_prompts, rollouts)
         return distil(*given, self.samples, self.chunk_tokens, self.part_tokens, timed=self.clock.timed)
 
@@ -240,6 +233,7 @@ class SelfDistillation(Solver):
         Lightning calls the hook of this name of callbacks before: there gradients are still sums. `gradient/norm` is
         logged as it is after the division, before clipping.
         """
+        check_optimizer(optimizer, again=self.feedback is not None)
         gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
         self.window.totals["not_finite"] = int(not (self._loss_is_finite and math.isfinite(norm)))
@@ -252,17 +246,19 @@ class SelfDistillation(Solver):
             optimizer.zero_grad(set_to_none=True)  # an optimizer leaves weights without a gradient alone
         if bad or empty:
             scalars = {name: value for name, value in scalars.items() if name.startswith("data/")}
-            self.skipped.add(self.global_step, self.window.problem_ids, empty and not bad)
+            self.skipped.add(self.global_step, self.window.problem_ids, empty and not bad, self.window.teacher_broke)
         else:
             tokens = max(self.window.totals["tokens"], 1)
             for gradient in gradients:
                 gradient.div_(tokens)
             self.skipped.in_a_row = 0
             self.feedback = self.window.feedback(self.global_step, self.sampling.max_new_tokens)
-            scalars |= {f"teacher/{name}": value for name, value in self.teacher.scalars().items()}
             self.trainer.progress_bar_metrics.update({name: scalars[long] for name, long in SHOWN.items()})
             scalars |= {"loss/lr": float(optimizer.param_groups[0]["lr"]), "gradient/norm": norm / tokens}
         self.step_log.add(self.trainer, scalars | {"loss/skipped_steps": float(self.skipped.total)})
+        if self.feedback is not None:
+            told = {f"teacher/{name}": value for name, value in self.teacher.scalars().items()}
+            self.step_log.add(self.trainer, told)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, and let the teacher follow: before callbacks, of which one writes the checkpoint."""

@@ -11,7 +11,8 @@ import re
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from lit_atex.reveal import MARK, borrow, joined, kind_of, material
+from lit_atex import chat
+from lit_atex.reveal import KINDS, MARK, Material, borrow, joined, kind_of, material
 from lit_atex.steps import keep_whole, step_borders
 from lit_atex.types import Problem
 
@@ -146,13 +147,31 @@ class PromptStyle:
         """
         borders = [self._borders(p.solution, tokenizer) for p in problems]
         given = [material(p.solution, b, self.hide_answer, self.mark) for p, b in zip(problems, borders)]
-        if self.hint == "other":
+        if self.hint == "other" or self.hint not in KINDS:
             given = borrow(problems, given)
-            if alone := [p.id for p, m in zip(problems, given) if not m.other]:
+            alone = [p.id for p, m in zip(problems, given) if not m.other]
+            if alone and self.hint == "other":
                 log.warning("prompts.hint: other: no other problem in the batch, so nothing to show for: %s", alone)
         limit = self.max_teacher_tokens if room is None else min(self.max_teacher_tokens, room)
-        parts = [self._kind(m, ratio) for m, ratio in zip(given, ratios)]
+        parts = [self._parts(*one) for one in zip(problems, given, ratios)]
         return [self._fitting(p, shown, tokenizer, limit) for p, shown in zip(problems, parts)]
+
+    def _parts(self, problem: Problem, given: Material, ratio: float) -> list[str]:
+        """What the hint shows.
+
+        Raises:
+            ValueError: If a function of the user's fails, or returns no list of texts.
+        """
+        if self.hint in KINDS:
+            return self._kind(given, ratio)
+        where = f"prompts.hint: {self.hint}, problem {problem.id}, exposure {ratio}"
+        try:
+            parts: object = self._kind(given, ratio)
+        except Exception as error:
+            raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+        if isinstance(parts, list) and all(isinstance(part, str) for part in parts):
+            return parts
+        raise ValueError(f"{where}: it must return a list of str, the parts that are shown; it returned {parts!r:.200}")
 
     def _fitting(
         self, problem: Problem, parts: list[str], tokenizer: PreTrainedTokenizerBase, limit: int
@@ -214,54 +233,14 @@ class PromptStyle:
         if given and len({self.render(question, "", thinking, tokenizer) for thinking in (True, False)}) == 1:
             why = "reads no enable_thinking" if tokenizer.chat_template else "is missing"
             found.append(f"{' and '.join(given)} will change nothing: the model's chat template {why}.")
-        if "strftime_now" in (tokenizer.chat_template or ""):
-            found.append(
-                "the chat template writes today's date, so that prompts are others tomorrow, after a --resume too: "
-                "write a fixed one into a copy of the tokenizer's chat template."
-            )
-        if header := self._around_answer(tokenizer)[0].strip():
-            found.append(
-                f"the chat template ignores add_generation_prompt: prompts end without {header!r}, with which its "
-                "answers begin, so that the model may go on with the question. Mend the tokenizer's chat template."
-            )
-        closing = self._closing(tokenizer)
-        token = None if closing is None else tokenizer.added_tokens_decoder.get(closing)
-        if token is not None and token.special and closing not in end_ids:
-            found.append(
-                f"the chat template ends a turn with {token.content}, which ends no completion here: answers may "
-                "run on to max_new_tokens. Add its id to eos_token_id in the generation_config.json of the model."
-            )
-        return found
+        return found + chat.doubts(tokenizer, self.system, end_ids)
 
     def end(self, tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int]) -> int:
         """The id that ends a reference: of `end_ids` the one with which the chat template does, or the tokenizer's."""
-        closing = self._closing(tokenizer)
+        closing = chat.closing(tokenizer, self.system)
         if closing is not None and closing in end_ids:
             return closing
         return min(end_ids) if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-
-    def _closing(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
-        """The id that follows an answer in the chat template; None if the template knows no answers."""
-        ids = tokenizer(self._around_answer(tokenizer)[1].lstrip(), add_special_tokens=False)["input_ids"]
-        return ids[0] if ids else None
-
-    def _around_answer(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-        """What the chat template writes before an answer and leaves out of a prompt that asks for it; and after one."""
-        turns = [{"role": "system", "content": self.system}] if self.system else []
-        turns += [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2, I think"}]
-        if tokenizer.chat_template is None:
-            return "", ""
-        try:
-            before, known, after = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition("2, I think")
-            told, plain = (
-                str(tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=asked))
-                for asked in (True, False)
-            )
-        except Exception as error:  # whatever a template raises that knows no answers
-            log.debug("how a turn begins and ends was not looked at: %s", error)
-            return "", ""
-        ignored = known and told == plain and before.startswith(plain)
-        return before[len(plain) :] if ignored else "", after
 
     def _teacher_ids(self, problem: Problem, hint: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         if not hint:

@@ -27,7 +27,8 @@ class Material(NamedTuple):
     Attributes:
         pieces: The pieces of the solution in order; without those of the answer if it is hidden.
         answer: The step with the answer; empty if it is hidden.
-        other: The pieces of another problem's solution; empty if there is none. See `borrow`.
+        other: The pieces of another problem's solution; empty if there is none, or the hint is of another kind
+            than `other` and none of the user's. See `borrow`.
         mark: What stands where something is left out.
     """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -187,3 +188,37 @@ def check_request(
             f"a prompt of {longest} tokens and sampling.max_new_tokens={sampling.max_new_tokens} exceed the model's "
             f"context of {context} tokens ({name}): lower sampling.max_new_tokens or shorten the prompt"
         )
+
+
+def check_rollouts(rollouts: object, count: int, model: nn.Module, engine: str) -> None:
+    """Refuse what training could not score, or would score wrongly. It makes the host wait for the device once.
+
+    Args:
+        rollouts: What an engine returned.
+        count: How many it was asked for.
+        model: The student.
+        engine: Name of the engine's class, for the error.
+
+    Raises:
+        ValueError: If it is not `count` rollouts of ids of the model's vocabulary, on its device.
+    """
+    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+    (vocabulary, _), device = embeddings.weight.shape, embeddings.weight.device
+    found = f"a {type(rollouts).__name__}"
+    if isinstance(rollouts, Rollouts) and all(isinstance(x, Tensor) for x in rollouts):
+        ids, lengths, _ = rollouts
+        found = ", ".join(f"{x.dtype} {list(x.shape)} on {x.device}" for x in rollouts)
+        kinds = [(x.dtype, x.shape, x.device) for x in rollouts]
+        shape = torch.Size([count])
+        wanted = [(torch.int64, shape + ids.shape[1:2], device), (torch.int64, shape, device)]
+        if ids.numel() and kinds == [*wanted, (torch.bool, shape, device)]:
+            valid = ids.masked_fill(~rollouts.mask, 0)
+            least, most, low, high = torch.stack((lengths.min(), lengths.max(), valid.min(), valid.max())).tolist()
+            if min(least, low) >= 0 and most <= ids.shape[1] and high < vocabulary:
+                return
+            found = f"lengths from {least} to {most} in {ids.shape[1]} columns, ids from {low} to {high}"
+    raise ValueError(
+        f"model.engine: {engine}.generate must return Rollouts (types.py) of {count} rows on {device}: int64 ids "
+        f"[{count}, tokens] below {vocabulary}, int64 lengths [{count}] from 0 to tokens, bool ended [{count}]; it "
+        f"returned {found}."
+    )

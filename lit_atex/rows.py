@@ -150,5 +150,21 @@ def _left_unread(source: str, column: str) -> None:
     log.warning("%s: answers are letters, and %r is not read: write the options into the question.", source, column)
 
 
+def checked(problem: Problem, where: str) -> Problem | BadRow:
+    """A problem that somebody else made; what of it would stop a run later makes it a bad row, by `to_problem`'s words.
+
+    Args:
+        problem: It.
+        where: Where it stands, for the reader.
+    """
+    fields = problem._asdict()
+    if wrong := [f"{name} is a {type(x).__name__}" for name, x in fields.items() if not isinstance(x, str)]:
+        return BadRow("not text", f"{where}: {', '.join(wrong)}; each field of a Problem is a str")
+    if empty := [name for name in ("id", "question", "solution", "answer") if not fields[name].strip()]:
+        reason = "no answer" if empty == ["answer"] else f"empty {empty[0]}"
+        return BadRow(reason, f"{where}: {problem.id!r} has no {' and no '.join(empty)}")
+    return problem
+
+
 def _huge(value: object) -> bool:
     return isinstance(value, int) and value.bit_length() > 4096

@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 
 from lit_atex.checks import check_head, check_rows
@@ -18,7 +20,7 @@ from lit_atex.evaluation import Evaluation, metric_names
 from lit_atex.models import LanguageModel, context_of, end_ids
 from lit_atex.own import OwnMetrics
 from lit_atex.prompts import PromptStyle
-from lit_atex.rollout import RolloutEngine, Sampling, TransformersEngine
+from lit_atex.rollout import RolloutEngine, Sampling, TransformersEngine, check_rollouts
 from lit_atex.types import Problem, Rollouts, Verdict, row_generators
 from lit_atex.verify import Verifier, canonical
 
@@ -121,6 +123,15 @@ class Solver(pl.LightningModule):
         names = getattr(data, "test_names" if stage in ("test", "predict") else "validation_names", [])
         self.evaluation.begin(list(names), self.eval_samples, list(self.own.paths))
 
+    def generate(
+        self, prompts: list[list[int]], samples: int, sampling: Sampling, generators: Sequence[np.random.Generator]
+    ) -> Rollouts:
+        """The engine's rollouts; see `RolloutEngine.generate`. Those of an engine of the user's are looked at."""
+        rollouts = self.engine.generate(self.student, prompts, samples, sampling, self.end_ids, generators)
+        if not (kind := type(self.engine)).__module__.startswith("lit_atex."):
+            check_rollouts(rollouts, len(generators), self.student, kind.__name__)
+        return rollouts
+
     def decode(self, rollouts: Rollouts) -> list[str]:
         """Completions as text, without special tokens; for graders and readers, never encoded again."""
         rows = [row[:n].tolist() for row, n in zip(rollouts.ids.cpu(), rollouts.lengths.tolist())]
@@ -163,9 +174,7 @@ class Solver(pl.LightningModule):
         if fit:
             keys = [(problems[i].source, problems[i].id) for i in fit]
             generators = row_generators(self.seed, purpose, keys, n)
-            rollouts = self.engine.generate(
-                self.student, [prompts[i] for i in fit], n, self.eval_sampling, self.end_ids, generators
-            )
+            rollouts = self.generate([prompts[i] for i in fit], n, self.eval_sampling, generators)
             lengths, ended, completions = rollouts.lengths.tolist(), rollouts.ended.tolist(), self.decode(rollouts)
         verdicts = self.verifier.verify(completions, [problems[i].answer for i in fit for _ in range(n)])
         answers = [self._vote(text, verdict) for text, verdict in zip(completions, verdicts)]

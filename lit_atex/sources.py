@@ -40,7 +40,7 @@ class Source(ABC):
 
     def settings(self) -> dict[str, str]:
         """What makes two streams the same: compared on resuming. A file or folder may move, but keeps its name."""
-        told = {k: repr(v) for k, v in vars(self).items() if k not in ("path", "finite")}
+        told = {k: re.sub(" at 0x[0-9a-f]+", "", repr(v)) for k, v in vars(self).items() if k not in ("path", "finite")}
         return {"class": type(self).__name__, **told}
 
 

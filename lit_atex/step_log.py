@@ -6,6 +6,7 @@ names that need nothing of the kind it was 3.5 % of a step of the embedded reaso
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import lightning.pytorch as pl
@@ -24,20 +25,34 @@ class StepLog(pl.Callback):
     def __init__(self) -> None:
         self._scalars: dict[str, float] = {}
         self._written = 0
+        self._added = set[str]()  # in this batch
 
     def add(self, trainer: pl.Trainer, scalars: dict[str, float]) -> None:
-        """Take numbers, the same on every rank; at once in `trainer.callback_metrics`, for whatever monitors one."""
+        """Take numbers, the same on every rank; at once in `trainer.callback_metrics`, for whatever monitors one.
+
+        Raises:
+            ValueError: If a value is no number, or a name comes a second time in a batch: one of them would be lost.
+        """
+        for name, value in scalars.items():
+            if name in ("epoch", "step") or name in self._added:
+                raise ValueError(f"step_log.add: {name!r} is a number of this batch already: choose another name.")
+            if not isinstance(value, Real):
+                raise ValueError(
+                    f"step_log.add: {name!r} is {value!r:.200}, which is no number: give float(...) of it."
+                )
+            self._added.add(name)
         self._scalars |= scalars
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in scalars.items()})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget a step that was interrupted."""
-        self._scalars, self._written = {}, trainer.global_step
+        self._scalars, self._written, self._added = {}, trainer.global_step, set()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write them, if the batch closed an optimizer step; else they wait for the one that does."""
+        self._added = set()
         every, steps = trainer.log_every_n_steps, trainer.global_step  # type: ignore[attr-defined]
         if steps == self._written:
             return

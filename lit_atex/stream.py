@@ -16,6 +16,8 @@ from itertools import count, islice
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
+from lit_atex.console import is_mistake
+from lit_atex.rows import checked
 from lit_atex.sources import Source
 from lit_atex.types import BadRow, Problem, seeded
 
@@ -151,20 +153,30 @@ def read(
 
 
 def named(source: Source, key: str) -> Iterator[Problem | BadRow]:
-    """The source's rows; its errors say which of the sets it is, and so of which its own keys are (init_args.path).
+    """The source's rows, a problem that lacks something as a broken one; its errors say which of the sets it is.
+
+    What they say of its own keys (init_args.path) is joined to the key.
 
     Raises:
-        ValueError: If a row is neither a problem nor a broken one.
+        ValueError: If the source fails, gives what is neither a problem nor a broken row, or would not begin anew.
     """
+    kind, number = type(source).__name__, 0
     try:
-        for row in source:
+        rows = iter(source)
+        if iter(source) is rows:
+            raise ValueError(
+                f"{kind}.__iter__ returns the same iterator each time, so a second pass would lack what the first has "
+                "read: let it make a new one, as a method with `yield` does."
+            )
+        for row in rows:
             if not isinstance(row, Problem | BadRow):
-                kind = type(source).__name__
                 raise ValueError(f"a row of {kind} is a {type(row).__name__}, not a Problem or BadRow (types.py).")
-            yield row
-    except ValueError as error:
+            yield checked(row, f"{kind} row {number}") if isinstance(row, Problem) else row
+            number += 1
+    except Exception as error:
+        where = "" if is_mistake(error) else f"{kind} row {number}: {type(error).__name__}: "
         joint = "." if str(error).startswith("init_args.") else ": "
-        raise ValueError(f"{key}{joint}{error}") from error
+        raise ValueError(f"{key}{joint}{where}{error}") from error
 
 
 def shuffle(problems: Iterable[Problem], buffer_size: int, rng: np.random.Generator) -> Iterator[Problem]:

@@ -70,26 +70,37 @@ class Copied(Teacher):
         self._names = {name for name, weight in student.named_parameters() if weight.requires_grad}
         self._copy = copy.deepcopy(student).requires_grad_(False).eval()
 
+    @property
+    def copied(self) -> PreTrainedModel:
+        """The second set.
+
+        Raises:
+            ValueError: If `attach` of a subclass has not made it.
+        """
+        if self._copy is None:
+            raise ValueError(
+                f"model.teacher: {type(self).__name__} has no copy of the student: its `attach` must call "
+                "super().attach(student)."
+            )
+        return self._copy
+
     @contextmanager
     def scorer(self, student: Any) -> Iterator[nn.Module]:
         """The copy, moved to the student's device once."""
-        assert self._copy is not None
         device = next(student.parameters()).device
-        if next(self._copy.parameters()).device != device:
-            self._copy.to(device)
+        if next(self.copied.parameters()).device != device:
+            self.copied.to(device)
         with torch.no_grad():
-            yield self._copy
+            yield self.copied
 
     def trained(self, student: PreTrainedModel) -> Iterator[tuple[Tensor, Tensor]]:
         """The copy's and the student's weights in pairs, those that are trained."""
-        assert self._copy is not None
-        pairs = zip(self._copy.parameters(), student.parameters(), strict=True)
+        pairs = zip(self.copied.parameters(), student.parameters(), strict=True)
         return ((ours, weight) for ours, weight in pairs if weight.requires_grad)
 
     def state_dict(self) -> dict[str, Any]:
         """What of the copy is trained in the student: it cannot be rebuilt, and the rest is the base model's."""
-        assert self._copy is not None
-        return {"copy": {name: w for name, w in self._copy.state_dict().items() if name in self._names}}
+        return {"copy": {name: w for name, w in self.copied.state_dict().items() if name in self._names}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put the copy back.
@@ -97,10 +108,10 @@ class Copied(Teacher):
         Raises:
             ValueError: If what is trained is not what it was.
         """
-        assert self._copy is not None
+        copied = self.copied
         if state["copy"].keys() != self._names:
             raise ValueError("the checkpoint's teacher has other trained weights: set model.student.init_args back.")
-        self._copy.load_state_dict(state["copy"], strict=False)
+        copied.load_state_dict(state["copy"], strict=False)
 
 
 class Frozen(Copied):

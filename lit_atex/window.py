@@ -7,6 +7,7 @@ cut into micro-batches or spread over ranks.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -111,13 +112,14 @@ class BadSteps:
     def __init__(self) -> None:
         self.total = self.in_a_row = 0
 
-    def add(self, step: int, problem_ids: list[str], empty: bool) -> None:
+    def add(self, step: int, problem_ids: list[str], empty: bool, teacher: bool = False) -> None:
         """Count one.
 
         Args:
             step: Which, from 0.
             problem_ids: What it was of.
             empty: Whether it had no rollout, as no prompt fitted.
+            teacher: Whether it is the teacher's logits that were not finite, and not the student's.
 
         Raises:
             FloatingPointError: If there are too many in a row.
@@ -135,12 +137,14 @@ class BadSteps:
         if empty:
             return
         self.in_a_row += 1
-        log.warning("step %d skipped: loss or gradient is not finite; problems: %s", step, problem_ids)
+        what = "what the teacher scored" if teacher else "loss or gradient"
+        log.warning("step %d skipped: %s is not finite; problems: %s", step, what, problem_ids)
         if self.in_a_row >= self.MOST:
+            mend = "Lower the learning rate (model.optimizer), set trainer.gradient_clip_val, or train in float32."
+            if teacher:
+                mend = "The student's logits are: look at model.teacher and at the teacher's prompts (prompts.txt)."
             raise FloatingPointError(
-                f"loss or gradient was not finite in {self.MOST} optimizer steps in a row (last problems: "
-                f"{problem_ids}). Lower the learning rate (model.optimizer), set trainer.gradient_clip_val, "
-                "or train in float32."
+                f"{what} was not finite in {self.MOST} optimizer steps in a row (last problems: {problem_ids}). {mend}"
             )
 
 
@@ -210,6 +214,11 @@ class StepWindow:
     def per_token(self, name: str) -> float:
         """Mean of a sum over completion tokens; 0 if there were none."""
         return self.totals[f"sum/{name}"] / max(self.totals["tokens"], 1)
+
+    @property
+    def teacher_broke(self) -> bool:
+        """Whether the teacher's logits were not finite somewhere, and the student's everywhere: entropies tell."""
+        return math.isnan(self.totals["sum/teacher_entropy"]) and math.isfinite(self.totals["sum/student_entropy"])
 
     def feedback(self, step: int, max_new_tokens: int) -> StepFeedback:
         """The record for competence estimators and exposure strategies."""

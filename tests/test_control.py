@@ -23,6 +23,7 @@ from lit_atex.estimator import CompetenceEstimator
 from lit_atex.exposure import Credit, Exposure, Fixed, TrainingState
 from lit_atex.learners import Reinforce, Surrogate
 from lit_atex.measures import ProbeAccuracy, ProbeMatch, ProbeNLL, ProgressMeasure, RolloutAccuracy
+from lit_atex.teacher import Ema, Frozen, Live
 from lit_atex.types import StepFeedback
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -256,12 +257,48 @@ def test_what_a_strategy_returns_is_checked(tmp_path, name, given):
         train(tmp_path, name, Given(given), 1)
 
 
+@pytest.mark.parametrize(
+    "credits", [[0.5], [Credit(0, 0, np.float32(0.5), None, True, {})], iter([Credit(0, 0, 0.5, 0.1, True, {})])]
+)
+def test_credits_are_looked_at(tmp_path, name, credits):
+    mine = Given(lambda n: [0.5] * n)
+    mine.begin_window = lambda state, progress: credits
+    with pytest.raises(
+        ValueError, match=r"exposure\.strategy: Given\.begin_window and \.finish must return a list of Cr"
+    ):
+        train(tmp_path, name, mine, 1)
+    assert not (tmp_path / "decisions.jsonl").exists()
+
+
 def test_arrays_will_do_and_a_memory_that_is_not_saved_is_said(tmp_path, name, caplog):
     _, _, log = train(tmp_path, name, Given(lambda n: np.full(n, 0.25)), 1)
     assert log.values("exposure/ratio") == [0.25]
     assert "Given has an `update` but no `state_dict`" in caplog.text
     caplog.clear()
     train(tmp_path / "saved", name, BetaPolicy(), 1)
+    assert "state_dict" not in caplog.text
+
+
+@pytest.mark.parametrize("half", ["state_dict", "load_state_dict"])
+@pytest.mark.parametrize(
+    ("key", "base"), [("exposure.strategy", Given), ("exposure.progress", ProbeNLL), ("model.teacher", Live)]
+)
+def test_half_a_memory_is_refused(tmp_path, name, half, key, base):
+    mine = type("Mine", (base,), {half: lambda self, *state: {}})
+    parts = {key: mine(lambda n: [0.5] * n) if base is Given else mine()}
+    control = ExposureControl(parts.get("exposure.strategy", Fixed()), progress=parts.get("exposure.progress"))
+    module = distillation(name, teacher=parts.get("model.teacher"))
+    with pytest.raises(ValueError, match=rf"{key}: Mine has one of state_dict and load_state_dict alone, {half}: "):
+        trainer(1, callbacks=[control]).fit(module, problems_of(2))
+
+
+@pytest.mark.parametrize("base", [Live, Frozen])
+def test_a_teacher_that_follows_and_is_not_saved_is_said(name, caplog, base):
+    mine = type("Mine", (base,), {"after_step": lambda self, student, feedback: None})
+    trainer(1).fit(distillation(name, teacher=mine()), problems_of(2))
+    assert "Mine has an `after_step` but no `state_dict`" in caplog.text
+    caplog.clear()
+    trainer(1).fit(distillation(name, teacher=Ema()), problems_of(2))
     assert "state_dict" not in caplog.text
 
 
@@ -279,7 +316,7 @@ class Forgetful(RolloutAccuracy):
     def update(self, feedback):
         self.seen = feedback
 
-    state_dict = ProgressMeasure.state_dict
+    state_dict, load_state_dict = ProgressMeasure.state_dict, ProgressMeasure.load_state_dict
 
 
 def test_a_measure_that_is_not_saved_or_not_read_is_said(tmp_path, name, caplog):

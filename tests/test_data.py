@@ -225,6 +225,27 @@ def test_a_position_that_would_mean_other_problems_is_refused(tmp_path, changed,
     assert tested.evaluated
 
 
+def test_a_source_that_keeps_count_and_holds_objects_resumes(tmp_path):
+    class Counted(Numbers):
+        def __init__(self, size=14):
+            super().__init__(size)
+            self.passes, self.client = 0, Client()
+
+        def __iter__(self):
+            self.passes += 1
+            return super().__iter__()
+
+    class Client:
+        pass
+
+    first, second = Recorder(), Recorder()
+    train(tmp_path, data(train=Counted()), first, max_steps=8).save_checkpoint(tmp_path / "x.ckpt")
+    train(tmp_path, data(train=Counted()), second, tmp_path / "x.ckpt", max_steps=10)
+    assert len(second.seen) == 2
+    with pytest.raises(ValueError, match=r"data\.train \(size\)"):
+        train(tmp_path, data(train=Counted(15)), Recorder(), tmp_path / "x.ckpt", max_steps=12)
+
+
 def test_another_number_of_ranks_is_refused():
     datamodule = data()
     datamodule.setup("fit")
@@ -330,6 +351,16 @@ def test_held_out_questions_are_skipped_in_training_and_counted():
     }
 
 
+class Made(Source):
+    """Given problems."""
+
+    def __init__(self, *rows: Problem | BadRow) -> None:
+        self.name, self.rows = "made", rows
+
+    def __iter__(self) -> Iterator[Problem | BadRow]:
+        return iter(self.rows)
+
+
 class Renamed(Source):
     """Given questions."""
 
@@ -371,6 +402,51 @@ def test_questions_that_a_held_out_set_repeats_are_counted_and_said_once(caplog)
     assert [r.getMessage() for r in caplog.records] == [
         "data.test.t: 2 of 4 questions repeat one before them, and count again"
     ]
+
+
+GOOD = Problem("a", "1+1?", "#### 2", "2")
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason", "detail"),
+    [
+        ({"level": 3}, "not text", "level is a int"),
+        ({"answer": None, "id": 7}, "not text", "id is a int, answer is a NoneType"),
+        ({"question": " \n"}, "empty question", "'a' has no question"),
+        ({"solution": ""}, "empty solution", "'a' has no solution"),
+        ({"answer": " "}, "no answer", "'a' has no answer"),
+        ({"id": "", "answer": ""}, "empty id", "'' has no id and no answer"),
+    ],
+)
+def test_a_problem_that_lacks_something_is_a_broken_row(changed, reason, detail):
+    tally = Tally()
+    assert list(read(Made(GOOD, GOOD._replace(**changed)), tally, "data.train", 0.5)) == [GOOD]
+    assert tally.bad == {reason: 1}
+    assert tally.examples[reason][0].startswith(f"Made row 1: {detail}")
+
+
+@pytest.mark.parametrize("fails", [KeyError("question"), OSError("the server is away"), ValueError("no number")])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_source_that_fails_is_named_with_the_row(fails, num_workers):
+    class Failing(Numbers):
+        def __iter__(self):
+            yield from super().__iter__()
+            raise fails
+
+    with pytest.raises(ValueError, match=rf"data\.train: Failing row 4: {type(fails).__name__}: {fails}") as caught:
+        batches(source=Failing(4), num_workers=num_workers)
+    assert num_workers or caught.value.__cause__ is fails
+
+
+def test_a_source_that_does_not_start_over_is_refused():
+    class Once(Numbers):
+        def __iter__(self):
+            self.rows = getattr(self, "rows", None) or super().__iter__()
+            return self.rows
+
+    datamodule = data(train=Once())
+    with pytest.raises(ValueError, match=r"data\.train: Once\.__iter__ returns the same iterator each time.*`yield`"):
+        datamodule.setup("fit")
 
 
 @pytest.mark.parametrize(

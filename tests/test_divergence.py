@@ -125,9 +125,24 @@ def test_directions_of_the_two_kls():
         torch.testing.assert_close(divergence.per_token(student, teacher, ids).value, expected)
 
 
+class InPlace(ForwardKL):
+    def contributions(self, log_p, log_q):
+        return log_p.exp_() * -log_q
+
+
+@pytest.mark.parametrize("returned", [torch.zeros(6), (torch.zeros(6),), (torch.zeros(6), torch.zeros(6, 1))])
+def test_what_a_divergence_of_the_users_returns_is_looked_at(returned):
+    class Mine(Divergence):
+        def _value(self, log_p, log_q, ids):
+            return returned
+
+    with pytest.raises(ValueError, match=r"model\.divergence: Mine\._value must return \(values, clipped\).* 6 tokens"):
+        Mine().per_token(*logits())
+
+
 @pytest.mark.parametrize(
     "divergence",
-    [*PLAIN, ReverseKL(temperature=0.7, top_k=TopK(2), clip=Clip(0.01)), SampledToken(temperature=2.0)],
+    [*PLAIN, InPlace(), ReverseKL(temperature=0.7, top_k=TopK(2), clip=Clip(0.01)), SampledToken(temperature=2.0)],
     ids=lambda d: type(d).__name__,
 )
 def test_statistics_do_not_depend_on_the_loss(divergence):

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_atex.callbacks import ExposureControl
 from lit_atex.data import ProblemDataModule
-from lit_atex.divergence import Divergence, ForwardKL
+from lit_atex.divergence import Divergence, ForwardKL, ReverseKL
 from lit_atex.embedded import MODEL_DIR
 from lit_atex.exposure import Fixed, Scheduled
 from lit_atex.models import LanguageModel, Lora
@@ -443,9 +443,27 @@ def test_a_scripted_engine_that_says_nothing(name, lora):
     assert log.values("length/share_empty") == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_an_engine_of_the_users_is_looked_at(name, stage):
+    module = distillation(name, engine=ScriptedEngine([[3, 259]]))
+    data = problems_of(6, SIX[:3], validation={"v": Listed(SIX[3:])})
+    with pytest.raises(ValueError, match=r"model\.engine: ScriptedEngine\.generate must return .*ids from 3 to 259"):
+        getattr(trainer(1, limit_val_batches=1), stage)(module, data)
+
+
+class Twice(SGD):
+    """Asks for two gradients a step, as sharpness-aware minimisation does."""
+
+    def step(self, closure=None):
+        closure()
+        return super().step(closure)
+
+
 def test_an_optimizer_that_evaluates_a_step_several_times_is_refused(name):
     with pytest.raises(ValueError, match=r"model\.optimizer: LBFGS evaluates"):
         fit(distillation(name, optimizer=torch.optim.LBFGS))
+    with pytest.raises(ValueError, match=r"model\.optimizer: Twice evaluates"):
+        fit(distillation(name, optimizer=lambda params: Twice(params, lr=0.1)))
     with pytest.raises(ValueError, match=r"model\.optimizer: Invalid learning rate: -1"):
         fit(distillation(name, optimizer=lambda params: SGD(params, lr=-1.0)))
 
@@ -580,6 +598,20 @@ def test_three_bad_steps_in_a_row_stop_the_run(name):
     assert module.skipped.total == 5
     assert module.global_step == 5
     assert any(not torch.equal(p, start[n]) for n, p in weights(module).items())  # step 2 was a good one
+
+
+class BrokenTeacher(Frozen):
+    def attach(self, student):
+        super().attach(student)
+        torch.nn.init.constant_(self._copy.model.norm.weight, math.nan)
+
+
+@pytest.mark.parametrize("divergence", [ForwardKL(), ReverseKL()])
+def test_a_teacher_that_is_not_finite_is_told_from_a_loss(name, caplog, divergence):
+    told = "what the teacher scored was not finite in 3 optimizer steps.*look at model.teacher"
+    with pytest.raises(FloatingPointError, match=told):
+        fit(distillation(name, teacher=BrokenTeacher(), divergence=divergence), 10)
+    assert "step 0 skipped: what the teacher scored is not finite" in caplog.text
 
 
 def test_a_model_that_cannot_be_sampled_from_is_skipped_counted_and_stops_the_run(name, caplog):

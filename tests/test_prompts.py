@@ -532,11 +532,17 @@ def test_a_prompt_that_the_tokenizer_does_not_know_is_refused():
 
 def test_a_hint_of_the_users_own_goes_by_its_dotted_path(tmp_path, monkeypatch):
     text = "def every_second(of, ratio):\n    return of.pieces[::2] if ratio else []\n"
+    text += "def foreign(of, ratio):\n    return of.other\n"
+    text += "def text(of, ratio):\n    return of.pieces[0]\ndef fails(of, ratio):\n    return {}['x']\n"
     (tmp_path / "my_hints.py").write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     style = PromptStyle("{question}", "{question}\n{hint}", hint="my_hints.every_second")
     assert style.teacher(SIX[0], 1.0, BYTES).hint == "".join(split_steps(SIX[0].solution)[::2]).rstrip()
     assert style.teacher(SIX[0], 0.0, BYTES).ids == style.student(SIX[0], BYTES)
+    assert PromptStyle(hint="my_hints.foreign").teachers(SIX, [1.0] * 6, BYTES)[0].hint == SIX[1].solution
+    for bad, told in (("text", r"must return a list of str.* 'Add the"), ("fails", "KeyError: 'x'")):
+        with pytest.raises(ValueError, match=rf"prompts\.hint: my_hints\.{bad}, problem a, exposure 1\.0: .*{told}"):
+            PromptStyle(hint=f"my_hints.{bad}").teacher(SIX[0], 1.0, BYTES)
     for wrong, told in (("sufix", "none of prefix, suffix"), ("my_hints.no", "my_hints"), ("nosuch.one", "nosuch")):
         with pytest.raises(ValueError, match=rf"prompts\.hint: .*{told}"):
             PromptStyle(hint=wrong)

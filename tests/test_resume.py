@@ -294,6 +294,9 @@ class Odd(Random):
     def state_dict(self):
         return {"shown": {"a": [1.0, np.float64(0.5)]}}
 
+    def load_state_dict(self, state):
+        """Not reached."""
+
 
 def test_a_state_that_could_not_be_read_back_is_refused_as_it_is_written(tmp_path, name):
     module = make(name, Frozen, None)

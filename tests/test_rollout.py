@@ -26,7 +26,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from lit_atex.rollout import Sampling, TransformersEngine, draw
+from lit_atex.rollout import Sampling, TransformersEngine, check_rollouts, draw
 from lit_atex.scoring import completion_hidden
 from lit_atex.types import Rollouts, seeded
 
@@ -494,3 +494,33 @@ def test_requests_that_do_not_fit_are_refused(model):
         generate(model, samples=0)
     with pytest.raises(ValueError, match="3 were given for 7 prompts x 2 samples"):
         generate(model, samples=2, streams=generators(3))
+
+
+ROLLOUTS = Rollouts(torch.tensor([[5, 7, 0], [8, 9, 49]]), torch.tensor([2, 3]), torch.tensor([True, False]))
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"ids": ROLLOUTS.ids.int()}, r"torch\.int32 \[2, 3\]"),
+        ({"ids": ROLLOUTS.ids[:1]}, r"torch\.int64 \[1, 3\]"),
+        ({"ids": ROLLOUTS.ids[0]}, r"torch\.int64 \[3\] on cpu, torch\.int64 \[2\]"),
+        ({"ids": ROLLOUTS.ids[:, :0]}, r"torch\.int64 \[2, 0\]"),
+        ({"ids": ROLLOUTS.ids.tolist()}, "a Rollouts"),
+        ({"ids": ROLLOUTS.ids + 1}, "lengths from 2 to 3 in 3 columns, ids from 0 to 50"),
+        ({"ids": ROLLOUTS.ids - 9}, "ids from -4 to 40"),
+        ({"lengths": torch.tensor([2.0, 3.0])}, "torch.float32"),
+        ({"lengths": torch.tensor([2, 4])}, "lengths from 2 to 4 in 3 columns"),
+        ({"lengths": torch.tensor([-1, 3])}, "lengths from -1 to 3"),
+        ({"ended": ROLLOUTS.lengths}, r"on cpu, torch\.int64 \[2\] on cpu\.$"),
+    ],
+)
+def test_what_an_engine_returns_is_looked_at(model, changed, told):
+    check_rollouts(ROLLOUTS, 2, model, "Mine")
+    check_rollouts(ROLLOUTS._replace(ids=torch.tensor([[5, 7, 999], [8, 9, 49]])), 2, model, "Mine")  # any padding
+    with pytest.raises(ValueError, match=rf"model\.engine: Mine\.generate must return Rollouts.* of 2 rows.*{told}"):
+        check_rollouts(ROLLOUTS._replace(**changed), 2, model, "Mine")
+    with pytest.raises(ValueError, match=r"model\.engine: Mine.* of 3 rows"):
+        check_rollouts(ROLLOUTS, 3, model, "Mine")
+    with pytest.raises(ValueError, match="returned a list"):
+        check_rollouts([[5, 7], [8, 9, 49]], 2, model, "Mine")

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -16,6 +17,7 @@ from lit_atex.callbacks import ExposureControl
 from lit_atex.collapse import CollapseMonitor
 from lit_atex.estimator import CompetenceEstimator
 from lit_atex.metrics_csv import OF_STEPS, MetricsCsv
+from lit_atex.teacher import Live
 
 
 class Counting(Memory):
@@ -116,6 +118,33 @@ def test_what_a_micro_batch_adds_waits_for_its_step(name) -> None:
     run = fit(name, 3, Adds(), batch_size=1, accumulate_grad_batches=2, logger=Counting())
     assert [step for step, _ in run.logger.calls] == [0, 1, 2]
     assert run.logger.values("own/batch") == [1.0, 3.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("added", "told"),
+    [
+        ({"loss/divergence": 1.0}, "'loss/divergence' is a number of this batch already"),
+        ({"epoch": 1.0}, "'epoch' is a number"),
+        ({"own/text": "high"}, "'own/text' is 'high', which is no number"),
+        ({"own/list": [1.0]}, r"'own/list' is \[1.0\], which is no number: give float"),
+    ],
+)
+def test_what_would_be_lost_or_written_by_no_logger_is_refused(name, added, told) -> None:
+    class Adds(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *args) -> None:
+            module.step_log.add(trainer, {"own/one": np.float32(1), "own/two": 2} | added)
+
+    with pytest.raises(ValueError, match=rf"step_log\.add: {told}"):
+        fit(name, 1, Adds())
+
+
+def test_a_teacher_has_no_number_of_ours(name) -> None:
+    class Telling(Live):
+        def scalars(self) -> dict[str, float]:
+            return {"truncated": 7.0}
+
+    with pytest.raises(ValueError, match=r"step_log\.add: 'teacher/truncated' is a number of this batch already"):
+        fit(name, 1, module=distillation(name, teacher=Telling()))
 
 
 def test_a_training_number_can_be_monitored(name, tmp_path) -> None:

@@ -1,7 +1,7 @@
 """Where the teacher's weights come from, that training leaves them alone, and what a checkpoint holds of them."""
 
 import copy
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import lightning.pytorch as pl
 import pytest
@@ -17,7 +17,7 @@ from torch.optim import SGD
 from lit_atex.frozen import fingerprint
 from lit_atex.models import LanguageModel, Lora
 from lit_atex.rollout import TransformersEngine
-from lit_atex.teacher import Ema, Frozen, Gated, Live, Teacher
+from lit_atex.teacher import Copied, Ema, Frozen, Gated, Live, Teacher
 from lit_atex.types import StepFeedback, Verdict
 
 IDS = torch.tensor([[5, 6, 7, 8, 9], [15, 16, 17, 18, 19]])
@@ -488,3 +488,18 @@ def test_a_frozen_teacher_that_cannot_be_rebuilt_stops_the_resumption(name, tmp_
 def test_an_average_in_half_precision_is_refused():
     with pytest.raises(ValueError, match="dtype: float32"):
         Ema(0.99).attach(two_layer_model().to(torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("base", "method", "written", "told"),
+    [
+        (Copied, "attach", lambda self, student: None, r" has no copy .* super\(\)\.attach\(student\)"),
+        (Live, "scorer", lambda self, student: student, r"\.scorer must be a context manager: .* @contextmanager"),
+        (Live, "scorer", lambda self, student: nullcontext(student), r"\.scorer must yield .*in training mode"),
+        (Live, "scorer", lambda self, student: nullcontext(), r"\.scorer must yield .* it yields a NoneType"),
+    ],
+)
+def test_a_teacher_of_the_users_is_looked_at(name, base, method, written, told):
+    mine = type("Mine", (base,), {method: written})
+    with pytest.raises(ValueError, match=rf"model\.teacher: Mine{told}"):
+        fit(distillation(name, teacher=mine()))
