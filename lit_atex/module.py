@@ -23,6 +23,7 @@ from lit_atex.checks import check_memory, check_optimizer, check_precision
 from lit_atex.distil import distil
 from lit_atex.divergence import Divergence, TokenDivergence
 from lit_atex.frozen import FrozenWeights
+from lit_atex.heap import give_back
 from lit_atex.models import LanguageModel
 from lit_atex.prompts import PromptStyle
 from lit_atex.resume import open_next_pass
@@ -140,6 +141,7 @@ class SelfDistillation(Solver):
 
     def on_fit_start(self) -> None:
         """Start the clock of the first step, and forget one that was interrupted."""
+        give_back(self.student.parameters())
         base = Frozen if isinstance(self.teacher, Frozen) else Teacher  # that one counts on weights that stay
         check_memory("model.teacher", type(self.teacher), base, "after_step")
         self._step_began, self.seconds_evaluating = time.perf_counter(), 0.0

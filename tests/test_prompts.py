@@ -510,8 +510,8 @@ def test_no_file_encodes_what_it_decoded() -> None:
     files = {path.name: path.read_text() for path in Path(lit_atex.__file__).parent.glob("*.py")}
     path_of_training = {"prompts.py", "chat.py", "module.py", "models.py", "solver.py", "rollout.py", "teacher.py"}
     assert path_of_training <= set(files)
-    # Text becomes ids in one file, which never decodes (chat.py looks for one id, of what a template ends answers with);
-    # where completions are decoded, no prompt or problem is made.
+    # Text becomes ids in one file, which never decodes; chat.py looks up one id, of what ends answers in a template.
+    # Where completions are decoded, no prompt or problem is made.
     assert {name for name, source in files.items() if calls(source) & ENCODERS} == {"prompts.py", "chat.py"}
     assert not {name for name in path_of_training if may_encode_what_it_decoded(files[name])}
     assert calls(files["solver.py"]) & DECODERS  # the test sees what it looks for
