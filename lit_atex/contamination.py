@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import re
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +144,7 @@ class ContaminationCheck(pl.Callback):
         kinds = {"validation": data.validation_names, "test": data.test_names}
         sets = {f"{kind}.{name}": data.held_out(f"data.{kind}.{name}") for kind in kinds for name in kinds[kind]}
         overlap, tally = Overlap(sets, self.n, self.common), Tally()
-        rows: Any = islice(data.train, self.scan)
-        for problem in read(rows, tally, "data.train", data.max_bad_share) if overlap else ():
+        for problem in read(data.train, tally, "data.train", data.max_bad_share, rows=self.scan) if overlap else ():
             overlap.add(problem)
         found = overlap.report()
         if trainer.is_global_zero:

@@ -97,7 +97,12 @@ class Tally:
 
 
 def read(
-    source: Source, tally: Tally, key: str, max_bad_share: float, held_out: frozenset[str] = frozenset()
+    source: Source,
+    tally: Tally,
+    key: str,
+    max_bad_share: float,
+    held_out: frozenset[str] = frozenset(),
+    rows: int | None = None,
 ) -> Iterator[Problem]:
     """The problems of one pass, in the source's order; the rest is counted in `tally`.
 
@@ -107,6 +112,7 @@ def read(
         key: Config key of the source, for errors.
         max_bad_share: Largest share of broken rows, in [0, 1]; looked at from row 50 on and at the end.
         held_out: Questions, in the form of `same`, to skip.
+        rows: Read only the first so many.
 
     Raises:
         ValueError: If the share of broken rows is larger, there is nothing but held-out questions, or two questions
@@ -123,7 +129,7 @@ def read(
                 "raise data.max_bad_share."
             )
 
-    for row in named(source, key):
+    for row in islice(named(source, key), rows):
         if isinstance(row, BadRow):
             tally.bad[row.reason] += 1
             examples = tally.examples.setdefault(row.reason, [])
