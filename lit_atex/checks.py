@@ -73,8 +73,14 @@ def check_rows(model: nn.Module) -> None:
 
 def _states(base: Any, ids: Tensor) -> Tensor | None:
     """Final hidden states by the decoder alone; None if there is none that gives them."""
-    decoder = base.get_decoder()
-    return None if decoder is None else getattr(decoder(input_ids=ids, use_cache=False), "last_hidden_state", None)
+    try:
+        return base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    except (
+        AttributeError,
+        RuntimeError,
+        TypeError,
+    ):  # none, or what is called so is the head or all of it
+        return None
 
 
 def check_precision(model: nn.Module) -> None:

@@ -31,7 +31,7 @@ class Source(ABC):
         finite: False if the stream never ends.
     """
 
-    name: str
+    name: str = "source"
     finite: bool = True
 
     @abstractmethod

@@ -6,6 +6,7 @@ names that need nothing of the kind it was 3.5 % of a step of the embedded reaso
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
@@ -27,26 +28,38 @@ class StepLog(pl.Callback):
         self._written = 0
         self._added = set[str]()  # in this batch
 
-    def add(self, trainer: pl.Trainer, scalars: dict[str, float]) -> None:
+    def add(self, trainer: pl.Trainer, scalars: Mapping[str, Any]) -> None:
         """Take numbers, the same on every rank; at once in `trainer.callback_metrics`, for whatever monitors one.
 
+        Args:
+            trainer: It. What is added between batches is in the row of the next step; after the last one, in none.
+            scalars: By name; numbers of NumPy and torch, and truths, which count as 0 and 1, among them.
+
         Raises:
-            ValueError: If a value is no number, or a name comes a second time in a batch: one of them would be lost.
+            ValueError: If a value is no number, a name comes a second time in a batch (one of them would be lost), or
+                this is no `fit`, which has no steps.
         """
+        if trainer.state.fn != "fit":
+            raise ValueError(
+                f"step_log.add: {', '.join(scalars)} outside of `fit`, where no step's row takes them: what an "
+                "evaluation measures is a function in model.eval_metrics, or self.log of Lightning."
+            )
+        numbers = {}
         for name, value in scalars.items():
             if name in ("epoch", "step") or name in self._added:
                 raise ValueError(f"step_log.add: {name!r} is a number of this batch already: choose another name.")
-            if not isinstance(value, Real):
-                raise ValueError(
-                    f"step_log.add: {name!r} is {value!r:.200}, which is no number: give float(...) of it."
-                )
-            self._added.add(name)
-        self._scalars |= scalars
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in scalars.items()})
+            numbers[name] = _number(name, value)
+        self._added |= numbers.keys()
+        self._scalars |= numbers
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in numbers.items()})
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget a step that was interrupted."""
+        self._scalars, self._added = {}, set()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget a step that was interrupted."""
-        self._scalars, self._written, self._added = {}, trainer.global_step, set()
+        """Begin behind the step that a run goes on from."""
+        self._written = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -60,3 +73,10 @@ class StepLog(pl.Callback):
         if scalars and every and (steps % every == 0 or trainer.should_stop):
             for logger in trainer.loggers:
                 write(logger, scalars | {"epoch": trainer.current_epoch}, steps - 1)
+
+
+def _number(name: str, value: Any) -> float:
+    value = value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
+    if not isinstance(value, Real):
+        raise ValueError(f"step_log.add: {name!r} is {value!r:.200}, which is no number: give float(...) of it.")
+    return float(value) if isinstance(value, bool) else value  # type: ignore[return-value]

@@ -74,8 +74,11 @@ def test_a_model_whose_logits_depend_on_its_neighbours_is_refused():
         check_rows(model)
 
 
-def test_a_model_without_a_decoder_is_refused():
+@pytest.mark.parametrize("decoder", [lambda model: None, lambda model: model.lm_head, lambda model: model])
+def test_a_model_without_a_decoder_is_refused(decoder):
+    """ModernBertDecoder calls its head the decoder, which ended in a TypeError."""
     model = two_layer_model()
-    model.get_decoder = lambda: None
+    found = decoder(model)
+    model.get_decoder = lambda: found
     with pytest.raises(ValueError, match="has no decoder with hidden states"):
         check_head(model)

@@ -48,6 +48,13 @@ def test_a_test_set_does_not_choose(case):
         check(monitor, module, NAMES, allowed=True)
 
 
+class Bare(Embedded):
+    """A user's source, which says nothing of itself; Source's own default is its name."""
+
+    def __init__(self) -> None:
+        self.finite = True
+
+
 def test_a_validation_set_does():
     for module, monitor in [
         (PLAIN, MEAN),
@@ -56,6 +63,7 @@ def test_a_validation_set_does():
         (data(mine=Hub("openai/gsm8k", split="train[:100]")), "validation/mine/maj@4"),
         (data(claimed=JsonLines("/home/test/latest/greatest.jsonl")), "validation/claimed/maj@4"),
         (data(old=Hub("someone/AIME_1983_2023")), "validation/old/maj@4"),
+        (data(bare=Bare()), "validation/bare/maj@4"),
     ]:
         check(monitor, module, NAMES, allowed=False)
         assert not of_test_set(monitor, module)

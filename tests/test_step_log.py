@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import numpy as np
 import pytest
+import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -118,6 +119,33 @@ def test_what_a_micro_batch_adds_waits_for_its_step(name) -> None:
     run = fit(name, 3, Adds(), batch_size=1, accumulate_grad_batches=2, logger=Counting())
     assert [step for step, _ in run.logger.calls] == [0, 1, 2]
     assert run.logger.values("own/batch") == [1.0, 3.0, 5.0]
+
+
+def test_numbers_of_other_kinds_are_numbers_in_the_row_and_the_start_has_one(name) -> None:
+    class Adds(pl.Callback):
+        def on_train_start(self, trainer, module) -> None:
+            module.step_log.add(trainer, {"own/start": 1})
+
+        def on_train_batch_end(self, trainer, module, *args) -> None:
+            own = {"own/true": True, "own/bool": np.bool_(False), "own/tensor": torch.tensor(2.5)}
+            module.step_log.add(trainer, own)
+
+    run = fit(name, 2, Adds(), logger=Counting())
+    assert [run.logger.values(f"own/{key}") for key in ("start", "true", "bool", "tensor")] == [
+        *([1], [1.0, 1.0], [0.0, 0.0], [2.5, 2.5])
+    ]
+    assert not any(isinstance(v, bool) for key in ("true", "bool") for v in run.logger.values(f"own/{key}"))
+
+
+def test_an_evaluation_has_no_step_for_a_number(name) -> None:
+    class Adds(pl.Callback):
+        def on_validation_end(self, trainer, module) -> None:
+            module.step_log.add(trainer, {"own/validation": 1.0})
+
+    with pytest.raises(ValueError, match=r"own/validation outside of `fit`.*model\.eval_metrics"):
+        trainer(1, callbacks=[Adds()], limit_val_batches=1).validate(
+            distillation(name), problems_of(2, validation={"one": Listed(SIX[:2])}), verbose=False
+        )
 
 
 @pytest.mark.parametrize(
