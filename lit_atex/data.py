@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
 from lit_atex.sources import Source
-from lit_atex.stream import EvalBatches, Tally, TrainStream, check_ids, check_names, named, read, same
+from lit_atex.stream import EvalBatches, Tally, TrainStream, check_ids, check_names, look_at, read, same
 from lit_atex.types import Problem
 
 log = logging.getLogger("lit_atex")
@@ -116,7 +116,7 @@ class ProblemDataModule(pl.LightningDataModule):
         """
         if stage == "fit":
             self._told_by = self.train.settings()
-            next(named(self.train, "data.train"), None)  # a file that is not there, before the first evaluation
+            look_at(self.train, "data.train")
             if self.trainer is not None and self.trainer.global_step == 0:
                 self._start_at(0, 0)
         if self._held_out:

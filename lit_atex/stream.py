@@ -5,6 +5,7 @@ It knows nothing of Lightning, tokens, or where training stands.
 
 from __future__ import annotations
 
+import logging
 import re
 import zlib
 from collections import Counter
@@ -20,6 +21,8 @@ from lit_atex.console import is_mistake
 from lit_atex.rows import checked
 from lit_atex.sources import Source
 from lit_atex.types import BadRow, Problem, seeded
+
+log = logging.getLogger("lit_atex")
 
 _ROWS_BEFORE_JUDGEMENT = 50
 _HELD_OUT_IN_A_ROW = 10_000
@@ -164,17 +167,11 @@ def named(source: Source, key: str) -> Iterator[Problem | BadRow]:
     What they say of its own keys (init_args.path) is joined to the key.
 
     Raises:
-        ValueError: If the source fails, gives what is neither a problem nor a broken row, or would not begin anew.
+        ValueError: If the source fails, or gives what is neither a problem nor a broken row.
     """
     kind, number = type(source).__name__, 0
     try:
-        rows = iter(source)
-        if iter(source) is rows:
-            raise ValueError(
-                f"{kind}.__iter__ returns the same iterator each time, so a second pass would lack what the first has "
-                "read: let it make a new one, as a method with `yield` does."
-            )
-        for row in rows:
+        for row in source:
             if not isinstance(row, Problem | BadRow):
                 raise ValueError(f"a row of {kind} is a {type(row).__name__}, not a Problem or BadRow (types.py).")
             yield checked(row, f"{kind} row {number}") if isinstance(row, Problem) else row
@@ -183,6 +180,25 @@ def named(source: Source, key: str) -> Iterator[Problem | BadRow]:
         where = "" if is_mistake(error) else f"{kind} row {number}: {type(error).__name__}: "
         joint = "." if str(error).startswith("init_args.") else ": "
         raise ValueError(f"{key}{joint}{where}{error}") from error
+
+
+def look_at(source: Source, key: str) -> None:
+    """Read a source's first row, before a first evaluation; of a class of the user's twice, as each pass must be one.
+
+    Raises:
+        ValueError: If the source fails, or would not begin anew.
+    """
+    first, name = next(named(source, key), None), type(source).__name__
+    if type(source).__module__.startswith("lit_atex."):
+        return
+    if iter(source) is iter(source):
+        raise ValueError(
+            f"{key}: {name}.__iter__ returns the same iterator each time, so a second pass would lack what the first "
+            "has read: let it make a new one, as a method with `yield` does."
+        )
+    if next(named(source, key), None) != first:
+        told = "%s: %s begins with another row each time: a resumed run would see other problems than one that was not "
+        log.warning(told + "stopped. Let its order be fixed; data.shuffle_buffer shuffles.", key, name)
 
 
 def shuffle(problems: Iterable[Problem], buffer_size: int, rng: np.random.Generator) -> Iterator[Problem]:

@@ -438,6 +438,20 @@ def test_a_source_that_fails_is_named_with_the_row(fails, num_workers):
     assert num_workers or caught.value.__cause__ is fails
 
 
+def test_a_source_that_begins_otherwise_each_time_is_warned_of(caplog):
+    class Shuffled(Numbers):
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            return islice(super().__iter__(), self.passes, None)
+
+    data(train=Numbers(9)).setup("fit")
+    assert not caplog.records
+    data(train=Shuffled(9)).setup("fit")
+    assert "data.train: Shuffled begins with another row each time" in caplog.records[0].getMessage()
+
+
 def test_a_source_that_does_not_start_over_is_refused():
     class Once(Numbers):
         def __iter__(self):
