@@ -13,7 +13,7 @@ from lit_atex import charts, runs, tables, whole
 from lit_atex.difference import p_text
 from lit_atex.equal_cost import VIEWS
 from lit_atex.tables import Row, Tables
-from lit_atex.text_tables import interval_text, markdown_table
+from lit_atex.text_tables import few_problems, interval_text, markdown_table
 
 
 def report(
@@ -98,7 +98,10 @@ def _cells(rows: list[Row]) -> list[str]:
         "would give with these seeds (BCa bootstrap of the means over seeds). Every run is measured after its last "
         "step; no checkpoint is chosen."
     )
-    return [markdown_table(heads, body), note]
+    known = [row for row in rows if row["problems"]]  # of others there is no interval over problems
+    known.sort(key=lambda row: -row["problems"])  # the smallest number of a set is the one that stays
+    few = few_problems({row["metric"].rpartition("/")[0]: row["problems"] for row in known})
+    return [markdown_table(heads, body), note, *([few] if few else [])]
 
 
 def _comparisons(rows: list[Row]) -> list[str]:

@@ -666,6 +666,13 @@ def test_the_report_goes_beside_the_runs_and_is_no_run(grid, tmp_path):
     assert "level-8/pass@2" in text
 
 
+@pytest.mark.parametrize(("problems", "warned"), [((10, 10), False), ((10, 9), True), ((0, 10), False)])
+def test_intervals_over_few_problems_are_warned_of_once(made, problems, warned):
+    rows = [row | {"problems": count} for row, count in zip(made.cells, problems)]
+    said = "fewer than 10 problems: intervals over problems are too narrow for level-8\n"
+    assert markdown(made._replace(cells=rows), {}, []).count(said) == warned
+
+
 @pytest.mark.parametrize(("unknown", "mark"), [("", ""), ("p_problems", " (seeds)"), ("p_seeds", " (problems)")])
 def test_a_p_value_of_one_kind_of_chance_says_of_which(made, unknown, mark):
     row = (
