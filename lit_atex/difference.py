@@ -10,7 +10,7 @@ import torch
 
 from lit_atex.metrics import average_at_k, pass_at_k
 from lit_atex.noise import difference_interval, difference_variances, paired_variances
-from lit_atex.paired import detectable, fewest, problems_needed, sign_flip_p
+from lit_atex.paired import detectable, enough, fewest, problems_needed, sign_flip_p
 from lit_atex.stats import bootstrap_interval, paired_interval
 from lit_atex.votes import majority_at_k
 
@@ -33,7 +33,7 @@ class Difference:
         fixed: Its 95 % interval with these problems fixed: see `noise.paired_variances`; nan where it is not known.
         p: Two-sided p-value of the sign-flip permutation test.
         p_holm: The same, raised for the number of sets (avg@n only; nan for the others).
-        detectable: The true difference that a test of this set finds with a power of 80 %; nan where it finds none.
+        detectable: The true difference that a test of this set finds with about 80 % power; nan: not known.
         needed: Problems of this kind that would find a difference as large as the one seen with that power.
     """
 
@@ -53,7 +53,7 @@ class Difference:
     def words(self) -> str:
         """How small a difference this set can show, and what that means for the one that was seen."""
         head, seen = f"{self.set}, {self.metric}: ", f"The difference seen, {self.difference:+.3f}, "
-        few, (low, high) = self.problems < fewest(), self.interval
+        few, (low, high) = self.problems < enough(), self.interval
         if np.isnan(self.detectable) and self.difference == 0 and not few:
             head += f"no difference: none of these {self.problems} problems was solved more often in either run; "
             return head + f"the truth may lie in [{low:+.3f}, {high:+.3f}]."
@@ -63,8 +63,10 @@ class Difference:
             return head + f"what could be seen; the truth may lie in [{low:+.3f}, {high:+.3f}]."
         head += (
             f"fewer than {fewest()} problems show no difference, however large (two-sided test at 5 %). "
+            if self.problems < fewest()
+            else f"fewer than {enough()} problems are too few to say how large a true difference they show. "
             if few
-            else f"these {self.problems} problems show a true difference of {self.detectable:.3f} in 8 of 10 "
+            else f"these {self.problems} problems show a true difference of {self.detectable:.3f} in about 8 of 10 "
             "repetitions (two-sided test at 5 %), a smaller one less often. "
         )
         if p < 0.05:

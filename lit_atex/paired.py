@@ -13,6 +13,9 @@ from lit_atex.types import seeded
 
 EXACT = 14
 """So many problems that differ have few enough sign patterns (2 to their power) to try them all."""
+LOST = 4
+"""So many problems the test wastes, next to one with normal differences of known spread: a t test wastes 2
+(z²/2 at 5 %: Guenther, 1981), and ties and the steps of an exact p-value as many again, as was measured."""
 
 
 def sign_flip_p(differences: ArrayLike, draws: int = 20_000, seed: int = 0) -> float:
@@ -65,10 +68,17 @@ def fewest(level: float = 0.05) -> int:
     return 1 + ceil(-log2(level))
 
 
-def detectable(differences: ArrayLike, power: float = 0.8, level: float = 0.05) -> float:
-    """The smallest true difference that would be called one with this power, given how differences spread.
+def enough(level: float = 0.05) -> int:
+    """Problems from which on `detectable` holds, as was measured at 5 %; with fewer, ties leave too few patterns."""
+    return 2 * fewest(level)
 
-    (z_{1-level/2} + z_power) times the standard error of the mean paired difference; normal approximation.
+
+def detectable(differences: ArrayLike, power: float = 0.8, level: float = 0.05) -> float:
+    """The smallest true difference that would be called one with about this power, given how differences spread.
+
+    (z_{1-level/2} + z_power) standard errors of the mean paired difference, as of four problems fewer: of shares of
+    eight samples, even or skewed, 12 problems then find it in 75 to 87 % of trials, 60 in 78 to 80 %; of one sample
+    (-1, 0 or 1), where the test is stricter than its level, in 62 and 71 %.
 
     Args:
         differences: `[problems]`.
@@ -77,19 +87,23 @@ def detectable(differences: ArrayLike, power: float = 0.8, level: float = 0.05) 
 
     Returns:
         In the unit of the differences; nan where nothing says how they spread, as all are equal, and where there are
-        fewer than `fewest`, which show no difference, however large.
+        fewer than `enough`.
     """
     given = np.asarray(differences, dtype=np.float64)
-    if given.size < fewest(level) or (given == given[0]).all():
+    if given.size < enough(level) or (given == given[0]).all():
         return float("nan")
-    return _reach(power, level) * float(given.std(ddof=1)) / sqrt(given.size)
+    return _reach(power, level) * float(given.std(ddof=1)) / sqrt(given.size - LOST)
 
 
 def problems_needed(differences: ArrayLike, size: float, power: float = 0.8, level: float = 0.05) -> int | None:
-    """Problems of this kind that find a true difference of `size`; None for 0, or where `detectable` is nan."""
-    shown = detectable(differences, power, level)
-    none = np.isnan(shown) or abs(size) < 1e-9  # a mean that rounding keeps from 0
-    return None if none else max(fewest(level), ceil(np.size(differences) * (shown / size) ** 2))
+    """Problems of this kind, at least `enough`, whose `detectable` is `size`.
+
+    None for a size of 0, of fewer than `fewest` differences, and of equal ones.
+    """
+    given = np.asarray(differences, dtype=np.float64)
+    if given.size < fewest(level) or (given == given[0]).all() or abs(size) < 1e-9:  # a mean that rounding keeps from 0
+        return None
+    return max(enough(level), LOST + ceil((_reach(power, level) * float(given.std(ddof=1)) / size) ** 2))
 
 
 def _reach(power: float, level: float) -> float:

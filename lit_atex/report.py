@@ -13,7 +13,9 @@ from lit_atex import charts, runs, tables, whole
 from lit_atex.difference import p_text
 from lit_atex.equal_cost import VIEWS
 from lit_atex.tables import Row, Tables
-from lit_atex.text_tables import interval_text, markdown_table
+from lit_atex.text_tables import few_problems, interval_text, markdown_table
+
+SEEDS = "Runs are seeds of one cell if their folders have one name but for the seed: `full,seed=0`, `full,seed=1`."
 
 
 def report(
@@ -68,6 +70,8 @@ def markdown(made: Tables, left_out: dict[str, str], pictures: list[str]) -> str
     if len({row["commit"] for row in made.runs}) > 1:
         parts.append("**The runs are of several commits** (`runs.csv` says which).")
     parts += ["## Cells", *_cells(made.cells)]
+    if len(made.runs) == len(cells) > 1 and not any("seed=" in Path(row["run"]).name for row in made.runs):
+        parts.append(f"Every cell has one run. {SEEDS}")
     if made.comparisons:
         parts += ["## Against the baseline", *_comparisons(made.comparisons)]
         compared = {row[name] for row in made.comparisons for name in ("cell", "baseline")}
@@ -98,7 +102,10 @@ def _cells(rows: list[Row]) -> list[str]:
         "would give with these seeds (BCa bootstrap of the means over seeds). Every run is measured after its last "
         "step; no checkpoint is chosen."
     )
-    return [markdown_table(heads, body), note]
+    known = [row for row in rows if row["problems"]]  # of others there is no interval over problems
+    known.sort(key=lambda row: -row["problems"])  # the smallest number of a set is the one that stays
+    few = few_problems({row["metric"].rpartition("/")[0]: row["problems"] for row in known})
+    return [markdown_table(heads, body), note, *([few] if few else [])]
 
 
 def _comparisons(rows: list[Row]) -> list[str]:
@@ -218,7 +225,7 @@ def parser() -> argparse.ArgumentParser:
     one = argparse.ArgumentParser(
         "lit-atex report",
         usage="%(prog)s FOLDER ... [--metrics SET/METRIC ...] [--baseline AXIS=VALUE] [--out DIR]",
-        description="Tables and pictures of many runs, from their folders.",
+        description=f"Tables and pictures of many runs, from their folders. {SEEDS}",
         allow_abbrev=False,
     )
     one.add_argument("folders", nargs="+", metavar="FOLDER", help="run folders, or folders that hold them")

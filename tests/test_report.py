@@ -666,6 +666,26 @@ def test_the_report_goes_beside_the_runs_and_is_no_run(grid, tmp_path):
     assert "level-8/pass@2" in text
 
 
+@pytest.mark.parametrize(("problems", "warned"), [((10, 10), False), ((10, 9), True), ((0, 10), False)])
+def test_intervals_over_few_problems_are_warned_of_once(made, problems, warned):
+    rows = [row | {"problems": count} for row, count in zip(made.cells, problems)]
+    said = "fewer than 10 problems: intervals over problems are too narrow for level-8\n"
+    assert markdown(made._replace(cells=rows), {}, []).count(said) == warned
+
+
+@pytest.mark.parametrize(("names", "told"), [(("full-0", "full-1"), True), (("full,seed=0", "best,seed=0"), False),
+                                             (("full",), False), (("full,seed=0", "full,seed=1"), False)])  # fmt: skip
+def test_how_seeds_are_named_is_said_where_none_are(grid, tmp_path, names, told):
+    for seed, name in enumerate(names):
+        shutil.copytree(grid / f"exposure=full,seed={seed}", tmp_path / name)
+    text = markdown(tables.make(runs.find([tmp_path])[0], [], None), {}, [])
+    assert ("Every cell has one run. Runs are seeds of one cell if their folders" in text) == told
+
+
+def test_the_help_says_how_seeds_are_named():
+    assert "`full,seed=0`" in " ".join(parser().format_help().split())
+
+
 @pytest.mark.parametrize(("unknown", "mark"), [("", ""), ("p_problems", " (seeds)"), ("p_seeds", " (problems)")])
 def test_a_p_value_of_one_kind_of_chance_says_of_which(made, unknown, mark):
     row = (
