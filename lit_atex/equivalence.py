@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from string import ascii_letters
 
 from lit_atex import exact
 from lit_atex.answer_text import MAX_CHARS, clean, compact, label, unwrap
@@ -195,6 +196,14 @@ def _names(items: Sequence[Answer]) -> set[str]:
     return {item.name for item in items if isinstance(item, Leaf) and item.name}
 
 
+def _by_name(items: Sequence[Answer]) -> Sequence[Answer]:
+    """Named coordinates in their usual order, `y = 5, x = 3` as (3, 5); anything else as it stands."""
+    names = [item.name for item in items if isinstance(item, Leaf)]
+    told = len(names) == len(items) == len(set(names)) and all(len(name) == 1 for name in names)
+    usual = told and (set(names) <= set("xyz") or "".join(sorted(names)) in ascii_letters)
+    return [item for _, item in sorted(zip(names, items), key=lambda pair: pair[0])] if usual else items
+
+
 def _distinct(items: Sequence[Answer]) -> list[Answer]:
     return list({_show(item): item for item in items}.values())
 
@@ -202,7 +211,7 @@ def _distinct(items: Sequence[Answer]) -> list[Answer]:
 def _in_order(items: Sequence[Answer], others: Sequence[Answer]) -> bool | None:
     if len(items) != len(others):
         return False
-    verdicts = [equal(item, other) for item, other in zip(items, others)]
+    verdicts = [equal(item, other) for item, other in zip(_by_name(items), _by_name(others))]
     return False if False in verdicts else None if None in verdicts else True
 
 
@@ -235,7 +244,7 @@ def _show(answer: Answer) -> str:
         if answer.percent and number is not None and abs(number) < 1:
             return str(number / 100)
         return exact.show(answer.value)
-    shown = [_show(item) for item in answer.items]
+    shown = [_show(item) for item in _by_name(answer.items)]
     if answer.kind in ("set", "list"):
         shown = sorted(set(shown) if answer.kind == "set" else shown)
         return shown[0] if len(shown) == 1 else "{" + ",".join(shown) + "}"
