@@ -41,6 +41,13 @@ _NAME = re.compile(
     + r"|angle|triangle|overline|vec|frac|sin|cos|tan|cot|sec|csc|det|gcd)(?![A-Za-z])"
     r"|\|[A-Z]{2}\||[{}(),'+ -])+(?<![+-])"
 )
+_ASKED = re.compile(  # what a problem asks for that has a value of its own; nothing that holds for several, as |x| = 7
+    r"\[[A-Z]{3,}\]|\| ?[A-Z](?: ?\\(?:cap|cup|setminus) ?[A-Z])* ?\|"
+    r"|\\l(floor|ceil)(?:(?!\\r(?:floor|ceil))[^=])*\\r\1"
+    r"|(?:[A-Za-z]|[0-9^{}]+) ?(?:\\bmod|mod) ?[0-9]+|(?:\\Pr|\\?gcd|\\?lcm) ?\([^()]*\)"
+    r"|(?:[EP]|\\mathbb ?\{?[EP]\}?) ?(?:\([^()]*\)|\[[^][]*\])"
+    r"|\\[dt]?binom ?(?:[0-9]|\{[0-9]+\}) ?(?:[0-9]|\{[0-9]+\})|\\log ?_ ?(?:[0-9]|\{[0-9]+\}) ?\(?[0-9]+\)?"
+)
 _RELATION = re.compile(r"[<>]|\\(?:[lgn]e|approx|equiv|cong|sim)(?![A-Za-z])")
 _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")  # not \pmod, \pmatrix
 _ORDER = re.compile(r" ?(<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z])) ?")
@@ -194,7 +201,8 @@ def _name(side: str) -> str:
     text = compact(side)
     value = value_of(text)
     if value is None:
-        return text if _NAME.fullmatch(side) and _closing(f"({side})") == len(side) + 2 else ""
+        named = _NAME.fullmatch(side) or _ASKED.fullmatch(side)
+        return text if named and _closing(f"({side})") == len(side) + 2 else ""
     letters = {symbol for monomial in value for symbol, _ in monomial if not symbol.isdigit()} - {"e", "i", r"\pi"}
     shown = exact.show(value)
     return shown if len(letters) > 1 or (shown in letters and len(value) == 1) else ""
