@@ -235,6 +235,8 @@ def _with_unit(head: str, tail: str, spaced: bool) -> Leaf | None:
     """The leaf if the head is a constant, and the tail a scale ("million"), a unit, or both."""
     # in `2\pi h` the space only ends the command
     spaced = spaced and (not re.search(r"\\[A-Za-z]+$", head) or re.match("[A-Za-z]{4}", tail) is not None)
+    if head.endswith("/") and re.match("[A-Za-z]{3}", tail):  # 7/hour, but 7/h and 7/width are formulas
+        head, tail, spaced = head[:-1].rstrip(), f"per {tail}", False
     first, _, others = tail.partition(" ")
     scale = _SCALES.get(first.lower().removesuffix("s"))
     leaf = valued(head)
