@@ -223,7 +223,8 @@ def _leaf(text: str) -> Leaf:
         return valued(bare)._replace(percent=True)
     money = _MONEY.match(text)
     if money:
-        return _leaf(money[1] + text[money.end() :])._replace(unit=units.key(money[2]) or "")
+        amount = _leaf(money[1] + text[money.end() :])
+        return amount._replace(unit=" ".join(sorted({*amount.unit.split(), units.key(money[2]) or ""})).strip())
     for start in [found.start() for found in _UNIT_START.finditer(text)][-8:]:
         leaf = _with_unit(text[:start].rstrip(), text[start:], text[:start].endswith(" ")) if start else None
         if leaf:

@@ -15,6 +15,7 @@ from lit_atex.answers import Answer, Group, equation, read
 from lit_atex.formulas import AMBIGUOUS, is_mathematics
 from lit_atex.leaves import Leaf, rounds_to, value_of
 from lit_atex.types import Verdict
+from lit_atex.units import CURRENCIES
 
 _ROUNDED = 6  # decimal places from which on a decimal may stand for what it is rounded from
 _EXPRESSION = re.compile(r"[+^-]|^[0-9]")  # of a name that is more than a name
@@ -114,7 +115,7 @@ def _equal_one(leaf: Leaf, group: Group) -> bool | None:
 def _equal_leaves(a: Leaf, b: Leaf) -> bool | None:
     if _same_equation(a, b):
         return True
-    if (a.unit or a.percent) and (b.unit or b.percent) and (a.unit, a.percent) != (b.unit, b.percent):
+    if _in_other_units(a, b):
         return False
     if a.words and (b.words or _DATED.search(a.text)):  # the reference's 10-20 is a range; an answer's may be a sum
         choice = a.text in _CHOICES or (_is_prose(a.text) and _is_prose(b.text))  # x is not X, nor rR rr
@@ -134,6 +135,15 @@ def _equal_leaves(a: Leaf, b: Leaf) -> bool | None:
     if a.words or b.words:
         return False
     return None
+
+
+def _in_other_units(a: Leaf, b: Leaf) -> bool:
+    """Whether both have a unit, and not the same; that of money may lack what it is paid for: $5 for $5 per hour."""
+    if not (a.unit or a.percent) or not (b.unit or b.percent):
+        return False
+    fewer, more = sorted((a.unit.split(), b.unit.split()), key=len)
+    lacks = len(fewer) == 1 and fewer[0] in CURRENCIES and fewer[0] in more
+    return a.percent != b.percent or (fewer != more and not lacks)
 
 
 def _same_equation(a: Leaf, b: Leaf) -> bool:

@@ -15,6 +15,7 @@ _SPELLINGS = """
     child children; woman women; sheep; fish; deer; mouse mice; tooth teeth; goose geese
     yuan rmb; Mg megagram; Mm megameter; cat; dog; hat; egg; pen; cow; box; bag; cup; can; way; car; boy; row; ppl; pt
 """
+CURRENCIES = frozenset(("usd", "eur", "gbp", "jpy", "inr", "yuan", "ct"))  # among the keys
 _NAMES = {name: names[0] for names in map(str.split, re.split(r"[;\n]", _SPELLINGS)) for name in names}
 _LONE = frozenset("mgshLNJWV")  # single letters that stand for a unit rather than a variable
 _NOT_UNITS = re.compile(
