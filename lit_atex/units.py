@@ -52,13 +52,13 @@ def key(text: str, spaced: bool = True, plural: bool = True) -> str | None:
         plural: Whether a noun that is not known must be in the plural, as behind any number but one and its parts.
     """
     text = " ".join(text.replace(r"\cdot", " ").split())
-    of = _OF.search(text)
-    if of and not any(word and _NOT_UNITS.fullmatch(word) for word in of.groups()):
-        text = text[: of.start()] + text[of.end() :]
     if spaced:
         text = _TRAILING.sub("", text)
         if not text:
             return ""
+    of = _OF.search(text)
+    if of and not any(word and _NOT_UNITS.fullmatch(word) for word in of.groups()):
+        text = text[: of.start()] + text[of.end() :]
     if len(text) > 60 or not _SHAPE.fullmatch(text):
         return None
     powers: dict[str, int] = {}
