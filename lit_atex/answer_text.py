@@ -24,7 +24,11 @@ _HEADING = re.compile(
     r"|explanation|summary|check|steps|reasoning|proof|lemma|claim|remark|(?:final )?answer)(?![A-Za-z]))",
     re.IGNORECASE,
 )  # of Markdown
-_ANSWER_IS = re.compile(r"\banswer(?:\*\*)?\s{0,4}(?:is\b(?: as follows\b)?|:)\s{0,4}:?(?:\*\*)?\s{0,4}", re.IGNORECASE)
+_ANSWER_IS = re.compile(
+    r"\b(?:answer|correct (?:option|choice))(?:\*\*)?\s{0,4}"
+    r"(?:is\b(?: (?:as follows|therefore|thus|hence|then)\b,?)?|:)\s{0,4}:?(?:\*\*)?\s{0,4}",
+    re.IGNORECASE,
+)
 _NOTHING = re.compile(r"(?:obvious|evident|clear)\b")
 ABBREVIATIONS = "e\\.g|i\\.e|cf|vs|approx|resp|Eq|Fig|Mr|Mrs|Ms|Dr|St|Thm|Prop|Lem|Sec|Ch|Ex|Prob"
 _ABBREVIATED = re.compile(rf"(?:^|[\s(])(?:{ABBREVIATIONS})\Z")
@@ -139,7 +143,7 @@ def unwrap(text: str) -> str:
         text = _EXP.sub(r"e^{\1}", text)
     text = _FUNCTION.sub(r"\\\1", _CELSIUS.sub(lambda degrees: f" °{degrees[1].upper()}", text))
     text = _PLAIN.sub(r"\\\1 ", text.replace("infinity", "infty"))
-    return " ".join(text.split()).replace(" ^", "^")  # \text{ cm}^2
+    return " ".join(text.split()).replace(" ^", "^").rstrip(" .")  # \text{ cm}^2, \text{Yes.}
 
 
 def compact(text: str) -> str:

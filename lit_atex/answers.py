@@ -41,6 +41,13 @@ _NAME = re.compile(
     + r"|angle|triangle|overline|vec|frac|sin|cos|tan|cot|sec|csc|det|gcd)(?![A-Za-z])"
     r"|\|[A-Z]{2}\||[{}(),'+ -])+(?<![+-])"
 )
+_ASKED = re.compile(  # what a problem asks for that has a value of its own; nothing that holds for several, as |x| = 7
+    r"\[[A-Z]{3,}\]|\| ?[A-Z](?: ?\\(?:cap|cup|setminus) ?[A-Z])* ?\|"
+    r"|\\l(floor|ceil)(?:(?!\\r(?:floor|ceil))[^=])*\\r\1"
+    r"|(?:[A-Za-z]|[0-9^{}]+) ?(?:\\bmod|mod) ?[0-9]+|(?:\\Pr|\\?gcd|\\?lcm) ?\([^()]*\)"
+    r"|(?:[EP]|\\mathbb ?\{?[EP]\}?) ?(?:\([^()]*\)|\[[^][]*\])"
+    r"|\\[dt]?binom ?(?:[0-9]|\{[0-9]+\}) ?(?:[0-9]|\{[0-9]+\})|\\log ?_ ?(?:[0-9]|\{[0-9]+\}) ?\(?[0-9]+\)?"
+)
 _RELATION = re.compile(r"[<>]|\\(?:[lgn]e|approx|equiv|cong|sim)(?![A-Za-z])")
 _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")  # not \pmod, \pmatrix
 _ORDER = re.compile(r" ?(<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z])) ?")
@@ -194,7 +201,8 @@ def _name(side: str) -> str:
     text = compact(side)
     value = value_of(text)
     if value is None:
-        return text if _NAME.fullmatch(side) and _closing(f"({side})") == len(side) + 2 else ""
+        named = _NAME.fullmatch(side) or _ASKED.fullmatch(side)
+        return text if named and _closing(f"({side})") == len(side) + 2 else ""
     letters = {symbol for monomial in value for symbol, _ in monomial if not symbol.isdigit()} - {"e", "i", r"\pi"}
     shown = exact.show(value)
     return shown if len(letters) > 1 or (shown in letters and len(value) == 1) else ""
@@ -215,7 +223,8 @@ def _leaf(text: str) -> Leaf:
         return valued(bare)._replace(percent=True)
     money = _MONEY.match(text)
     if money:
-        return _leaf(money[1] + text[money.end() :])._replace(unit=units.key(money[2]) or "")
+        amount = _leaf(money[1] + text[money.end() :])
+        return amount._replace(unit=" ".join(sorted({*amount.unit.split(), units.key(money[2]) or ""})).strip())
     for start in [found.start() for found in _UNIT_START.finditer(text)][-8:]:
         leaf = _with_unit(text[:start].rstrip(), text[start:], text[:start].endswith(" ")) if start else None
         if leaf:
@@ -227,6 +236,8 @@ def _with_unit(head: str, tail: str, spaced: bool) -> Leaf | None:
     """The leaf if the head is a constant, and the tail a scale ("million"), a unit, or both."""
     # in `2\pi h` the space only ends the command
     spaced = spaced and (not re.search(r"\\[A-Za-z]+$", head) or re.match("[A-Za-z]{4}", tail) is not None)
+    if head.endswith("/") and re.match("[A-Za-z]{3}", tail):  # 7/hour, but 7/h and 7/width are formulas
+        head, tail, spaced = head[:-1].rstrip(), f"per {tail}", False
     first, _, others = tail.partition(" ")
     scale = _SCALES.get(first.lower().removesuffix("s"))
     leaf = valued(head)

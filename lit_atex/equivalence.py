@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from string import ascii_letters
 
 from lit_atex import exact
 from lit_atex.answer_text import MAX_CHARS, clean, compact, label, unwrap
@@ -14,6 +15,7 @@ from lit_atex.answers import Answer, Group, equation, read
 from lit_atex.formulas import AMBIGUOUS, is_mathematics
 from lit_atex.leaves import Leaf, rounds_to, value_of
 from lit_atex.types import Verdict
+from lit_atex.units import CURRENCIES
 
 _ROUNDED = 6  # decimal places from which on a decimal may stand for what it is rounded from
 _EXPRESSION = re.compile(r"[+^-]|^[0-9]")  # of a name that is more than a name
@@ -113,7 +115,7 @@ def _equal_one(leaf: Leaf, group: Group) -> bool | None:
 def _equal_leaves(a: Leaf, b: Leaf) -> bool | None:
     if _same_equation(a, b):
         return True
-    if (a.unit or a.percent) and (b.unit or b.percent) and (a.unit, a.percent) != (b.unit, b.percent):
+    if _in_other_units(a, b):
         return False
     if a.words and (b.words or _DATED.search(a.text)):  # the reference's 10-20 is a range; an answer's may be a sum
         choice = a.text in _CHOICES or (_is_prose(a.text) and _is_prose(b.text))  # x is not X, nor rR rr
@@ -133,6 +135,15 @@ def _equal_leaves(a: Leaf, b: Leaf) -> bool | None:
     if a.words or b.words:
         return False
     return None
+
+
+def _in_other_units(a: Leaf, b: Leaf) -> bool:
+    """Whether both have a unit, and not the same; that of money may lack what it is paid for: $5 for $5 per hour."""
+    if not (a.unit or a.percent) or not (b.unit or b.percent):
+        return False
+    fewer, more = sorted((a.unit.split(), b.unit.split()), key=len)
+    lacks = len(fewer) == 1 and fewer[0] in CURRENCIES and fewer[0] in more
+    return a.percent != b.percent or (fewer != more and not lacks)
 
 
 def _same_equation(a: Leaf, b: Leaf) -> bool:
@@ -195,6 +206,14 @@ def _names(items: Sequence[Answer]) -> set[str]:
     return {item.name for item in items if isinstance(item, Leaf) and item.name}
 
 
+def _by_name(items: Sequence[Answer]) -> Sequence[Answer]:
+    """Named coordinates in their usual order, `y = 5, x = 3` as (3, 5); anything else as it stands."""
+    names = [item.name for item in items if isinstance(item, Leaf)]
+    told = len(names) == len(items) == len(set(names)) and all(len(name) == 1 for name in names)
+    usual = told and (set(names) <= set("xyz") or "".join(sorted(names)) in ascii_letters)
+    return [item for _, item in sorted(zip(names, items), key=lambda pair: pair[0])] if usual else items
+
+
 def _distinct(items: Sequence[Answer]) -> list[Answer]:
     return list({_show(item): item for item in items}.values())
 
@@ -202,7 +221,7 @@ def _distinct(items: Sequence[Answer]) -> list[Answer]:
 def _in_order(items: Sequence[Answer], others: Sequence[Answer]) -> bool | None:
     if len(items) != len(others):
         return False
-    verdicts = [equal(item, other) for item, other in zip(items, others)]
+    verdicts = [equal(item, other) for item, other in zip(_by_name(items), _by_name(others))]
     return False if False in verdicts else None if None in verdicts else True
 
 
@@ -235,7 +254,7 @@ def _show(answer: Answer) -> str:
         if answer.percent and number is not None and abs(number) < 1:
             return str(number / 100)
         return exact.show(answer.value)
-    shown = [_show(item) for item in answer.items]
+    shown = [_show(item) for item in _by_name(answer.items)]
     if answer.kind in ("set", "list"):
         shown = sorted(set(shown) if answer.kind == "set" else shown)
         return shown[0] if len(shown) == 1 else "{" + ",".join(shown) + "}"

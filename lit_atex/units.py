@@ -15,23 +15,28 @@ _SPELLINGS = """
     child children; woman women; sheep; fish; deer; mouse mice; tooth teeth; goose geese
     yuan rmb; Mg megagram; Mm megameter; cat; dog; hat; egg; pen; cow; box; bag; cup; can; way; car; boy; row; ppl; pt
 """
+CURRENCIES = frozenset(("usd", "eur", "gbp", "jpy", "inr", "yuan", "ct"))  # among the keys
 _NAMES = {name: names[0] for names in map(str.split, re.split(r"[;\n]", _SPELLINGS)) for name in names}
 _LONE = frozenset("mgshLNJWV")  # single letters that stand for a unit rather than a variable
 _NOT_UNITS = re.compile(
     r"(?:not|or|and|is|are|to|from|than|about|sqrt|times|plus|minus|over|divided|half|halfs|halves|third|thirds|fourth"
     r"|quarter|base|mod|modulo|choose|factorial|remainder|negative|hundreds?|thousands?|[a-z]+illions?"
     r"|dozens?|tens|score|lakhs?|crores?|grand|infinity|where|with|when|if|for|except|maybe|[a-z]+ths?|squared|cubed"
-    r"|permille|mille|basis|percentage|nano|micro|milli|centi|deci|deca|hecto|mega|giga|tera|pico|double|triple"
+    r"|permille|mille|basis|percent(?:s|age)?|nano|micro|milli|centi|deci|deca|hecto|mega|giga|tera|pico|double|triple"
     r"|quadruple|gross|more|less|fewer|undefined|false|true|impossible|below|above|under|none|never"
     r"|root|zero|binary|octal|decimal|hexadecimal|[a-z]+ly|either|neither|versus|while|also|cannot|oder|only|just|even"
     r"|perhaps|always|sometimes|besides|instead|rather|then|than|that|this|which|would|could|should|might|because|since"
     r"|although|though|unless|until|wrong|incorrect|correct|invalid|unknown|equals|becomes|remains|seems|means|repeats"
     r"|repeating|recurring|rounded|halved|doubled|tripled|doubles|triples|gives|comes|makes|goes|does|into|each|both"
-    r"|(?:one|two|three|four|five|six|seven|eight|nine|eleven|twelve|[a-z]+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)t)"
+    r"|(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)t)"
     r"(?:s|es|y|ies)?)",
     re.IGNORECASE,
 )
 _SHORT = ("red", "big", "odd", "old", "new")  # adjectives; others have four letters
+_OF = re.compile(r"(?<=[a-z])(?<!cent)(?<!quarters) of ([a-z]{3,})(?: ([a-z]{3,}))?(?= per |$)")  # cups of tea
+_TRAILING = re.compile(
+    r"(?:^|(?<!cent) )(?:left|in total|total|altogether|each|old|tall|long|wide|high|deep|more|remaining|away)$"
+)
 _PLURAL = re.compile(r"[A-Za-z]+(?<![usi])s", re.IGNORECASE)
 _PARTICIPLE = re.compile(r"[A-Za-z]+(?:ed|ing)", re.IGNORECASE)
 _SHAPE = re.compile(r"[A-Za-z°.$€£¥₹¢]+(?:(?: ?[/*] ?| )[A-Za-z.]+|\^\{?-?[1-9]\}?){0,7}")
@@ -47,6 +52,13 @@ def key(text: str, spaced: bool = True, plural: bool = True) -> str | None:
         plural: Whether a noun that is not known must be in the plural, as behind any number but one and its parts.
     """
     text = " ".join(text.replace(r"\cdot", " ").split())
+    if spaced:
+        text = _TRAILING.sub("", text)
+        if not text:
+            return ""
+    of = _OF.search(text)
+    if of and not any(word and _NOT_UNITS.fullmatch(word) for word in of.groups()):
+        text = text[: of.start()] + text[of.end() :]
     if len(text) > 60 or not _SHAPE.fullmatch(text):
         return None
     powers: dict[str, int] = {}
