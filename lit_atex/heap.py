@@ -22,7 +22,8 @@ def give_back(weights: Iterable[Tensor]) -> bool:
     them that the other does not fill.
 
     Returns:
-        Whether it does; not elsewhere than on Linux, nor with another allocator.
+        Whether it was told to, for the rest of the process; not elsewhere than on Linux. Another allocator in glibc's
+        place does not hear of it.
     """
     size = sum(weight.nbytes for weight in weights if weight.device.type == "cpu")
     if size < LARGE or sys.platform != "linux":

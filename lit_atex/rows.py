@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from math import isfinite
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,25 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("lit_atex")
 
 _MISSING = frozenset(("", "nan", "none", "n/a", "null", "-"))  # what tables write for nothing
-# How a file begins that does not have a JSON object a line, and what it is instead.
-NO_LINES = {
-    rb"\x1f\x8b": "compressed: unpack it",
-    rb"\xff\xfe|\xfe\xff": "UTF-16: save it as UTF-8",
-    rb"(?:\xef\xbb\xbf)?\s*\[": "one JSON list: `jq -c '.[]'` makes lines of it",
-    rb"(?:\xef\xbb\xbf)?[\"\w ]+[,;\t]": "a table such as CSV: pandas' `to_json(..., lines=True)` makes lines of it",
-}
 _OPTIONS = frozenset(("options", "choices"))
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def read_otherwise(path: Path) -> str:
-    """What is at a path that `datasets` loads otherwise than by name, and the source that reads it; or nothing."""
-    if path.is_file():
-        return "is a file: take class_path lit_atex.sources.JsonLines or .Parquet, with init_args.path"
-    if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        written = "was written by `save_to_disk`, which is for `load_from_disk`: write it by `to_parquet`"
-        return f"{written}, and take class_path lit_atex.sources.Parquet with init_args.path"
-    return ""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from lit_atex.rows import DEFAULT_COLUMNS, NO_LINES, Columns, read_otherwise, to_problem
+from lit_atex.formats import no_lines, read_otherwise
+from lit_atex.rows import DEFAULT_COLUMNS, Columns, to_problem
 from lit_atex.types import BadRow, Problem
 
 _READ_AHEAD = 64
@@ -212,9 +213,8 @@ class JsonLines(File):
         if not path.is_file():
             raise ValueError(f"init_args.path: there is no file {self.path!r} with one JSON object a line {HUB}.")
         with path.open("rb") as file:
-            for begins, kind in NO_LINES.items():
-                if re.match(begins, file.peek()):
-                    raise ValueError(f"init_args.path: {self.path!r} is {kind}; give one with one JSON object a line.")
+            if kind := no_lines(file.peek()):
+                raise ValueError(f"init_args.path: {self.path!r} is {kind}; give one with one JSON object a line.")
             for number, line in enumerate(file):
                 if not line.strip():
                     continue
