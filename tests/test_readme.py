@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from lit_atex.api import load
 from lit_atex.cli import main
@@ -138,6 +139,47 @@ def test_a_divergence_of_ones_own_as_docs_show_it(tmp_path, monkeypatch) -> None
         my_divergence.Power(scale=10).per_token(student.log(), teacher.log(), torch.zeros(3, dtype=torch.long)).value
     )
     torch.testing.assert_close(value, 10 * ((student - teacher) ** 2).sum(-1))
+
+
+def test_every_overlay_is_named_and_there() -> None:
+    table = README.split("| what | overlay, in `configs/` |")[1].split("\n\n")[0]
+    configs, named = ROOT / "configs", set()
+    for row in table.splitlines()[2:]:
+        folder = ""
+        for name in re.findall(r"`([\w./-]+)`", row.split("|")[2]):  # "`hint/suffix`, `masked`": the folder goes on
+            folder = name.rpartition("/")[0] or folder
+            places = [configs / f"{name}.yaml", configs / folder / f"{name}.yaml", *(configs / name).glob("*.yaml")]
+            found = [place for place in places if place.is_file()]
+            assert found, name
+            named.update(found)
+    there = {p for p in ROOT.glob("configs/*/*.yaml") if p.parent.name != "ablations"}
+    of_a_stack = {"chain_sum", "gsm_symbolic", "embedded", "aime24", "aime25", "hmmt_feb25"}
+    assert {p.stem for p in there - named} == of_a_stack
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/method.md", "docs/divergences.md", "docs/speed.md", "results/README.md"]
+)
+def test_links_lead_somewhere(page) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in link]
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_the_method_on_a_page_is_so() -> None:
+    method = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    names: dict = {}
+    exec(method.split("```python\n")[1].split("```")[0], names)
+    assert names["earned"] == [0.15, 0.1]
+    base = yaml.safe_load((ROOT / "configs" / "base.yaml").read_text(encoding="utf-8"))
+    keys = [key for key in re.findall(r"`((?:model|exposure)\.[a-z_.]+)`", method) if not key.endswith(".py")]
+    assert len(keys) > 8
+    for key in keys:
+        value = base
+        for part in key.split(".init_args")[0].split("."):  # arguments are those of classes that base.yaml may not have
+            value = value[part]
+    modules = set(re.findall(r"`(\w+\.py)`", method))
+    assert {name for name in modules if not (ROOT / "lit_atex" / name).is_file()} == set()
 
 
 def test_a_run_from_python_is_that_of_the_command_line(tmp_path, monkeypatch) -> None:
