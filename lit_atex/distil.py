@@ -33,6 +33,7 @@ def distil(
     samples: int,
     chunk_tokens: int,
     part_tokens: int,
+    weights: Float[Tensor, " rollouts"] | None = None,
     timed: Callable[[str], AbstractContextManager[None]] = lambda phase: nullcontext(),
 ) -> tuple[Float[Tensor, ""], TokenDivergence]:
     """Score the same completion ids from both prompts.
@@ -48,10 +49,11 @@ def distil(
         chunk_tokens: Most completion tokens whose logits are alive at a time.
         part_tokens: Most tokens, padding included, that go through the student, or through the teacher, at a time; at
             least one problem does. If there are several parts, each is differentiated as soon as it is scored.
+        weights: Of each rollout's tokens in the sum; 1 if left out.
         timed: Called with "teacher" and "student" around their parts of the work.
 
     Returns:
-        The divergence summed over completion tokens, with gradient; and its values per token.
+        The weighted divergence summed over completion tokens, with gradient; and its values per token, unweighted.
     """
     if not int(rollouts.lengths.sum()):  # nothing was sampled: no loss, but the same graph on every rank
         head = head_of(student)
@@ -74,9 +76,8 @@ def distil(
             teacher_hidden, teacher_head = torch.cat(found) if len(found) > 1 else found[0], head_of(scorer)
         with timed("student"):
             hidden = completion_hidden(student, mine, part)
-            return fused_divergence(
-                divergence, hidden, head_of(student), teacher_hidden, teacher_head, ids, chunk_tokens
-            )
+            sides = (hidden, head_of(student), teacher_hidden, teacher_head)
+            return fused_divergence(divergence, *sides, ids, chunk_tokens, _of_tokens(weights, part, problems, samples))
 
     lengths = rollouts.lengths.view(-1, samples).amax(1).tolist()
     parts = split([(len(p), n) for p, n in zip(prompts, lengths)], samples, part_tokens)
@@ -95,6 +96,14 @@ def _scorer(teacher: Teacher, student: Any) -> Iterator[nn.Module]:
             found = "one in training mode" if isinstance(module, nn.Module) else f"a {type(module).__name__}"
             raise ValueError(f"{name} must yield a module in evaluation mode (rollout.evaluating); it yields {found}.")
         yield module
+
+
+def _of_tokens(weights: Tensor | None, part: Rollouts, problems: slice, samples: int) -> Tensor | None:
+    """Each rollout's weight, for each of its tokens."""
+    if weights is None:
+        return None
+    mine = weights[problems.start * samples : problems.stop * samples].to(part.lengths.device)
+    return mine.repeat_interleave(part.lengths)
 
 
 def _rows(rollouts: Rollouts, problems: slice, samples: int) -> Rollouts:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lit_atex.checks import check_memory, check_optimizer, check_precision
 from lit_atex.distil import distil
-from lit_atex.divergence import Divergence, TokenDivergence
+from lit_atex.divergence import Divergence
 from lit_atex.frozen import FrozenWeights
 from lit_atex.heap import give_back
 from lit_atex.models import LanguageModel
@@ -34,6 +34,7 @@ from lit_atex.supervised import references
 from lit_atex.teacher import Frozen, Teacher
 from lit_atex.types import Problem, Rollouts, StepFeedback, row_generators, seeded
 from lit_atex.verify import Verifier
+from lit_atex.weighting import Weighting, rollout_weights
 from lit_atex.window import BadSteps, Batch, PhaseClock, Seen, StepWindow
 
 log = logging.getLogger("lit_atex")
@@ -69,6 +70,7 @@ class SelfDistillation(Solver):
         chunk_tokens: int = 512,
         part_tokens: int = 16384,
         completions: Literal["student", "reference", "hinted_reference"] = "student",
+        weighting: Weighting | None = None,
         seed: int = 0,
         eval_metrics: dict[str, str] | None = None,
     ) -> None:
@@ -91,6 +93,7 @@ class SelfDistillation(Solver):
             chunk_tokens: Completion tokens whose logits are alive at a time; less memory and slower if small.
             part_tokens: Tokens that go through student or teacher at a time, padding included; more are done in parts.
             completions: What is trained on: rollouts, or references after either prompt (`supervised.py`).
+            weighting: What each rollout counts for by its verdict; None: 1, whatever it is (`weighting.py`).
             seed: Seed of all sampling; the command line sets it from `seed_everything`.
             eval_metrics: Of your own, by name: dotted paths of functions of a completion and its problem (`own.py`).
 
@@ -102,7 +105,8 @@ class SelfDistillation(Solver):
         for name, value in {"samples": samples, "chunk_tokens": chunk_tokens, "part_tokens": part_tokens}.items():
             if value < 1:
                 raise ValueError(f"model.{name} must be at least 1, got {value}.")
-        self.teacher, self.divergence, self.sampling = teacher, divergence, sampling
+        rollout_weights(weighting, [], samples)  # refuses what it cannot work with before anything is evaluated
+        self.teacher, self.divergence, self.weighting, self.sampling = teacher, divergence, weighting, sampling
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
         self.samples, self.completions = samples, completions
         self.chunk_tokens, self.part_tokens = chunk_tokens, part_tokens
@@ -171,10 +175,13 @@ class SelfDistillation(Solver):
         teacher_prompts = self.prompts.teachers(problems, ratios, self.tokenizer, self.train_room)
         if self.completions == "hinted_reference":
             prompts = [t.ids for t in teacher_prompts]
-        loss, tokens = self.distil(prompts, [t.ids for t in teacher_prompts], rollouts)
         with self.clock.timed("verify"):
             completions = self.decode(rollouts)
             verdicts = self.verifier.verify(completions, [p.answer for p in problems for _ in range(self.samples)])
+        weights = rollout_weights(self.weighting, verdicts, self.samples)
+        sides = (self.student, self.teacher, prompts, [t.ids for t in teacher_prompts])
+        sizes = (self.samples, self.chunk_tokens, self.part_tokens)
+        loss, tokens = distil(self.divergence, *sides, rollouts, *sizes, weights, self.clock.timed)
         values = tokens.value.detach()
         self.seen = Seen(problems, prompts, teacher_prompts, ratios, rollouts, completions, verdicts, values)
         names = ("mismatch", "student_entropy", "teacher_entropy", "clipped", "negative")
@@ -186,7 +193,8 @@ class SelfDistillation(Solver):
                 exposures=ratios,
                 verdicts=verdicts,
                 rollouts=rollouts,
-                sums={"loss": loss.detach(), **{name: getattr(tokens, name).sum() for name in names}},
+                sums={"loss": loss.detach(), **{name: getattr(tokens, name).sum() for name in names}}
+                | ({} if weights is None else {"weighted": (weights != 0).sum()}),
                 truncated=sum(t.truncated for t in teacher_prompts),
                 skipped=len(skipped),
                 seconds=self.clock.seconds,
@@ -213,13 +221,6 @@ class SelfDistillation(Solver):
             log.warning("%s; problems: %s", error, [p.id for p in problems])
             self._loss_is_finite = False
             return Rollouts.nothing(len(generators), self.device)
-
-    def distil(
-        self, prompts: list[list[int]], teacher_prompts: list[list[int]], rollouts: Rollouts
-    ) -> tuple[Float[Tensor, ""], TokenDivergence]:
-        """Score the same completion ids from both prompts; arguments and result are those of `distil.distil`."""
-        given = (self.divergence, self.student, self.teacher, prompts, teacher_prompts, rollouts)
-        return distil(*given, self.samples, self.chunk_tokens, self.part_tokens, timed=self.clock.timed)
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Start the clock of the backward pass."""

@@ -32,7 +32,8 @@ class Batch(NamedTuple):
         exposures: Their exposure ratios.
         verdicts: One per rollout, grouped by problem.
         rollouts: What was sampled.
-        sums: Sums by name: "loss", "mismatch", "student_entropy", "teacher_entropy", "clipped", "negative".
+        sums: Sums by name: "loss", "mismatch", "student_entropy", "teacher_entropy", "clipped", "negative";
+            under a weighting "weighted", the rollouts whose weight is not 0.
         truncated: Teacher prompts that lost steps of their hint.
         skipped: Problems left out since their prompt is too long.
         seconds: Wall-clock seconds by phase: "rollout", "teacher", "student", "verify".
@@ -251,6 +252,9 @@ class StepWindow:
             "loss/divergence": self.per_token("loss"),
             "loss/clipped_share": self.per_token("clipped"),
             "loss/negative_share": self.per_token("negative"),
+            **(
+                {"loss/weighted_share": self.totals["sum/weighted"] / rollouts} if "sum/weighted" in self.totals else {}
+            ),
             "mismatch/forward_kl": self.per_token("mismatch"),
             "entropy/student": self.per_token("student_entropy"),
             "entropy/teacher": self.per_token("teacher_entropy"),

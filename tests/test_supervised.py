@@ -100,7 +100,7 @@ def test_the_value_is_that_of_cross_entropy():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overlay", ["sft", "off_policy", "hinted_sft"])
+@pytest.mark.parametrize("overlay", ["sft", "off_policy", "hinted_sft", "grpo", "rejection"])
 def test_the_overlays_train_on_tiny(overlay, tmp_path):
     stack = [CONFIGS / "base.yaml", CONFIGS / "objective" / f"{overlay}.yaml", CONFIGS / "tiny.yaml"]
     main(["fit", *(word for path in stack for word in ("--config", str(path))), "--run", str(tmp_path)])
@@ -109,5 +109,5 @@ def test_the_overlays_train_on_tiny(overlay, tmp_path):
     blocks = [block.partition("\n") for block in text.split("===== ")[1:]]
     roles = ("student", "teacher", "evaluation")
     student, teacher, bare = ([body for head, _, body in blocks if f"· {role}, " in head] for role in roles)
-    assert (student == teacher) == (overlay != "off_policy")  # sft shows nothing to either
+    assert (student == teacher) == (overlay != "off_policy")  # the others show nothing to either
     assert (student == bare) == (overlay != "hinted_sft")
