@@ -80,6 +80,8 @@ def rollout_weights(weighting: Weighting | None, verdicts: Sequence[Verdict], sa
     if samples < weighting.least_samples:
         least = f"{weighting.least_samples} for {type(weighting).__name__}"
         raise ValueError(f"model.samples must be at least {least}, got {samples}.")
+    if not verdicts:
+        return torch.zeros(0)
     correct = torch.tensor([float(v is Verdict.CORRECT) for v in verdicts]).view(len(verdicts) // samples, samples)
     weights = weighting.weights(correct)
     if not isinstance(weights, Tensor) or weights.shape != correct.shape or not weights.isfinite().all():
