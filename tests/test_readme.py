@@ -184,14 +184,13 @@ def test_every_overlay_is_named_and_there() -> None:
     assert {p.stem for p in there - named} == of_a_stack
 
 
-@pytest.mark.parametrize(
-    "page",
-    ["README.md", "docs/method.md", "docs/logged.md", "docs/divergences.md", "docs/speed.md", "results/README.md"],
-)
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("[bdr]*/**/*.md"), ROOT / "lit_atex" / "embedded" / "model" / "README.md"]
+
+
+@pytest.mark.parametrize("page", sorted(PAGES), ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page) -> None:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    links = [link for link in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in link]
-    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+    links = [x for x in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")) if "://" not in x]
+    assert [link for link in links if not page.parent.joinpath(link).exists()] == []
 
 
 def test_the_method_on_a_page_is_so() -> None:
