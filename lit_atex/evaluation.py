@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -26,6 +25,7 @@ from lit_atex.metrics import (
     mean_g_pass_at_k,
     pass_at_k,
 )
+from lit_atex.ranks import of_all_ranks
 from lit_atex.stats import bootstrap_intervals, fixed_problems_interval
 from lit_atex.types import Verdict
 from lit_atex.votes import majority_at_k
@@ -192,7 +192,8 @@ class _Set(nn.Module):
 
     def result(self) -> Result:
         """All numbers, over all ranks; problems sorted by id, so that any number of ranks makes the same draws."""
-        rows = self._over_ranks()
+        # In the order rank, update, problem: that of the metrics' values.
+        rows = [row for of_rank in of_all_ranks(self.rows) for row in of_rank]
         order = sorted(range(len(rows)), key=lambda i: rows[i]["id"])
         rows = [rows[i] for i in order]
         values = {name: metric.per_problem().cpu().numpy()[order] for name, metric in self.named().items()}
@@ -238,14 +239,6 @@ class _Set(nn.Module):
         """Whether a metric lies in [0, 1]: of the user's own, those of which every value is a bool."""
         key, own = _row_key(name, True), name in self.own
         return all(isinstance(value, bool) for row in rows for value in row[key]) if own else is_share(name)
-
-    def _over_ranks(self) -> list[dict[str, Any]]:
-        """The rows in the order rank, update, problem: that of the metrics' values."""
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-            return self.rows
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, self.rows)
-        return [row for rows in gathered for row in rows]
 
 
 def _compact(row: dict[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
-
-import torch.distributed as dist
+from typing import Literal, NamedTuple
 
 from lit_atex.types import Verdict
 from lit_atex.verify import canonical
@@ -110,15 +108,6 @@ def count(seen: Seen, samples: int, extract: Callable[[str], str | None]) -> Sum
 def total(parts: Sequence[Sums]) -> Sums:
     """The sums of several micro-batches, ranks or steps."""
     return {name: sum(part.get(name, 0.0) for part in parts) for name in dict.fromkeys(k for p in parts for k in p)}
-
-
-def over_ranks(sums: Sums) -> Sums:
-    """The sums of all ranks, the same on each of them."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return sums
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, sums)
-    return total(gathered)
 
 
 def measures(sums: Sums) -> dict[str, float]:

@@ -12,12 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch.distributed as dist
 from torch import Tensor
 
 from lit_atex.prompts import TeacherPrompt
+from lit_atex.ranks import of_all_ranks
 from lit_atex.types import Problem, Rollouts, StepFeedback, Verdict
 
 log = logging.getLogger("lit_atex")
@@ -193,10 +193,10 @@ class StepWindow:
 
     def reduce(self) -> None:
         """Add the other ranks' counts to ours; afterwards every rank holds the same, in the same order."""
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        verdicts = [v.value for v in self.verdicts]
+        gathered = of_all_ranks((dict(self.totals), self.problem_ids, self.levels, self.exposures, verdicts))
+        if len(gathered) == 1:
             return
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, (dict(self.totals), *self._lists()))
         self.clear()
         for totals, ids, levels, exposures, verdicts in gathered:
             self.totals.update(totals)
@@ -206,10 +206,7 @@ class StepWindow:
             self.verdicts += [Verdict(v) for v in verdicts]
         for name in list(self.totals):
             if name.startswith("seconds/"):
-                self.totals[name] /= dist.get_world_size()  # type: ignore[assignment]
-
-    def _lists(self) -> tuple[list[str], list[str], list[float], list[str]]:
-        return self.problem_ids, self.levels, self.exposures, [v.value for v in self.verdicts]
+                self.totals[name] /= len(gathered)  # type: ignore[assignment]
 
     def per_token(self, name: str) -> float:
         """Mean of a sum over completion tokens; 0 if there were none."""
