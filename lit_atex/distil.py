@@ -99,4 +99,4 @@ def _scorer(teacher: Teacher, student: Any) -> Iterator[nn.Module]:
 
 def _rows(rollouts: Rollouts, problems: slice, samples: int) -> Rollouts:
     """Those of some problems."""
-    return Rollouts(*(x[problems.start * samples : problems.stop * samples] for x in rollouts))
+    return rollouts.some(slice(problems.start * samples, problems.stop * samples))

@@ -125,7 +125,7 @@ class ProbeNLL(ProgressMeasure):
         total, tokens = 0.0, 0
         for start in range(0, len(rows), CHUNK):
             part = rows[start : start + CHUNK]
-            rollouts = _rollouts([ids for _, ids in part], module.device)
+            rollouts = Rollouts.of([ids for _, ids in part], module.end_ids, module.device)
             with evaluating(module.student):
                 scores = token_log_probs(module.student, [p for p, _ in part], rollouts, module.chunk_tokens)
             total, tokens = total + float(scores.cpu().double().sum()), tokens + len(scores)
@@ -157,14 +157,13 @@ class ProbeMatch(ProgressMeasure):
             rows: list[list[int]] = []
             for at in range(0, len(probe), CHUNK):
                 part = slice(at, at + CHUNK)
-                made = module.generate(prompts[part], 1, module.sampling, generators[part])
-                rows += [row[:n].tolist() for row, n in zip(made.ids, made.lengths.tolist())]
+                rows += module.generate(prompts[part], 1, module.sampling, generators[part]).lists()
             self._ids = dict(pair for pairs in of_all_ranks(list(zip(map(_key, probe), rows))) for pair in pairs)
         teachers = module.prompts.teachers(probe, [1.0] * len(probe), module.tokenizer, module.train_room)
         total, tokens = 0.0, 0
         for at in range(0, len(probe), CHUNK):
             part = slice(at, at + CHUNK)
-            rollouts = _rollouts([self._ids[_key(p)] for p in probe[part]], module.device)
+            rollouts = Rollouts.of([self._ids[_key(p)] for p in probe[part]], module.end_ids, module.device)
             with module.teacher.scorer(module.student) as teacher:
                 teacher_hidden = completion_hidden(teacher, [t.ids for t in teachers[part]], rollouts)
                 teacher_head = head_of(teacher)
@@ -188,14 +187,6 @@ class ProbeMatch(ProgressMeasure):
 
 CHUNK = 32
 """Probe problems at a time."""
-
-
-def _rollouts(rows: list[list[int]], device: torch.device) -> Rollouts:
-    """Given completions as rollouts; none may be empty."""
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
-    return Rollouts(ids, lengths, torch.ones(len(rows), dtype=torch.bool, device=device))
 
 
 def _key(problem: Problem) -> str:

@@ -134,7 +134,7 @@ class Solver(pl.LightningModule):
 
     def decode(self, rollouts: Rollouts) -> list[str]:
         """Completions as text, without special tokens; for graders and readers, never encoded again."""
-        rows = [row[:n].tolist() for row, n in zip(rollouts.ids.cpu(), rollouts.lengths.tolist())]
+        rows = rollouts.lists()
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True) if rows else []
 
     def eval_prompts(self, problems: list[Problem], exposure: float) -> tuple[list[list[int]], int]:

@@ -83,14 +83,13 @@ def count(seen: Seen, samples: int, extract: Callable[[str], str | None]) -> Sum
         All sums but "entropy".
     """
     lengths, ended = seen.rollouts.lengths.tolist(), seen.rollouts.ended.tolist()
-    rows = [ids[:length] for ids, length in zip(seen.rollouts.ids.tolist(), lengths)]
-    repeated = [repeated_ngrams(row) for row in rows]
+    repeated = [repeated_ngrams(row) for row in seen.rollouts.lists()]
     sums = {
-        "rollouts": len(rows),
+        "rollouts": len(lengths),
         "tokens": sum(lengths),
         "finished": sum(ended),
         "tokens_finished": sum(n for n, end in zip(lengths, ended) if end),
-        "cut": len(rows) - sum(ended),
+        "cut": len(lengths) - sum(ended),
         "tokens_cut": sum(n for n, end in zip(lengths, ended) if not end),
         "repeated": sum(again for again, _ in repeated),
         "ngrams": sum(all_ for _, all_ in repeated),
