@@ -65,16 +65,13 @@ def join(prompts: list[list[int]], rollouts: Rollouts) -> Sequences:
     """
     assert len(prompts) == len(rollouts.ids)
     assert all(prompts)
-    device = rollouts.ids.device
-    left = max(map(len, prompts))
-    head = torch.tensor([[0] * (left - len(p)) + p for p in prompts], device=device)
-    seen = torch.tensor([[0] * (left - len(p)) + [1] * len(p) for p in prompts], device=device)
+    head, seen, _ = pad_left(prompts, rollouts.ids.device)
     mask = rollouts.mask[:, : int(rollouts.lengths.max())]
     ids = torch.cat([head, rollouts.ids[:, : mask.shape[1]].masked_fill(~mask, 0)], dim=1)
     attention = torch.cat([seen, mask.long()], dim=1)
     positions = (attention.cumsum(1) - 1).clamp_min(0)
     # The state at position i predicts the token at i + 1.
-    predicts = torch.cat([mask.new_zeros(len(prompts), left - 1), mask, mask.new_zeros(len(prompts), 1)], dim=1)
+    predicts = torch.cat([mask.new_zeros(len(prompts), head.shape[1] - 1), mask, mask.new_zeros(len(prompts), 1)], dim=1)
     return Sequences(ids, attention, positions, predicts)
 
 
