@@ -241,9 +241,8 @@ class StepWindow:
         Args:
             seconds: Wall-clock time since the step before, without evaluations between the two.
         """
-        rollouts, problems = max(self.totals["rollouts"], 1), max(self.totals["problems"], 1)
+        rollouts = max(self.totals["rollouts"], 1)
         verdicts = Counter(self.verdicts)
-        mean_exposure = sum(self.exposures) / max(len(self.exposures), 1)
         return {
             "loss/divergence": self.per_token("loss"),
             "loss/clipped_share": self.per_token("clipped"),
@@ -251,7 +250,7 @@ class StepWindow:
             "mismatch/forward_kl": self.per_token("mismatch"),
             "entropy/student": self.per_token("student_entropy"),
             "entropy/teacher": self.per_token("teacher_entropy"),
-            "exposure/ratio": mean_exposure,
+            "exposure/ratio": sum(self.exposures) / max(len(self.exposures), 1),
             "teacher/truncated": float(self.totals["truncated"]),
             "data/prompt_too_long": float(self.totals["skipped"]),
             **{f"competence/{v.value}": verdicts[v] / rollouts for v in Verdict},
@@ -259,7 +258,7 @@ class StepWindow:
             "length/share_cut": self.totals["cut"] / rollouts,
             "length/share_empty": self.totals["empty"] / rollouts,
             "throughput/completion_tokens_per_s": self.totals["tokens"] / max(seconds, 1e-9),
-            "throughput/problems_per_step": float(problems if self.totals["problems"] else 0),
+            "throughput/problems_per_step": float(self.totals["problems"]),
             **{f"time/{n.removeprefix('seconds/')}": v for n, v in self.totals.items() if n.startswith("seconds/")},
             "time/step": seconds,
         }
