@@ -71,7 +71,9 @@ def join(prompts: list[list[int]], rollouts: Rollouts) -> Sequences:
     attention = torch.cat([seen, mask.long()], dim=1)
     positions = (attention.cumsum(1) - 1).clamp_min(0)
     # The state at position i predicts the token at i + 1.
-    predicts = torch.cat([mask.new_zeros(len(prompts), head.shape[1] - 1), mask, mask.new_zeros(len(prompts), 1)], dim=1)
+    predicts = torch.cat(
+        [mask.new_zeros(len(prompts), head.shape[1] - 1), mask, mask.new_zeros(len(prompts), 1)], dim=1
+    )
     return Sequences(ids, attention, positions, predicts)
 
 
