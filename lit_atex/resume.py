@@ -43,13 +43,7 @@ BY_STEP = ("samples.jsonl", "decisions.jsonl")
 
 def read_manifest(run: Path) -> dict[str, Any]:
     """The manifest of a run folder; empty if there is none."""
-    path = run / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write a file that is whole or not there."""
-    whole.write(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    return whole.read_json(run / "manifest.json")
 
 
 def claim(run: Path, command: str, given: Any, settings: Callable[[Any], dict[str, Any]], first: bool) -> str | None:
@@ -263,9 +257,9 @@ def go_on(run: Path, step: int) -> None:
     """Drop what a killed run wrote after the checkpoint of `step`, the number of optimizer steps that were done."""
     for path in [run / name for name in BY_STEP if (run / name).is_file()]:
         whole.write(path, "".join(line for line in whole.lines(path) if json.loads(line)["step"] < step))
-    if (path := run / "results.json").is_file():
-        results = json.loads(path.read_text(encoding="utf-8"))
-        write_json(path, {name: result for name, result in results.items() if not is_later(name, step)})
+    if results := whole.read_json(run / "results.json"):
+        kept = {name: result for name, result in results.items() if not is_later(name, step)}
+        whole.write_json(run / "results.json", kept)
     for path in (run / "outcomes").glob("step-*.jsonl"):
         if is_later(path.name.split(".")[0], step):
             path.unlink()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import re
 import statistics
@@ -139,7 +138,7 @@ def find(folders: list[Path]) -> tuple[list[Record], dict[str, str]]:
         manifest = read_manifest(path)
         if "optimizer_steps" not in manifest or not manifest.get("finished"):
             out[name] = str(manifest.get("error", "not finished"))
-        elif not (results := _read(path / "results.json")):
+        elif not (results := whole.read_json(path / "results.json")):
             out[name] = "not evaluated"
         else:
             runs.append(_record(name, path, manifest, results))
@@ -177,11 +176,6 @@ def by_size(values: list[str]) -> list[str]:
     return [values[i] for i in order]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON file; nothing if it is not there."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def _began(run: Path) -> str:
     commands = read_manifest(run).get("commands") or [{}]
     return str(commands[0].get("began", ""))
@@ -193,7 +187,7 @@ def _record(name: str, path: Path, manifest: dict[str, Any], results: dict[str, 
     by_step = {int(k[5:]): _by_set(rows) for k, rows in results.items() if k.startswith("step-")}
     # What `lit-atex test --run` of the same folder has measured, if it was of the weights after the last step.
     tested = {f"test/{set_name}": result for set_name, result in _by_set(results.get("test", [])).items()}
-    known = _read(path / "outcomes" / "test.protocol.json").get("weights")
+    known = whole.read_json(path / "outcomes" / "test.protocol.json").get("weights")
     if tested and "weights" in manifest and known != manifest["weights"]:
         log.warning("%s: its test results are of other weights than its last step's, and left out", name)
         tested = {}

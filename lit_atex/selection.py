@@ -6,10 +6,11 @@ it takes `checkpoint.allow_test_selection`, and then every table says so.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lit_atex import whole
 
 if TYPE_CHECKING:
     from lit_atex.data import ProblemDataModule
@@ -114,9 +115,7 @@ def origin(student: str, checkpoint: str | None) -> dict[str, Any]:
     if not checkpoint and Path(student).name != "student":  # as a run writes it
         return {}
     folder = Path(checkpoint).parent.parent if checkpoint else Path(student).parent
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    chosen = manifest.get("selection")
+    chosen = whole.read_json(folder / "manifest.json").get("selection")
     if not chosen or not isinstance(chosen, dict):  # empty: it was not evaluated after a step
         return {}
     which = "best" if checkpoint and Path(checkpoint).name == "best.ckpt" else "last"
