@@ -139,6 +139,11 @@ def prepare(run: Path, checkpoint: str | None, asks_for_last: bool, overwrite: b
     whole.remove(run / "manifest.json")  # last: the folder counts as a run's until then
 
 
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What is in a checkpoint; tensors stay in the file until they are read."""
+    return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+
+
 def check_format(checkpoint: str | None, fits: bool) -> None:
     """Whether this version of the code can read a checkpoint; of weights alone, it can evaluate them.
 
@@ -147,7 +152,7 @@ def check_format(checkpoint: str | None, fits: bool) -> None:
     """
     if checkpoint is None or not Path(checkpoint).is_file():
         return
-    read = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+    read = read_checkpoint(checkpoint)
     if "callbacks" not in read and fits:
         raise ValueError(f"{checkpoint} holds weights alone: a run goes on from last.ckpt (--resume).")
     if "callbacks" in read and (found := read.get("lit_atex_format")) != FORMAT:
@@ -162,7 +167,7 @@ def purge_step(checkpoint: str | None, run: Path) -> int | None:
     """First step whose TensorBoard events were written after the checkpoint; None for a new run."""
     if checkpoint is None or not Path(checkpoint).is_file():
         return None
-    step: int = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
+    step: int = read_checkpoint(checkpoint)["global_step"]
     evaluated = (run / "outcomes").glob(f"step-{step}.*")  # under the same number as the step that comes next
     return step + any(evaluated)
 
