@@ -137,7 +137,7 @@ class RunFolder(pl.Callback):
         path = self.run / "prompts.txt"
         if not batch or not trainer.is_global_zero or path.exists():
             return
-        ratios = pl_module.exposure if isinstance(pl_module.exposure, list) else [pl_module.exposure] * len(batch)
+        ratios = pl_module.ratios(batch)
         teachers = pl_module.prompts.teachers(batch, ratios, pl_module.tokenizer, pl_module.train_room)
         hinted = pl_module.completions == "hinted_reference"
         given = (pl_module.prompts, pl_module.tokenizer, hinted)
