@@ -168,30 +168,24 @@ class Solver(pl.LightningModule):
         if long := [p.id for p, ids in zip(problems, prompts) if len(ids) > limit]:
             log.warning("prompts of more than %d tokens, counted as not answered: %s", limit, long)
         fit = [i for i, ids in enumerate(prompts) if len(ids) <= limit]
-        lengths: list[int] = []
-        ended: list[bool] = []
-        completions: list[str] = []
+        asked = [problems[i] for i in fit]
+        unanswered = ("", None, Verdict.UNPARSED.value, 0, True)
+        drawn: list[list[Any]] = [[unanswered] * n] * len(problems)
         if fit:
-            keys = [(problems[i].source, problems[i].id) for i in fit]
-            generators = row_generators(self.seed, purpose, keys, n)
+            generators = row_generators(self.seed, purpose, [(p.source, p.id) for p in asked], n)
             rollouts = self.generate([prompts[i] for i in fit], n, self.eval_sampling, generators)
-            lengths, ended, completions = rollouts.lengths.tolist(), rollouts.ended.tolist(), self.decode(rollouts)
-        verdicts = self.verifier.verify(completions, [problems[i].answer for i in fit for _ in range(n)])
-        answers = [self._vote(text, verdict) for text, verdict in zip(completions, verdicts)]
+            completions = self.decode(rollouts)
+            verdicts = self.verifier.verify(completions, [p.answer for p in asked for _ in range(n)])
+            votes = map(self._vote, completions, verdicts)
+            values = [v.value for v in verdicts]
+            every = list(zip(completions, votes, values, rollouts.lengths.tolist(), rollouts.ended.tolist()))
+            for at, i in enumerate(fit):
+                drawn[i] = every[at * n : (at + 1) * n]
+        names = ("completions", "answers", "verdicts", "lengths", "ended")
         rows: list[dict[str, Any]] = []
-        for i, p in enumerate(problems):
-            mine = slice(fit.index(i) * n, fit.index(i) * n + n) if i in fit else None
-            rows.append(
-                {
-                    **{"id": p.id, "source": p.source, "level": p.level, "question": p.question, "answer": p.answer},
-                    "prompt_tokens": len(prompts[i]),
-                    "completions": completions[mine] if mine else [""] * n,
-                    "answers": answers[mine] if mine else [None] * n,
-                    "verdicts": [v.value for v in verdicts[mine]] if mine else [Verdict.UNPARSED.value] * n,
-                    "lengths": lengths[mine] if mine else [0] * n,
-                    "ended": ended[mine] if mine else [True] * n,
-                }
-            )
+        for p, ids, of_problem in zip(problems, prompts, drawn):
+            row = {"id": p.id, "source": p.source, "level": p.level, "question": p.question, "answer": p.answer}
+            rows.append(row | {"prompt_tokens": len(ids)} | dict(zip(names, map(list, zip(*of_problem)))))
             if self.own.paths:
                 rows[-1]["own"] = self.own.of(p, rows[-1]["completions"])
         return rows
