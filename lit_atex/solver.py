@@ -92,10 +92,27 @@ class Solver(pl.LightningModule):
         return sys.maxsize if context is None else context - sampling.max_new_tokens
 
     def setup(self, stage: str) -> None:
-        """Make one set of metrics per validation or test set of the data module."""
-        if stage == "fit" and self.eval_exposure > 0:
+        """Make one set of metrics per validation or test set of the data module.
+
+        Raises:
+            ValueError: If the trainer or the data module is one that this cannot work with; names the key.
+        """
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if type(self.trainer.strategy).__name__ in ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"):
+            raise ValueError(
+                "trainer.strategy: sharded parameters are not supported, as ranks make unequal numbers of forward "
+                "passes while they sample: take ddp, or one device."
+            )
+        if stage == "fit":
+            self._check_fit(data)
+        names = getattr(data, "test_names" if stage in ("test", "predict") else "validation_names", [])
+        self.evaluation.begin(list(names), self.eval_samples, list(self.own.paths))
+
+    def _check_fit(self, data: Any) -> None:
+        """Refuse settings that training cannot work with, and warn of one that would surprise."""
+        if self.eval_exposure > 0:
             raise ValueError("model.eval_exposure must be 0 in fit: validation measures the student, who sees no hint.")
-        if stage == "fit" and (precision := str(self.trainer.precision)) not in ("32-true", "bf16-mixed"):
+        if (precision := str(self.trainer.precision)) not in ("32-true", "bf16-mixed"):
             why = "would convert the student and not its teacher"
             if precision == "16-mixed":
                 why = "cannot hold the sum of the divergence over a step's tokens"
@@ -103,25 +120,17 @@ class Solver(pl.LightningModule):
                 f"trainer.precision: {precision} {why}: take bf16-mixed; or leave it out, and for adapters on "
                 "a base model in half precision set model.student.init_args.dtype to bfloat16."
             )
+        if self.prompts.hint == "other" and getattr(data, "batch_size", 2) < 2:
+            raise ValueError(
+                "prompts.hint: other shows a solution of the same batch: set data.batch_size to 2 or more."
+            )
         interval, window = self.trainer.val_check_interval, self.trainer.accumulate_grad_batches
-        if stage == "fit" and isinstance(interval, int) and interval < window:  # a float is a share of a pass
+        if isinstance(interval, int) and interval < window:  # a float is a share of a pass
             log.warning(
                 "trainer.val_check_interval: %d counts batches, of which a step takes %d "
                 "(trainer.accumulate_grad_batches): the same weights are evaluated several times; take a multiple.",
                 *(interval, window),
             )
-        if type(self.trainer.strategy).__name__ in ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"):
-            raise ValueError(
-                "trainer.strategy: sharded parameters are not supported, as ranks make unequal numbers of forward "
-                "passes while they sample: take ddp, or one device."
-            )
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and self.prompts.hint == "other" and getattr(data, "batch_size", 2) < 2:
-            raise ValueError(
-                "prompts.hint: other shows a solution of the same batch: set data.batch_size to 2 or more."
-            )
-        names = getattr(data, "test_names" if stage in ("test", "predict") else "validation_names", [])
-        self.evaluation.begin(list(names), self.eval_samples, list(self.own.paths))
 
     def generate(
         self, prompts: list[list[int]], samples: int, sampling: Sampling, generators: Sequence[np.random.Generator]
