@@ -87,19 +87,20 @@ def jobs_of(runs: list[Run], out: Path) -> list[Job]:
     """
     jobs = [Job(run, out / run.name) for run in runs]
     for job in jobs:
-        path = job.folder / "config.yaml"
+        path, finished = job.folder / "config.yaml", is_finished(job.folder)
+        goes_on = not finished and find_checkpoint(job.folder, "last") is not None
         # Without a checkpoint an unfinished run begins anew, whatever its settings were.
-        if path.is_file() and (is_finished(job.folder) or find_checkpoint(job.folder, "last")):
+        if path.is_file() and (finished or goes_on):
             then: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
             if differing := changed(then, job.run.config):
                 raise ValueError(
                     f"{job.folder} holds a run with other settings: {'; '.join(differing)}. Delete it, set them back, "
                     "or name another folder with --out."
                 )
-        if is_finished(job.folder):
+        if finished:
             job.state = "finished"
         else:
-            job.note = "goes on" if find_checkpoint(job.folder, "last") else "anew"
+            job.note = "goes on" if goes_on else "anew"
     return jobs
 
 
