@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from lit_atex import noise
@@ -112,9 +112,11 @@ class Result:
         """
         if "metrics" not in data:
             raise ValueError(f"the results of {data.get('name')!r} are of an earlier version: evaluate again.")
-        known = lambda value: float("nan") if value is None else value  # noqa: E731
-        parts = {k: (e["value"], *e["over"], *e["fixed"]) for k, e in data["metrics"].items()}
-        metrics = {k: Estimate(v, (a, b), (c, d)) for k, of in parts.items() for v, a, b, c, d in [map(known, of)]}
+        metrics = {}
+        for name, e in data["metrics"].items():
+            numbers = (float("nan") if x is None else x for x in (e["value"], *e["over"], *e["fixed"]))
+            value, low, high, fixed_low, fixed_high = numbers
+            metrics[name] = Estimate(value, (low, high), (fixed_low, fixed_high))
         return cls(data["name"], data["problems"], data["samples"], metrics, data["per_problem"], data.get("checksum"))
 
 
@@ -231,7 +233,10 @@ class _Set(nn.Module):
             functions: dict[str, Callable[[Tensor, Tensor, int], Tensor]]
             functions = {"pass": pass_at_k, "mg-pass": mean_g_pass_at_k}
             function = functions.get(kind) or partial(g_pass_at_k, tau=float(tau))
-            curve = lambda c: function(torch.as_tensor(c), torch.full((len(c),), n), k).numpy()  # noqa: E731
+
+            def curve(c: NDArray[np.int64]) -> ArrayLike:
+                return function(torch.as_tensor(c), torch.full((len(c),), n), k).numpy()
+
             variances = noise.count_variances(curve, solved, n)
         return noise.noise_interval(values, variances, trials=len(values) * (n // k))
 
