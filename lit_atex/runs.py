@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import re
 import statistics
@@ -16,6 +15,7 @@ import yaml
 
 from lit_atex import whole
 from lit_atex.evaluation import Result
+from lit_atex.inspection import logged_steps
 from lit_atex.metrics import g_pass_at_k, mean_g_pass_at_k, pass_at_k
 from lit_atex.resume import read_manifest
 from lit_atex.settings import flat, switched
@@ -204,7 +204,7 @@ def _record(name: str, path: Path, manifest: dict[str, Any], results: dict[str, 
         config={key: value for key, value in config.items() if key not in ignored},
         manifest=manifest,
         results=by_step,
-        trace=_trace(path / "metrics.csv"),
+        trace=_trace(path),
     )
 
 
@@ -212,13 +212,12 @@ def _by_set(rows: list[dict[str, Any]]) -> dict[str, Result]:
     return {result.name: result for result in read_results(rows)}
 
 
-def _trace(path: Path) -> list[dict[str, float]]:
+def _trace(run: Path) -> list[dict[str, float]]:
     """The rows of training steps, with sums of tokens and seconds.
 
     With `trainer.log_every_n_steps` above 1 a row stands for the steps before it.
     """
-    every = [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(whole.lines(path))]
-    rows = [row for row in every if "loss/divergence" in row]
+    rows = logged_steps(run)
     done = tokens = seconds = 0.0
     for row in rows:
         time, steps = row["time/step"], row["step"] + 1 - done
