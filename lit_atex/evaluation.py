@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from math import isnan
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,7 +127,7 @@ def without_nan(data: Any) -> Any:
         return {key: without_nan(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
         return [without_nan(value) for value in data]
-    return None if isinstance(data, float) and data != data else data
+    return None if isinstance(data, float) and isnan(data) else data
 
 
 def shown_ks(n: int) -> list[int]:
