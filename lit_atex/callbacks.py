@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -179,7 +178,7 @@ class ExposureControl(pl.Callback):
         now = {"step": trainer.global_step}
         try:
             told = [c._asdict() | {"decided_at": c.step} | now for c in credits]
-            rows, complete = [json.dumps(row, ensure_ascii=False) + "\n" for row in told], credits[-1].complete
+            rows, complete = [whole.json_line(row) for row in told], credits[-1].complete
         except (AttributeError, TypeError) as error:
             what = f"exposure.strategy: {type(self.strategy).__name__}.begin_window and .finish must return a list of"
             raise ValueError(
@@ -188,7 +187,7 @@ class ExposureControl(pl.Callback):
         path = Path(trainer.default_root_dir) / "decisions.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         if not complete and path.is_file():  # the end of the run, perhaps for the second time
-            whole.write(path, "".join(x for x in whole.lines(path) if json.loads(x)["complete"]))
+            whole.write(path, "".join(whole.json_line(x) for x in whole.json_lines(path) if x["complete"]))
         with open(path, "a", encoding="utf-8") as file:
             file.writelines(rows)
 
@@ -257,8 +256,7 @@ class SampleLog(pl.Callback):
             return
         rows = [describe(pl_module, pl_module.seen, r) for r in range(min(self.samples, len(pl_module.seen.verdicts)))]
         with open(Path(trainer.default_root_dir) / "samples.jsonl", "a", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
+            file.writelines(whole.json_line({"step": step, **row}) for row in rows)
         if (writer := tensorboard(trainer)) is not None:
             for i, row in enumerate(rows):
                 writer.add_text(f"samples/{i}", as_markdown(row), step)

@@ -55,7 +55,7 @@ def compare(first: str, second: str, out: str | None = None, force: bool = False
     whole.write(folder / "comparison.md", text)
     data = {"first": str(a), "second": str(b), "evaluation": name, "protocols_differ": changed_settings}
     whole.write_json(folder / "comparison.json", data | {"differences": [plain(d) for d in found]})
-    whole.write(folder / "changed.jsonl", "".join(map(outcomes.line, changes)))
+    whole.write(folder / "changed.jsonl", "".join(map(whole.json_line, changes)))
     print(
         f"{text.partition('## Problems')[0]}{len(changes)} problems changed; all of it: {folder}/comparison.md",
         flush=True,

@@ -96,7 +96,7 @@ def show(run: Path, console: Console, samples: int = 3, step: int | None = None,
     if not isinstance(manifest, dict) or "commands" not in manifest:
         raise ValueError(f"{run} is no run folder of lit-atex: it has no manifest.json with the commands that ran.")
     rows = logged_steps(run)
-    rollouts = _json_lines(run / "samples.jsonl")
+    rollouts = whole.json_lines(run / "samples.jsonl")
     steps = sorted({row["step"] for row in rollouts})
     if step is not None and step not in steps:
         raise ValueError(
@@ -122,7 +122,7 @@ def show(run: Path, console: Console, samples: int = 3, step: int | None = None,
 
 def decided(run: Path) -> str:
     """What a strategy decided over a run and what that earned, in few lines; empty if it took no decisions."""
-    decisions = _json_lines(run / "decisions.jsonl")
+    decisions = whole.json_lines(run / "decisions.jsonl")
     if not decisions:
         return ""
     steps = f"steps {decisions[0]['decided_at']} to {decisions[-1]['decided_at']}"
@@ -146,10 +146,6 @@ def _json(path: Path) -> Any:
         return None
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in whole.lines(path)]
 
 
 def logged_steps(run: Path) -> list[dict[str, float]]:
@@ -192,7 +188,7 @@ def _header(console: Console, run: Path, manifest: dict[str, Any], rows: list[di
 
 def _trace(console: Console, run: Path, rows: list[dict[str, float]]) -> None:
     series = {name: [row[tag] for row in rows if tag in row] for name, tag in TRACE.items()}
-    decisions = _json_lines(run / "decisions.jsonl")
+    decisions = whole.json_lines(run / "decisions.jsonl")
     for name, key in {"decided": "ratio", "earned": "reward"}.items():
         series[name] = [float(d[key]) for d in decisions if d.get(key) is not None]
     span = f"steps {rows[0]['step']:.0f} to {rows[-1]['step']:.0f}" if rows else ""

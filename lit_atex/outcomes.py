@@ -98,21 +98,16 @@ class Outcomes:
         elif self.rank in ("", ".rank0"):
             whole.write_json(path, protocol)
         for name, of_set in self.rows.items():
-            whole.write(self.path(name), "".join(map(line, of_set)))
+            whole.write(self.path(name), "".join(map(whole.json_line, of_set)))
         found, self.rows = self.rows, {}
         return found
 
     def append(self, set_name: str, rows: list[Row]) -> None:
         """Add a batch, and have it on disk."""
         with open(self.path(set_name), "ab") as file:
-            file.write("".join(map(line, rows)).encode("utf-8"))
+            file.write("".join(map(whole.json_line, rows)).encode("utf-8"))
             file.flush()
             os.fsync(file.fileno())
-
-
-def line(row: Row) -> str:
-    """A row as a line."""
-    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def clear(run: Path, name: str, resume: bool, overwrite: bool, clears: bool = True) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import time
@@ -261,7 +260,7 @@ def release(run: Path) -> None:
 def go_on(run: Path, step: int) -> None:
     """Drop what a killed run wrote after the checkpoint of `step`, the number of optimizer steps that were done."""
     for path in [run / name for name in BY_STEP if (run / name).is_file()]:
-        whole.write(path, "".join(line for line in whole.lines(path) if json.loads(line)["step"] < step))
+        whole.write(path, "".join(whole.json_line(row) for row in whole.json_lines(path) if row["step"] < step))
     if results := whole.read_json(run / "results.json"):
         kept = {name: result for name, result in results.items() if not is_later(name, step)}
         whole.write_json(run / "results.json", kept)

@@ -32,7 +32,7 @@ from lit_atex import whole
 from lit_atex.collapse import CollapseMonitor
 from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.module import SelfDistillation
-from lit_atex.outcomes import Outcomes, line
+from lit_atex.outcomes import Outcomes
 from lit_atex.plots import save_pass_at_k
 from lit_atex.protocol import KINDS, describe, protocol, weights_digest
 from lit_atex.resume import go_on, hold, is_later, read_manifest, release
@@ -178,7 +178,7 @@ class RunFolder(pl.Callback):
         folder = self.run / "outcomes"
         folder.mkdir(parents=True, exist_ok=True)
         for set_name, of_set in rows.items():
-            whole.write(folder / f"{name}.{set_name}{_rank(trainer)}.jsonl", _lines(of_set))
+            whole.write(folder / f"{name}.{set_name}{_rank(trainer)}.jsonl", "".join(map(whole.json_line, of_set)))
         self.results[name] = [r.to_json() for r in pl_module.evaluation.results]
         if trainer.is_global_zero and self.results[name]:
             path = self.run / "results.json"  # read again: an evaluation by itself may have come in between
@@ -223,7 +223,7 @@ class RunFolder(pl.Callback):
         pl_module.evaluation.add(index, outputs or [])
         path = self.run / "predictions" / f"{pl_module.evaluation.names[index]}{_rank(trainer)}.jsonl"
         with open(path, "a", encoding="utf-8") as file:
-            file.write(_lines(outputs or []))
+            file.writelines(map(whole.json_line, outputs or []))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Print the table and where the completions are."""
@@ -274,10 +274,6 @@ class RunFolder(pl.Callback):
 
 def _rank(trainer: pl.Trainer) -> str:
     return f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
-
-
-def _lines(rows: list[dict[str, Any]]) -> str:
-    return "".join(map(line, rows))
 
 
 def _say(trainer: pl.Trainer, text: str) -> None:

@@ -111,6 +111,16 @@ def lines(path: Path) -> list[str]:
     return [line + "\n" for line in data[: data.rfind(b"\n") + 1].decode("utf-8").split("\n")[:-1]]
 
 
+def json_line(row: dict[str, Any]) -> str:
+    """A row as a line of a file of JSON lines."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows in `lines` of a file of JSON lines."""
+    return [json.loads(line) for line in lines(path)]
+
+
 def _aside(path: Path) -> Path:
     return path.with_name(path.name + ASIDE)
 
