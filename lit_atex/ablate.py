@@ -111,16 +111,12 @@ def ablate(
         raise ValueError(f"--jobs and --threads must be at least 1, got {jobs} and {threads}.")
     if gpus is not None and (ray is None or gpus < 0):
         raise ValueError(f"--gpus is for --ray, and at least 0; got --gpus {gpus:g} --ray {ray}.")
-    read: Grid = read_grid(grid)
+    read = read_grid(grid)
     folder = Path(out) if out else Path("runs") / read.path.stem
     todo = jobs_of(read.runs(), folder)
     console = Console(highlight=False)
     if dry_run:
-        for job in todo:
-            console.print(Text(f"# {job.run.name}: {job.state}{f', {job.note}' if job.note else ''}"), soft_wrap=True)
-            if job.state != "finished":
-                console.print(Text(shlex.join(["lit-atex", *job.command()])), soft_wrap=True)
-        console.print(f"# {counted(todo)}")
+        _preview(todo, console)
     try:
         try_out([job.run for job in todo if job.state != "finished"])
     except ValueError as error:
@@ -143,22 +139,35 @@ def ablate(
         console.print("stopped; the same command goes on")
         raise SystemExit(130) from None
     if any(job.state in ("finished", "done") for job in todo):
-        baseline = ",".join(f"{axis}={value}" for axis, value in read.baseline.items())
-        for against in [baseline, None] if baseline else [None]:  # without one, if it has failed, say
-            try:
-                report([str(folder)], metrics=read.metrics, baseline=against)
-                break
-            except ValueError as error:
-                what = "no comparison" if against else "no report"
-                console.print(Text(f"{what}: {error}"), soft_wrap=True)
-    failed = [job for job in todo if job.state == "failed"]
-    for job in failed:
-        heading = f"\n{job.run.name} failed: {job.note}. The end of {job.folder / LOG}:"
-        console.print(Text(heading, "bold"), soft_wrap=True)
-        console.print(Text(job.tail()), soft_wrap=True)
-    if failed:
+        _report(read, folder, console)
+    if failed := [job for job in todo if job.state == "failed"]:
+        for job in failed:
+            heading = f"\n{job.run.name} failed: {job.note}. The end of {job.folder / LOG}:"
+            console.print(Text(heading, "bold"), soft_wrap=True)
+            console.print(Text(job.tail()), soft_wrap=True)
         console.print(f"\n{len(failed)} of {len(todo)} runs failed; the same command tries them again")
         raise SystemExit(1)
+
+
+def _preview(jobs: list[Job], console: Console) -> None:
+    """Say how far each run is, and with which command it would go on."""
+    for job in jobs:
+        console.print(Text(f"# {job.run.name}: {job.state}{f', {job.note}' if job.note else ''}"), soft_wrap=True)
+        if job.state != "finished":
+            console.print(Text(shlex.join(["lit-atex", *job.command()])), soft_wrap=True)
+    console.print(f"# {counted(jobs)}")
+
+
+def _report(grid: Grid, folder: Path, console: Console) -> None:
+    """Report on the runs; without a comparison where the baseline has no run, as one that failed."""
+    baseline = ",".join(f"{axis}={value}" for axis, value in grid.baseline.items())
+    for against in [baseline, None] if baseline else [None]:
+        try:
+            report([str(folder)], metrics=grid.metrics, baseline=against)
+            break
+        except ValueError as error:
+            what = "no comparison" if against else "no report"
+            console.print(Text(f"{what}: {error}"), soft_wrap=True)
 
 
 @contextlib.contextmanager

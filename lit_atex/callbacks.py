@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -79,20 +78,25 @@ class ExposureControl(pl.Callback):
             )
         check_memory("exposure.strategy", type(self.strategy), Exposure, "update")
         check_memory("exposure.progress", type(self.progress), ProgressMeasure, "update")
-        if not self.strategy.needs_progress and type(self.progress) is not RolloutAccuracy:
-            log.warning("exposure.progress is not read: %s learns nothing.", type(self.strategy).__name__)
-        if self.strategy.needs_progress and self.progress.needs_probe and not probe_of(trainer):
+        if not self.strategy.needs_progress:
+            if type(self.progress) is not RolloutAccuracy:
+                log.warning("exposure.progress is not read: %s learns nothing.", type(self.strategy).__name__)
+        elif self.progress.needs_probe:
+            self._check_probe(probe_of(trainer))
+
+    def _check_probe(self, probe: list[Problem]) -> None:
+        """Refuse to measure progress on nothing, or on other problems than before."""
+        if not probe:
             raise ValueError(
                 f"exposure.progress ({type(self.progress).__name__}) reads a probe: set data.probe to a small held-out "
                 "source, or choose lit_atex.measures.RolloutAccuracy."
             )
-        if self.strategy.needs_progress and self.progress.needs_probe:
-            then, self._probed = self._probed, digest_of(probe_of(trainer))
-            if then not in (None, self._probed):
-                raise ValueError(
-                    "--resume: data.probe holds other problems than as this run began, and progress is not to be "
-                    "measured on one and then on another: set it back, or begin another run from its student/."
-                )
+        then, self._probed = self._probed, digest_of(probe)
+        if then not in (None, self._probed):
+            raise ValueError(
+                "--resume: data.probe holds other problems than as this run began, and progress is not to be "
+                "measured on one and then on another: set it back, or begin another run from its student/."
+            )
 
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: pl.Trainer, pl_module: SelfDistillation, batch: list[Problem], batch_idx: int
@@ -153,8 +157,7 @@ class ExposureControl(pl.Callback):
             scalars |= {"time/probe": self._last_probe, "time/probe_share": self._probe_seconds / self._step_seconds}
             self._last_probe = 0.0
         pl_module.step_log.add(trainer, scalars)
-        writer = tensorboard(trainer)
-        if writer is not None and len(set(feedback.exposures)) > 1:
+        if len(set(feedback.exposures)) > 1 and (writer := tensorboard(trainer)) is not None:
             writer.add_histogram("exposure/ratios", torch.tensor(feedback.exposures), trainer.global_step - 1)
         self.strategy.update(feedback)
         self.progress.update(feedback)
@@ -176,10 +179,9 @@ class ExposureControl(pl.Callback):
     def _record(self, trainer: pl.Trainer, credits: list[Credit]) -> None:
         if not credits or not trainer.is_global_zero:
             return
-        now = {"step": trainer.global_step}
         try:
-            told = [c._asdict() | {"decided_at": c.step} | now for c in credits]
-            rows, complete = [json.dumps(row, ensure_ascii=False) + "\n" for row in told], credits[-1].complete
+            told = [c._asdict() | {"decided_at": c.step, "step": trainer.global_step} for c in credits]
+            rows, complete = [whole.json_line(row) for row in told], credits[-1].complete
         except (AttributeError, TypeError) as error:
             what = f"exposure.strategy: {type(self.strategy).__name__}.begin_window and .finish must return a list of"
             raise ValueError(
@@ -188,7 +190,7 @@ class ExposureControl(pl.Callback):
         path = Path(trainer.default_root_dir) / "decisions.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         if not complete and path.is_file():  # the end of the run, perhaps for the second time
-            whole.write(path, "".join(x for x in whole.lines(path) if json.loads(x)["complete"]))
+            whole.write(path, "".join(whole.json_line(x) for x in whole.json_lines(path) if x["complete"]))
         with open(path, "a", encoding="utf-8") as file:
             file.writelines(rows)
 
@@ -257,8 +259,7 @@ class SampleLog(pl.Callback):
             return
         rows = [describe(pl_module, pl_module.seen, r) for r in range(min(self.samples, len(pl_module.seen.verdicts)))]
         with open(Path(trainer.default_root_dir) / "samples.jsonl", "a", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
+            file.writelines(whole.json_line({"step": step, **row}) for row in rows)
         if (writer := tensorboard(trainer)) is not None:
             for i, row in enumerate(rows):
                 writer.add_text(f"samples/{i}", as_markdown(row), step)
@@ -266,21 +267,20 @@ class SampleLog(pl.Callback):
 
 def describe(module: SelfDistillation, seen: Seen, rollout: int) -> dict[str, Any]:
     """One rollout as JSON-ready data, with the loss of each token in nats."""
-    problem = seen.problems[rollout // module.samples]
-    prompt = seen.teacher_prompts[rollout // module.samples]
+    place = rollout // module.samples
+    problem = seen.problems[place]
     start = int(seen.rollouts.lengths[:rollout].sum())
-    length = int(seen.rollouts.lengths[rollout])
-    ids = seen.rollouts.ids[rollout, :length].tolist()
+    ids = seen.rollouts.lists()[rollout]
     return {
         "id": problem.id,
         "question": problem.question,
-        "hint": prompt.hint,
-        "exposure": seen.exposures[rollout // module.samples],
+        "hint": seen.teacher_prompts[place].hint,
+        "exposure": seen.exposures[place],
         "completion": seen.completions[rollout],
         "answer": problem.answer,
         "verdict": seen.verdicts[rollout].value,
         "tokens": [module.tokenizer.decode([i]) for i in ids],
-        "divergence": [round(v, 4) for v in seen.values[start : start + length].tolist()],
+        "divergence": [round(v, 4) for v in seen.values[start : start + len(ids)].tolist()],
     }
 
 

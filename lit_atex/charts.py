@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable
-from math import isfinite
+from math import isfinite, isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ def _groups(rows: Iterable[Row], *keys: str) -> dict[Any, list[Row]]:
 
 
 def _known(rows: list[Row], *names: str) -> list[Row]:
-    return [row for row in rows if all(row[name] == row[name] for name in names)]
+    return [row for row in rows if not any(isnan(row[name]) for name in names)]
 
 
 def _spread(rows: list[Row], name: str) -> float:
@@ -69,7 +69,7 @@ def mismatch(tables: Tables) -> Figure | None:
     column = {"mismatch at the first step, nats": "first_mismatch", "mismatch, mean of the run, nats": "mismatch"}
 
     def value(name: str, cell: str) -> Row:
-        values = [run[column[name]] for run in by_cell[cell] if run[column[name]] == run[column[name]]]
+        values = [run[column[name]] for run in by_cell[cell] if not isnan(run[column[name]])]
         low, high = t_interval(values)
         low = max(low, 0.0) if isfinite(low) else low  # no divergence is less
         return {"mean": _mean(values) if values else float("nan"), "seeds_low": low, "seeds_high": high}

@@ -19,7 +19,7 @@ from torch import nn
 from lit_atex import whole
 from lit_atex.evaluation import metric_names
 from lit_atex.metrics_csv import MetricsCsv
-from lit_atex.resume import FORMAT
+from lit_atex.resume import FORMAT, read_checkpoint
 from lit_atex.run_folder import RunFolder
 from lit_atex.selection import MEAN, best, check, of_test_set, summary
 from lit_atex.window import StepWindow
@@ -155,8 +155,7 @@ class Checkpoint(ModelCheckpoint):
         epoch, loop = trainer.fit_loop.epoch_progress, trainer.fit_loop.epoch_loop.val_loop
         at_end = trainer.fit_loop.restarted_mid_epoch and trainer.current_epoch == epoch.current.ready  # of a pass
         due, self.validation_due = self.validation_due, False
-        results = next((c.results for c in trainer.callbacks if isinstance(c, RunFolder)), {})  # type: ignore[attr-defined]
-        if due and f"step-{trainer.global_step}" not in results:
+        if due and f"step-{trainer.global_step}" not in _results(trainer):
             epoch.current.completed -= at_end  # it belongs to the pass before
             loop.restarting, trainer.validating = False, True  # as the loop around it does
             loop.run()
@@ -213,9 +212,10 @@ class Checkpoint(ModelCheckpoint):
 
     def _keep_best(self, trainer: pl.Trainer) -> None:
         """Save best.ckpt if this step is the best; after the last one `student/` is, and no file is needed."""
-        results = next((c.results for c in trainer.callbacks if isinstance(c, RunFolder)), {})  # type: ignore[attr-defined]
         step = trainer.global_step
-        if self.best_by is None or self.dirpath is None or best(results, self.best_by, self.best_mode) != step:
+        if self.best_by is None or self.dirpath is None:
+            return
+        if best(_results(trainer), self.best_by, self.best_mode) != step:
             return
         path = Path(str(self.dirpath)) / "best.ckpt"
         if trainer.state.fn == TrainerFn.FITTING and step != trainer.max_steps:
@@ -243,10 +243,9 @@ class Checkpoint(ModelCheckpoint):
     ) -> None:
         """Read the note; drop weights of steps that are taken again."""
         path = Path(str(self.dirpath)) / "best.ckpt"
-        if trainer.state.fn == TrainerFn.FITTING and trainer.is_global_zero and path.is_file():
-            kept: int = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["global_step"]
-            if kept > checkpoint["global_step"]:
-                path.unlink()
+        resumed = trainer.state.fn == TrainerFn.FITTING and trainer.is_global_zero
+        if resumed and path.is_file() and read_checkpoint(path)["global_step"] > checkpoint["global_step"]:
+            path.unlink()
         self.validation_due = checkpoint["validation_due"]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -258,6 +257,11 @@ class Checkpoint(ModelCheckpoint):
         kept = {Path(path).name: score for path, score in state["best_k_models"].items()}
         state["best_k_models"] = {here[name]: score for name, score in kept.items() if name in here}
         super().load_state_dict(state)
+
+
+def _results(trainer: pl.Trainer) -> dict[str, list[dict[str, Any]]]:
+    """The results of the run so far, by evaluation; empty without a run folder."""
+    return next((c.results for c in trainer.callbacks if isinstance(c, RunFolder)), {})  # type: ignore[attr-defined]
 
 
 def in_the_midst(trainer: pl.Trainer) -> bool:

@@ -75,11 +75,7 @@ def _states(base: Any, ids: Tensor) -> Tensor | None:
     """Final hidden states by the decoder alone; None if there is none that gives them."""
     try:
         return base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-    except (
-        AttributeError,
-        RuntimeError,
-        TypeError,
-    ):  # none, or what is called so is the head or all of it
+    except (AttributeError, RuntimeError, TypeError):  # none, or what is called so is the head or all of it
         return None
 
 

@@ -81,21 +81,31 @@ class Cli(LightningCLI):
 
     def validate(self, **given: Any) -> None:
         """Evaluate on the validation sets."""
-        needs_sets("data.validation", self.datamodule.validation_names)
-        self.model.source.check()
+        self._look("validation")
         self.trainer.validate(verbose=False, **given)
 
     def test(self, **given: Any) -> None:
         """Evaluate on the test sets."""
-        needs_sets("data.test", self.datamodule.test_names)
-        self.model.source.check()
+        self._look("test")
         self.trainer.test(verbose=False, **given)
 
     def predict(self, **given: Any) -> None:
         """Write completions of the test sets."""
-        needs_sets("data.test", self.datamodule.test_names)
-        self.model.source.check()
+        self._look("test")
         self.trainer.predict(return_predictions=False, **given)
+
+    def _look(self, kind: str) -> None:
+        """Whether there is a set of this kind, and the model, before either is read.
+
+        Raises:
+            ValueError: If not.
+        """
+        if not getattr(self.datamodule, kind):
+            raise ValueError(
+                f"data.{kind} is empty, so there is nothing to evaluate: name at least one set; with `lit-atex "
+                "evaluate`, --sets NAME or FILE, or --validation for the validation sets."
+            )
+        self.model.source.check()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add --run, --resume, --overwrite, and one key per callback of ours."""
@@ -231,19 +241,6 @@ class Cli(LightningCLI):
 def as_seed(value: bool | int) -> int:
     """`seed_everything` as a number; True and False count as 0."""
     return 0 if isinstance(value, bool) else value
-
-
-def needs_sets(key: str, names: list[str]) -> None:
-    """Refuse to evaluate nothing.
-
-    Raises:
-        ValueError: If there is no set.
-    """
-    if not names:
-        raise ValueError(
-            f"{key} is empty, so there is nothing to evaluate: name at least one set; with `lit-atex evaluate`, --sets "
-            "NAME or FILE, or --validation for the validation sets."
-        )
 
 
 def default_run(config: Any) -> Path:

@@ -14,7 +14,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_atex.module import SelfDistillation
-from lit_atex.symptoms import Sums, against, count, measures, over_ranks, total
+from lit_atex.ranks import of_all_ranks
+from lit_atex.symptoms import Sums, against, count, measures, total
 
 log = logging.getLogger("lit_atex")
 warn = rank_zero_only(log.warning)
@@ -117,7 +118,7 @@ class CollapseMonitor(pl.Callback):
             self._parts.append(count(pl_module.seen, pl_module.samples, pl_module.verifier.extract))
         if pl_module.feedback is None:
             return
-        sums = over_ranks(total(self._parts))
+        sums = total(of_all_ranks(total(self._parts)))
         sums["entropy"] = pl_module.feedback.student_entropy * sums.get("tokens", 0.0)  # a mean over all ranks already
         values = self.add(pl_module.feedback.step, sums)
         pl_module.step_log.add(trainer, {f"collapse/{name}": value for name, value in values.items()})

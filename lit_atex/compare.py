@@ -5,7 +5,6 @@ It reads the outcome files and protocols of two run folders, and nothing else.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -55,10 +54,8 @@ def compare(first: str, second: str, out: str | None = None, force: bool = False
     folder.mkdir(parents=True, exist_ok=True)
     whole.write(folder / "comparison.md", text)
     data = {"first": str(a), "second": str(b), "evaluation": name, "protocols_differ": changed_settings}
-    whole.write(
-        folder / "comparison.json", json.dumps(data | {"differences": [plain(d) for d in found]}, indent=2) + "\n"
-    )
-    whole.write(folder / "changed.jsonl", "".join(map(outcomes.line, changes)))
+    whole.write_json(folder / "comparison.json", data | {"differences": [plain(d) for d in found]})
+    whole.write(folder / "changed.jsonl", "".join(map(whole.json_line, changes)))
     print(
         f"{text.partition('## Problems')[0]}{len(changes)} problems changed; all of it: {folder}/comparison.md",
         flush=True,
@@ -69,8 +66,8 @@ def _folder(first: Path, second: Path) -> Path:
     """comparison-FIRST in the second; of another one of that name, with its folder's name before it."""
     name = first.resolve().name
     path = second / f"comparison-{name}"
-    known = path / "comparison.json"
-    if known.is_file() and Path(json.loads(known.read_text(encoding="utf-8"))["first"]).resolve() != first.resolve():
+    known = whole.read_json(path / "comparison.json")
+    if known and Path(known["first"]).resolve() != first.resolve():
         return second / f"comparison-{first.resolve().parent.name}-{name}"
     return path
 
@@ -81,15 +78,14 @@ def evaluation_of(a: Path, b: Path) -> str:
     Raises:
         ValueError: If there is none.
     """
+    found = {run: [n for n in KINDS if (run / "outcomes" / f"{n}.protocol.json").is_file()] for run in (a, b)}
     for name in ("test", "validate"):
-        if all((run / "outcomes" / f"{name}.protocol.json").is_file() for run in (a, b)):
+        if all(name in names for names in found.values()):
             return name
-    told = []
-    for run in (a, b):
-        known = [n for n in KINDS if (run / "outcomes" / f"{n}.protocol.json").is_file()]
-        told.append(
-            f"{run} {'has ' + ' and '.join(known) if known else 'has none' if run.is_dir() else 'is no folder'}"
-        )
+    told = [
+        f"{run} {'has ' + ' and '.join(names) if names else 'has none' if run.is_dir() else 'is no folder'}"
+        for run, names in found.items()
+    ]
     raise ValueError(
         f"nothing to compare: both need an evaluation by itself, as by `lit-atex evaluate RUN --run DIR` (with "
         f"--validation of the validation sets), and of the same kind; {', '.join(told)}."
@@ -98,8 +94,7 @@ def evaluation_of(a: Path, b: Path) -> str:
 
 def protocols_differ(a: Path, b: Path, name: str) -> list[str]:
     """In what, other than the model; one line a key."""
-    given = ((run / "outcomes" / f"{name}.protocol.json").read_text(encoding="utf-8") for run in (a, b))
-    then, now = map(json.loads, given)
+    then, now = (whole.read_json(run / "outcomes" / f"{name}.protocol.json") for run in (a, b))
     return differences(then, now, compared=True)
 
 

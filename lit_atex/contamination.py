@@ -19,7 +19,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lit_atex.resume import write_json
+from lit_atex import whole
 from lit_atex.stream import Tally, read, same
 from lit_atex.types import Problem
 
@@ -65,9 +65,8 @@ class Overlap:
                 for gram in grams:
                     self._where.setdefault(gram, set()).add((key, i))
         self._first = {gram.partition(" ")[0] for gram in self._where}
-        self._seen: dict[
-            str, list[str]
-        ] = {}  # the same -> ids of training problems that have them, one more than common
+        # The same -> ids of the training problems that have them, one more than `common` at most.
+        self._seen: dict[str, list[str]] = {}
         self.read = self.left_out = 0
 
     def __bool__(self) -> bool:
@@ -156,7 +155,7 @@ class ContaminationCheck(pl.Callback):
                 "there_may_be_more": tally.rows == self.scan,
             }
             path = Path(trainer.default_root_dir) / "contamination.json"
-            write_json(path, {**settings, **counts, "sets": found})
+            whole.write_json(path, {**settings, **counts, "sets": found})
         bad = {key: one for key, one in found.items() if one["contaminated"]}
         text = "; ".join(
             f"data.{key}: {one['contaminated']} of {one['problems']} problems ({one['share']:.1%}), such as "

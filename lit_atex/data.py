@@ -221,19 +221,8 @@ class ProblemDataModule(pl.LightningDataModule):
         return batch
 
     def _train_stream(self, epoch: int, skip: int) -> TrainStream:
-        world_size, rank = self._ranks()
-        return TrainStream(
-            self.train,
-            frozenset(same(problem.question) for problems in self._held_out.values() for problem in problems),
-            self.batch_size,
-            self.shuffle_buffer,
-            self.max_bad_share,
-            self.seed,
-            epoch,
-            skip,
-            world_size,
-            rank,
-        )
+        given = (self.batch_size, self.shuffle_buffer, self.max_bad_share, self.seed)
+        return TrainStream(self.train, self._held_out_questions(), *given, epoch, skip, *self._ranks())
 
     def _start_at(self, epoch: int, batch: int) -> None:
         self._position = self._previous = (epoch, batch)
@@ -275,9 +264,11 @@ class ProblemDataModule(pl.LightningDataModule):
         if self._loaded and self._loaded["held_out"] != self._held_out_digest():
             log.warning("The held-out sets are not those of the checkpoint: training may skip other problems.")
 
+    def _held_out_questions(self) -> frozenset[str]:
+        return frozenset(same(problem.question) for problems in self._held_out.values() for problem in problems)
+
     def _held_out_digest(self) -> int:
-        questions = sorted({same(problem.question) for problems in self._held_out.values() for problem in problems})
-        return zlib.crc32("\n".join(questions).encode("utf-8", "backslashreplace"))
+        return zlib.crc32("\n".join(sorted(self._held_out_questions())).encode("utf-8", "backslashreplace"))
 
     def report(self) -> dict[str, dict[str, int]]:
         """Rows, problems, held-out and broken rows by reason; of training, for the pass that has been read furthest."""

@@ -108,4 +108,4 @@ def _of_tokens(weights: Tensor | None, part: Rollouts, problems: slice, samples:
 
 def _rows(rollouts: Rollouts, problems: slice, samples: int) -> Rollouts:
     """Those of some problems."""
-    return Rollouts(*(x[problems.start * samples : problems.stop * samples] for x in rollouts))
+    return rollouts.some(slice(problems.start * samples, problems.stop * samples))

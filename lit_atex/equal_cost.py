@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def at(curve: Curve, view: str, budget: float) -> float:
         view: One of VIEWS; what it cost may be nan, where nothing was logged.
         budget: In the view's unit.
     """
-    points = sorted((row[view], row["value"]) for row in curve if row[view] == row[view])
+    points = sorted((row[view], row["value"]) for row in curve if not isnan(row[view]))
     if len(points) < len(curve) or not points[0][0] <= budget <= points[-1][0]:
         return float("nan")
     return float(np.interp(budget, [x for x, _ in points], [y for _, y in points]))
@@ -93,10 +94,10 @@ def _view(
             curves = [side[seed] for side in (seeds, against) for seed in paired]
         else:
             curves = list(seeds.values()) if baselines else [curve for of in cells.values() for curve in of.values()]
-        budget = min((end for end in (_end(curve, view) for curve in curves) if end == end), default=float("nan"))
+        budget = min((end for end in (_end(curve, view) for curve in curves) if not isnan(end)), default=float("nan"))
         sides = [[seeds[seed] for seed in paired or sorted(seeds)], [against[seed] for seed in paired]]
         mine, theirs = ([at(curve, view, budget) for curve in side] for side in sides)
-        if any(value != value for value in (*mine, *theirs)):  # a part of a cell must not stand beside whole ones
+        if any(map(isnan, (*mine, *theirs))):  # a part of a cell must not stand beside whole ones
             mine, theirs, sides = [], [], [[], []]
         near, their_near = ([_nearest(curve, view, budget) for curve in side] for side in sides)
         moved, near_moved = _moved(mine, theirs), _moved(near, their_near)
@@ -115,11 +116,11 @@ def _view(
 
 def _end(curve: Curve, view: str) -> float:
     """What the run had spent in all; nan if that is not known."""
-    return max((row[view] for row in curve), key=lambda spent: (spent != spent, spent))
+    return max((row[view] for row in curve), key=lambda spent: (isnan(spent), spent))
 
 
 def _corrected(rows: list[Row]) -> list[Row]:
-    known = [row for row in rows if row["p_seeds"] == row["p_seeds"]]
+    known = [row for row in rows if not isnan(row["p_seeds"])]
     for row, raised in zip(known, holm([row["p_seeds"] for row in known])):
         row["p_holm"] = raised
     return rows

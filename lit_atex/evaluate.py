@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from lit_atex import whole
 from lit_atex.resume import read_manifest
 
 HELP = """
@@ -208,7 +209,7 @@ def check_is_model(name: str) -> None:
     if not protocols or any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
         return
     command = (read_manifest(folder).get("commands") or [{}])[-1].get("command", [])
-    model = json.loads(protocols[0].read_text(encoding="utf-8")).get("model.student.name")
+    model = whole.read_json(protocols[0]).get("model.student.name")
     if command[1:2] == ["evaluate"]:
         model = parser().parse_known_args(command[2:])[0].model
     raise ValueError(f"{name} is an evaluation of {model}, and holds no model itself: evaluate {model}.")

@@ -6,12 +6,12 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from math import isnan
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from lit_atex import noise
@@ -26,6 +26,7 @@ from lit_atex.metrics import (
     mean_g_pass_at_k,
     pass_at_k,
 )
+from lit_atex.ranks import of_all_ranks
 from lit_atex.stats import bootstrap_intervals, fixed_problems_interval
 from lit_atex.types import Verdict
 from lit_atex.votes import majority_at_k
@@ -112,9 +113,11 @@ class Result:
         """
         if "metrics" not in data:
             raise ValueError(f"the results of {data.get('name')!r} are of an earlier version: evaluate again.")
-        known = lambda value: float("nan") if value is None else value  # noqa: E731
-        parts = {k: (e["value"], *e["over"], *e["fixed"]) for k, e in data["metrics"].items()}
-        metrics = {k: Estimate(v, (a, b), (c, d)) for k, of in parts.items() for v, a, b, c, d in [map(known, of)]}
+        metrics = {}
+        for name, e in data["metrics"].items():
+            numbers = (float("nan") if x is None else x for x in (e["value"], *e["over"], *e["fixed"]))
+            value, low, high, fixed_low, fixed_high = numbers
+            metrics[name] = Estimate(value, (low, high), (fixed_low, fixed_high))
         return cls(data["name"], data["problems"], data["samples"], metrics, data["per_problem"], data.get("checksum"))
 
 
@@ -124,7 +127,7 @@ def without_nan(data: Any) -> Any:
         return {key: without_nan(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
         return [without_nan(value) for value in data]
-    return None if isinstance(data, float) and data != data else data
+    return None if isinstance(data, float) and isnan(data) else data
 
 
 def shown_ks(n: int) -> list[int]:
@@ -192,7 +195,8 @@ class _Set(nn.Module):
 
     def result(self) -> Result:
         """All numbers, over all ranks; problems sorted by id, so that any number of ranks makes the same draws."""
-        rows = self._over_ranks()
+        # In the order rank, update, problem: that of the metrics' values.
+        rows = [row for of_rank in of_all_ranks(self.rows) for row in of_rank]
         order = sorted(range(len(rows)), key=lambda i: rows[i]["id"])
         rows = [rows[i] for i in order]
         values = {name: metric.per_problem().cpu().numpy()[order] for name, metric in self.named().items()}
@@ -230,7 +234,10 @@ class _Set(nn.Module):
             functions: dict[str, Callable[[Tensor, Tensor, int], Tensor]]
             functions = {"pass": pass_at_k, "mg-pass": mean_g_pass_at_k}
             function = functions.get(kind) or partial(g_pass_at_k, tau=float(tau))
-            curve = lambda c: function(torch.as_tensor(c), torch.full((len(c),), n), k).numpy()  # noqa: E731
+
+            def curve(c: NDArray[np.int64]) -> ArrayLike:
+                return function(torch.as_tensor(c), torch.full((len(c),), n), k).numpy()
+
             variances = noise.count_variances(curve, solved, n)
         return noise.noise_interval(values, variances, trials=len(values) * (n // k))
 
@@ -238,14 +245,6 @@ class _Set(nn.Module):
         """Whether a metric lies in [0, 1]: of the user's own, those of which every value is a bool."""
         key, own = _row_key(name, True), name in self.own
         return all(isinstance(value, bool) for row in rows for value in row[key]) if own else is_share(name)
-
-    def _over_ranks(self) -> list[dict[str, Any]]:
-        """The rows in the order rank, update, problem: that of the metrics' values."""
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-            return self.rows
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, self.rows)
-        return [row for rows in gathered for row in rows]
 
 
 def _compact(row: dict[str, Any]) -> dict[str, Any]:

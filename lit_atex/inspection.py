@@ -95,8 +95,8 @@ def show(run: Path, console: Console, samples: int = 3, step: int | None = None,
     manifest = _json(run / "manifest.json")
     if not isinstance(manifest, dict) or "commands" not in manifest:
         raise ValueError(f"{run} is no run folder of lit-atex: it has no manifest.json with the commands that ran.")
-    rows = _metrics(run / "metrics.csv")
-    rollouts = [json.loads(line) for line in whole.lines(run / "samples.jsonl")]
+    rows = logged_steps(run)
+    rollouts = whole.json_lines(run / "samples.jsonl")
     steps = sorted({row["step"] for row in rollouts})
     if step is not None and step not in steps:
         raise ValueError(
@@ -122,7 +122,7 @@ def show(run: Path, console: Console, samples: int = 3, step: int | None = None,
 
 def decided(run: Path) -> str:
     """What a strategy decided over a run and what that earned, in few lines; empty if it took no decisions."""
-    decisions = [json.loads(line) for line in whole.lines(run / "decisions.jsonl")]
+    decisions = whole.json_lines(run / "decisions.jsonl")
     if not decisions:
         return ""
     steps = f"steps {decisions[0]['decided_at']} to {decisions[-1]['decided_at']}"
@@ -148,9 +148,10 @@ def _json(path: Path) -> Any:
         raise ValueError(f"{path} is no JSON: {error}") from error
 
 
-def _metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of the training steps: numbers only, and what is not there left out."""
-    rows = [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(whole.lines(path))]
+def logged_steps(run: Path) -> list[dict[str, float]]:
+    """The rows of metrics.csv that are of training steps: numbers only, and what is not there left out."""
+    every = csv.DictReader(whole.lines(run / "metrics.csv"))
+    rows = [{k: float(v) for k, v in row.items() if k and v} for row in every]
     return [row for row in rows if "loss/divergence" in row]
 
 
@@ -187,7 +188,7 @@ def _header(console: Console, run: Path, manifest: dict[str, Any], rows: list[di
 
 def _trace(console: Console, run: Path, rows: list[dict[str, float]]) -> None:
     series = {name: [row[tag] for row in rows if tag in row] for name, tag in TRACE.items()}
-    decisions = [json.loads(line) for line in whole.lines(run / "decisions.jsonl")]
+    decisions = whole.json_lines(run / "decisions.jsonl")
     for name, key in {"decided": "ratio", "earned": "reward"}.items():
         series[name] = [float(d[key]) for d in decisions if d.get(key) is not None]
     span = f"steps {rows[0]['step']:.0f} to {rows[-1]['step']:.0f}" if rows else ""

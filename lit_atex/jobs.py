@@ -6,7 +6,6 @@ It starts nothing.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from lit_atex import whole
 from lit_atex.executor import LOG
 from lit_atex.grid import Run
 from lit_atex.resume import find_checkpoint, read_manifest
@@ -60,8 +60,8 @@ class Job:
         with contextlib.suppress(OSError, ValueError), open(self.folder / "metrics.csv", "rb") as file:
             where = file.readline().rstrip().split(b",").index(b"loss/skipped_steps")  # which each step's row has
             file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
-            whole = file.read().split(b"\n")[1:-1]  # the first may be cut by us, the last by its writer
-            steps = [row.split(b",") for row in whole]
+            rows = file.read().split(b"\n")[1:-1]  # the first may be cut by us, the last by its writer
+            steps = [row.split(b",") for row in rows]
             # A validation is under the number of steps that were done, a step under its own, from 0.
             return int(steps[-1][0]) + (steps[-1][where] != b"") if steps else 0
         return 0
@@ -75,8 +75,7 @@ class Job:
 
 def is_finished(folder: Path) -> bool:
     """Whether a run has done its steps and the last one's evaluation is there."""
-    manifest, path = read_manifest(folder), folder / "results.json"
-    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    manifest, results = read_manifest(folder), whole.read_json(folder / "results.json")
     return bool(manifest.get("finished")) and f"step-{manifest.get('optimizer_steps')}" in results
 
 
@@ -88,19 +87,20 @@ def jobs_of(runs: list[Run], out: Path) -> list[Job]:
     """
     jobs = [Job(run, out / run.name) for run in runs]
     for job in jobs:
-        path = job.folder / "config.yaml"
+        path, finished = job.folder / "config.yaml", is_finished(job.folder)
+        goes_on = not finished and find_checkpoint(job.folder, "last") is not None
         # Without a checkpoint an unfinished run begins anew, whatever its settings were.
-        if path.is_file() and (is_finished(job.folder) or find_checkpoint(job.folder, "last")):
+        if path.is_file() and (finished or goes_on):
             then: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
             if differing := changed(then, job.run.config):
                 raise ValueError(
                     f"{job.folder} holds a run with other settings: {'; '.join(differing)}. Delete it, set them back, "
                     "or name another folder with --out."
                 )
-        if is_finished(job.folder):
+        if finished:
             job.state = "finished"
         else:
-            job.note = "goes on" if find_checkpoint(job.folder, "last") else "anew"
+            job.note = "goes on" if goes_on else "anew"
     return jobs
 
 

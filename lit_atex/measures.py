@@ -9,20 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 
 from lit_atex.divergence import ForwardKL
 from lit_atex.fused import fused_divergence
 from lit_atex.module import SelfDistillation
+from lit_atex.ranks import of_all_ranks
 from lit_atex.rollout import evaluating
 from lit_atex.scoring import completion_hidden, head_of, token_log_probs
 from lit_atex.types import Problem, Rollouts, StepFeedback, Verdict, row_generators
-
-T = TypeVar("T")
 
 
 class ProgressMeasure(ABC):
@@ -127,7 +125,7 @@ class ProbeNLL(ProgressMeasure):
         total, tokens = 0.0, 0
         for start in range(0, len(rows), CHUNK):
             part = rows[start : start + CHUNK]
-            rollouts = _rollouts([ids for _, ids in part], module.device)
+            rollouts = Rollouts.of([ids for _, ids in part], module.end_ids, module.device)
             with evaluating(module.student):
                 scores = token_log_probs(module.student, [p for p, _ in part], rollouts, module.chunk_tokens)
             total, tokens = total + float(scores.cpu().double().sum()), tokens + len(scores)
@@ -159,14 +157,13 @@ class ProbeMatch(ProgressMeasure):
             rows: list[list[int]] = []
             for at in range(0, len(probe), CHUNK):
                 part = slice(at, at + CHUNK)
-                made = module.generate(prompts[part], 1, module.sampling, generators[part])
-                rows += [row[:n].tolist() for row, n in zip(made.ids, made.lengths.tolist())]
-            self._ids = dict(pair for pairs in _of_all_ranks(list(zip(map(_key, probe), rows))) for pair in pairs)
+                rows += module.generate(prompts[part], 1, module.sampling, generators[part]).lists()
+            self._ids = dict(pair for pairs in of_all_ranks(list(zip(map(_key, probe), rows))) for pair in pairs)
         teachers = module.prompts.teachers(probe, [1.0] * len(probe), module.tokenizer, module.train_room)
         total, tokens = 0.0, 0
         for at in range(0, len(probe), CHUNK):
             part = slice(at, at + CHUNK)
-            rollouts = _rollouts([self._ids[_key(p)] for p in probe[part]], module.device)
+            rollouts = Rollouts.of([self._ids[_key(p)] for p in probe[part]], module.end_ids, module.device)
             with module.teacher.scorer(module.student) as teacher:
                 teacher_hidden = completion_hidden(teacher, [t.ids for t in teachers[part]], rollouts)
                 teacher_head = head_of(teacher)
@@ -192,32 +189,15 @@ CHUNK = 32
 """Probe problems at a time."""
 
 
-def _rollouts(rows: list[list[int]], device: torch.device) -> Rollouts:
-    """Given completions as rollouts; none may be empty."""
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
-    return Rollouts(ids, lengths, torch.ones(len(rows), dtype=torch.bool, device=device))
-
-
 def _key(problem: Problem) -> str:
     return f"{problem.source} {problem.id}"
 
 
 def _mean(total: float, count: int) -> float | None:
     """Total by count, over all ranks; None if there is nothing to count."""
-    sums = _of_all_ranks((total, count))
+    sums = of_all_ranks((total, count))
     counted = sum(n for _, n in sums)
     return sum(t for t, _ in sums) / counted if counted else None
-
-
-def _of_all_ranks(mine: T) -> list[T]:
-    """What each rank has, in the order of ranks."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return [mine]
-    found = [mine] * dist.get_world_size()
-    dist.all_gather_object(found, mine)
-    return found
 
 
 def digest_of(problems: list[Problem]) -> str:

@@ -161,8 +161,7 @@ class SelfDistillation(Solver):
         """
         dropout = seeded(self.seed, "dropout", self.global_step, self.global_rank, batch_idx).integers(2**63)
         torch.manual_seed(int(dropout))
-        ratios = self.exposure if isinstance(self.exposure, list) else [self.exposure] * len(problems)
-        assert len(ratios) == len(problems), "module.exposure must have one ratio per problem"
+        ratios = self.ratios(problems)
         self.clock.seconds = {}
         prompts = [self.prompts.student(p, self.tokenizer) for p in problems]
         fits = [len(ids) <= min(self.prompts.max_prompt_tokens, self.train_room) for ids in prompts]
@@ -202,6 +201,12 @@ class SelfDistillation(Solver):
         )
         # Lightning divides by the accumulated micro-batches and averages over ranks: a sum survives both.
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def ratios(self, problems: list[Problem]) -> list[float]:
+        """The exposure of each problem of the coming batch."""
+        ratios = self.exposure if isinstance(self.exposure, list) else [self.exposure] * len(problems)
+        assert len(ratios) == len(problems), "module.exposure must have one ratio per problem"
+        return ratios
 
     def rollout(self, problems: list[Problem], prompts: list[list[int]], drawn: Any = None) -> Rollouts:
         """References, or completions of the student as it is now, seeded by run, step, problem and sample alone.
@@ -260,8 +265,7 @@ class SelfDistillation(Solver):
             scalars |= {"loss/lr": float(optimizer.param_groups[0]["lr"]), "gradient/norm": norm / tokens}
         self.step_log.add(self.trainer, scalars | {"loss/skipped_steps": float(self.skipped.total)})
         if self.feedback is not None:
-            told = {f"teacher/{name}": value for name, value in self.teacher.scalars().items()}
-            self.step_log.add(self.trainer, told)
+            self.step_log.add(self.trainer, {f"teacher/{name}": x for name, x in self.teacher.scalars().items()})
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, and let the teacher follow: before callbacks, of which one writes the checkpoint."""

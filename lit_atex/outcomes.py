@@ -90,30 +90,24 @@ class Outcomes:
                     f"--resume: {path} is not there, so nothing says how the answers beside it were made: name another "
                     "folder in --run, or set --overwrite true."
                 )
-            then = json.loads(path.read_text(encoding="utf-8"))
-            if changed := differences(then, protocol):
+            if changed := differences(whole.read_json(path), protocol):
                 raise ValueError(
                     f"--resume: the evaluation in {self.folder.parent} was begun with other settings (then and now): "
                     f"{'; '.join(changed)}. Set them back, name another folder in --run, or set --overwrite true."
                 )
         elif self.rank in ("", ".rank0"):
-            whole.write(path, json.dumps(protocol, indent=2, ensure_ascii=False) + "\n")
+            whole.write_json(path, protocol)
         for name, of_set in self.rows.items():
-            whole.write(self.path(name), "".join(map(line, of_set)))
+            whole.write(self.path(name), "".join(map(whole.json_line, of_set)))
         found, self.rows = self.rows, {}
         return found
 
     def append(self, set_name: str, rows: list[Row]) -> None:
         """Add a batch, and have it on disk."""
         with open(self.path(set_name), "ab") as file:
-            file.write("".join(map(line, rows)).encode("utf-8"))
+            file.write("".join(map(whole.json_line, rows)).encode("utf-8"))
             file.flush()
             os.fsync(file.fileno())
-
-
-def line(row: Row) -> str:
-    """A row as a line."""
-    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def clear(run: Path, name: str, resume: bool, overwrite: bool, clears: bool = True) -> None:
@@ -165,8 +159,7 @@ def read(run: Path, name: str) -> dict[str, list[Row]]:
                 f"{run}/outcomes/{name}.{set_name}.*jsonl hold {what}: they are of several evaluations. Evaluate again "
                 "with --overwrite true, or in another folder."
             )
-    path = run / "outcomes" / f"{name}.protocol.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = whole.read_json(run / "outcomes" / f"{name}.protocol.json")
     order = [key.split(".", 2)[2] for key in known if key.startswith(("data.test.", "data.validation."))]
     return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
 

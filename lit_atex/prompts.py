@@ -105,11 +105,8 @@ class PromptStyle:
         if unit == "token" and hint in ("masked", "answer_only"):
             raise ValueError(f"prompts.unit: token does not go with prompts.hint: {hint}; set prompts.unit to step.")
         self.student_template, self.teacher_template, self.system = student, teacher, system
-        self.student_thinking, self.teacher_thinking, self.eval_thinking = (
-            student_thinking,
-            teacher_thinking,
-            eval_thinking,
-        )
+        self.student_thinking, self.teacher_thinking = student_thinking, teacher_thinking
+        self.eval_thinking = eval_thinking
         self.hint, self.mark, self.unit, self.hide_answer = hint, mark, unit, hide_answer
         self._kind = kind_of(hint)
         self.max_prompt_tokens, self.max_teacher_tokens = max_prompt_tokens, max_teacher_tokens

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 
 from lit_atex import charts, runs, tables, whole
@@ -121,7 +122,7 @@ def _comparisons(rows: list[Row]) -> list[str]:
         ]
         for row in rows
     ]
-    count = sum(row["p_holm"] == row["p_holm"] for row in rows)
+    count = sum(not isnan(row["p_holm"]) for row in rows)
     note = (
         "Paired: the same seed and the same problem on both sides. *p, seeds*: t test over seeds; *p, problems*: "
         "sign-flip permutation over problems, seeds averaged. *p (Holm)*: the larger of the two, so that a difference "
@@ -138,7 +139,7 @@ def _comparisons(rows: list[Row]) -> list[str]:
 
 def _p_alone(row: Row) -> str:
     """Of what p (Holm) is, where it is not of both."""
-    seeds, problems = (row[name] == row[name] for name in ("p_seeds", "p_problems"))
+    seeds, problems = (not isnan(row[name]) for name in ("p_seeds", "p_problems"))
     return "" if seeds == problems else " (seeds)" if seeds else " (problems)"
 
 
@@ -166,7 +167,7 @@ def _views(made: Tables) -> list[str]:
     for view, unit in VIEWS.items():
         rows = [row for row in made.views if row["view"] == view]
         if len(spent[view]) == 1:
-            if not any(amount == amount for amount in spent[view]):  # nothing was logged
+            if all(map(isnan, spent[view])):  # nothing was logged
                 continue
             parts.append(f"All runs took {_amount(spent[view].pop())} {unit}: at equal ones, the tables above hold.")
             continue
@@ -177,7 +178,7 @@ def _views(made: Tables) -> list[str]:
         for row in read:
             cells = [row["cell"], row["metric"], _amount(row["budget"]), str(row["seeds"]), _number(row["mean"])]
             cells.append(interval_text(_ends(row, "seeds")) if row["seeds"] else "")
-            if compared and row["difference"] == row["difference"]:
+            if compared and not isnan(row["difference"]):
                 interval = interval_text(_ends(row, "difference"), "+")
                 cells += [row["baseline"], f"{row['difference']:+.3f}", interval, _p(row["p_holm"])]
             body.append([*cells, *[""] * (len(heads) - len(cells))])
@@ -189,7 +190,7 @@ def _views(made: Tables) -> list[str]:
 
 
 def _amount(value: float) -> str:
-    return "" if value != value else f"{value:,.0f}"
+    return "" if isnan(value) else f"{value:,.0f}"
 
 
 def _runs(rows: list[Row]) -> str:
@@ -199,7 +200,7 @@ def _runs(rows: list[Row]) -> str:
     body = [
         [
             *(row["cell"], str(row["seed"]), str(row["steps"]), _amount(row["tokens"])),
-            "" if row["seconds"] != row["seconds"] else f"{row['seconds'] / 60:.1f}",
+            "" if isnan(row["seconds"]) else f"{row['seconds'] / 60:.1f}",
             *(_number(row[name]) for name in ("exposure", "first_mismatch", "mismatch", *metrics)),
             str(row["stopped"]),
         ]
@@ -213,11 +214,11 @@ def _ends(row: Row, name: str) -> tuple[float, float]:
 
 
 def _number(value: float) -> str:
-    return "" if value != value else f"{value:.3f}"
+    return "" if isnan(value) else f"{value:.3f}"
 
 
 def _p(value: float) -> str:
-    return "" if value != value else p_text(value).removeprefix("= ")
+    return "" if isnan(value) else p_text(value).removeprefix("= ")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import time
@@ -43,13 +42,7 @@ BY_STEP = ("samples.jsonl", "decisions.jsonl")
 
 def read_manifest(run: Path) -> dict[str, Any]:
     """The manifest of a run folder; empty if there is none."""
-    path = run / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write a file that is whole or not there."""
-    whole.write(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    return whole.read_json(run / "manifest.json")
 
 
 def claim(run: Path, command: str, given: Any, settings: Callable[[Any], dict[str, Any]], first: bool) -> str | None:
@@ -145,6 +138,11 @@ def prepare(run: Path, checkpoint: str | None, asks_for_last: bool, overwrite: b
     whole.remove(run / "manifest.json")  # last: the folder counts as a run's until then
 
 
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What is in a checkpoint; tensors stay in the file until they are read."""
+    return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+
+
 def check_format(checkpoint: str | None, fits: bool) -> None:
     """Whether this version of the code can read a checkpoint; of weights alone, it can evaluate them.
 
@@ -153,7 +151,7 @@ def check_format(checkpoint: str | None, fits: bool) -> None:
     """
     if checkpoint is None or not Path(checkpoint).is_file():
         return
-    read = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+    read = read_checkpoint(checkpoint)
     if "callbacks" not in read and fits:
         raise ValueError(f"{checkpoint} holds weights alone: a run goes on from last.ckpt (--resume).")
     if "callbacks" in read and (found := read.get("lit_atex_format")) != FORMAT:
@@ -168,7 +166,7 @@ def purge_step(checkpoint: str | None, run: Path) -> int | None:
     """First step whose TensorBoard events were written after the checkpoint; None for a new run."""
     if checkpoint is None or not Path(checkpoint).is_file():
         return None
-    step: int = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
+    step: int = read_checkpoint(checkpoint)["global_step"]
     evaluated = (run / "outcomes").glob(f"step-{step}.*")  # under the same number as the step that comes next
     return step + any(evaluated)
 
@@ -262,10 +260,10 @@ def release(run: Path) -> None:
 def go_on(run: Path, step: int) -> None:
     """Drop what a killed run wrote after the checkpoint of `step`, the number of optimizer steps that were done."""
     for path in [run / name for name in BY_STEP if (run / name).is_file()]:
-        whole.write(path, "".join(line for line in whole.lines(path) if json.loads(line)["step"] < step))
-    if (path := run / "results.json").is_file():
-        results = json.loads(path.read_text(encoding="utf-8"))
-        write_json(path, {name: result for name, result in results.items() if not is_later(name, step)})
+        whole.write(path, "".join(whole.json_line(row) for row in whole.json_lines(path) if row["step"] < step))
+    if results := whole.read_json(run / "results.json"):
+        kept = {name: result for name, result in results.items() if not is_later(name, step)}
+        whole.write_json(run / "results.json", kept)
     for path in (run / "outcomes").glob("step-*.jsonl"):
         if is_later(path.name.split(".")[0], step):
             path.unlink()

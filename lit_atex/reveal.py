@@ -15,7 +15,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from lit_atex.own import by_path
-from lit_atex.steps import answer_begins, answer_step, mask_numbers, step_borders
+from lit_atex.steps import answer_begins, answer_step, mask_numbers, split_steps, step_borders
 from lit_atex.types import Problem, seeded
 
 MARK = "[...]"
@@ -52,7 +52,7 @@ def material(solution: str, borders: list[int] | None = None, hide_answer: bool 
     if hide_answer:
         end = answer_begins(solution, steps)
         borders = [b for b in borders if b <= end]
-    pieces = [solution[a:b] for a, b in zip([0, *borders], borders)]
+    pieces = split_steps(solution, borders)
     return Material(pieces, "" if hide_answer else answer_step(solution, steps), [], mark)
 
 

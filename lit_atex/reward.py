@@ -77,7 +77,7 @@ class LearningProgress:
         return [(d, self.reward([*readings, progress])) for d, readings in self._waiting]
 
     def reward(self, readings: list[float | None]) -> float | None:
-        """R of P_k, P_(k+1), ...; None if fewer than two readings are known.
+        """R of P_k, P_(k+1), ...; None if fewer than two readings are known, or it is beyond FINITE.
 
         A reading that is not known counts as the known one before it, the first ones as the first known: no progress
         is made up.
@@ -90,7 +90,7 @@ class LearningProgress:
             now = last if p is None else p
             total += weight * (now - last)
             last, weight = now, weight * self.discount
-        return total
+        return total if abs(total) < FINITE else None
 
     def state_dict(self) -> dict[str, Any]:
         """The queue as plain data."""
@@ -147,7 +147,7 @@ class Rewarded(Exposure):
         """Pass on what was earned, and take the next decision."""
         progress = _known(progress)
         done = self.queue.read(progress)
-        earned = [(decision, reward) for decision, reward in done if reward is not None and abs(reward) < FINITE]
+        earned = [(decision, reward) for decision, reward in done if reward is not None]
         self._ratio, details = self.decide(state, progress, earned)
         self.queue.wait(Decision(self._number, state.step, self._ratio, details), progress)
         self._number += 1
@@ -215,5 +215,4 @@ def _known(progress: float | None) -> float | None:
 
 
 def _credit(decision: Decision, reward: float | None, complete: bool) -> Credit:
-    reward = reward if reward is not None and abs(reward) < FINITE else None
     return Credit(decision.number, decision.step, decision.ratio, reward, complete, decision.details)

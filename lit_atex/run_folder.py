@@ -32,10 +32,10 @@ from lit_atex import whole
 from lit_atex.collapse import CollapseMonitor
 from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.module import SelfDistillation
-from lit_atex.outcomes import Outcomes, line
+from lit_atex.outcomes import Outcomes
 from lit_atex.plots import save_pass_at_k
 from lit_atex.protocol import KINDS, describe, protocol, weights_digest
-from lit_atex.resume import go_on, hold, is_later, read_manifest, release, write_json
+from lit_atex.resume import go_on, hold, is_later, read_manifest, release
 from lit_atex.selection import origin
 from lit_atex.text_tables import evaluation_text, prompts_text, results_table
 from lit_atex.types import Problem
@@ -76,8 +76,8 @@ class RunFolder(pl.Callback):
         if stage in KINDS:
             self._outcomes = Outcomes(self.run / "outcomes", stage, _rank(trainer))
             self._outcomes.find(trainer.datamodule, KINDS[stage])  # type: ignore[attr-defined]
-        if trainer.is_global_zero and (path := self.run / "results.json").is_file():
-            self.results = json.loads(path.read_text(encoding="utf-8"))
+        if trainer.is_global_zero:
+            self.results = whole.read_json(self.run / "results.json")
         self.results = trainer.strategy.broadcast(self.results)  # they decide what is evaluated, by all ranks
         if not trainer.is_global_zero:
             return
@@ -97,7 +97,7 @@ class RunFolder(pl.Callback):
             last = ("error", "stopped", "ended", "optimizer_steps", "skipped_steps", "weights", "selection", "data")
             manifest = {key: value for key, value in manifest.items() if key not in last}
             manifest["finished"] = False
-        write_json(self.run / "manifest.json", manifest)
+        whole.write_json(self.run / "manifest.json", manifest)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """By itself: check what is gone on with, count it, and show what is done."""
@@ -137,7 +137,7 @@ class RunFolder(pl.Callback):
         path = self.run / "prompts.txt"
         if not batch or not trainer.is_global_zero or path.exists():
             return
-        ratios = pl_module.exposure if isinstance(pl_module.exposure, list) else [pl_module.exposure] * len(batch)
+        ratios = pl_module.ratios(batch)
         teachers = pl_module.prompts.teachers(batch, ratios, pl_module.tokenizer, pl_module.train_room)
         hinted = pl_module.completions == "hinted_reference"
         given = (pl_module.prompts, pl_module.tokenizer, hinted)
@@ -178,12 +178,11 @@ class RunFolder(pl.Callback):
         folder = self.run / "outcomes"
         folder.mkdir(parents=True, exist_ok=True)
         for set_name, of_set in rows.items():
-            whole.write(folder / f"{name}.{set_name}{_rank(trainer)}.jsonl", _lines(of_set))
+            whole.write(folder / f"{name}.{set_name}{_rank(trainer)}.jsonl", "".join(map(whole.json_line, of_set)))
         self.results[name] = [r.to_json() for r in pl_module.evaluation.results]
         if trainer.is_global_zero and self.results[name]:
             path = self.run / "results.json"  # read again: an evaluation by itself may have come in between
-            known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-            write_json(path, known | {name: self.results[name]})
+            whole.write_json(path, whole.read_json(path) | {name: self.results[name]})
             _say(trainer, results_table(name, pl_module.evaluation.results))
             if self._outcomes is not None:
                 self._report(trainer, name, pl_module)
@@ -203,7 +202,7 @@ class RunFolder(pl.Callback):
             "first_prompt": self.first_prompt,
         }
         data["results"] = [r.to_json() for r in results]
-        write_json(stem.with_suffix(".json"), data)
+        whole.write_json(stem.with_suffix(".json"), data)
         save_pass_at_k(results, stem.with_suffix(".png"), self.run / "tensorboard", f"{name}/pass@k")
         text = evaluation_text(name, results, self.protocol, about, self.first_prompt, f"{stem.name}.png")
         whole.write(stem.with_suffix(".md"), text)
@@ -224,7 +223,7 @@ class RunFolder(pl.Callback):
         pl_module.evaluation.add(index, outputs or [])
         path = self.run / "predictions" / f"{pl_module.evaluation.names[index]}{_rank(trainer)}.jsonl"
         with open(path, "a", encoding="utf-8") as file:
-            file.write(_lines(outputs or []))
+            file.writelines(map(whole.json_line, outputs or []))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Print the table and where the completions are."""
@@ -270,15 +269,11 @@ class RunFolder(pl.Callback):
         )
 
     def _note(self, **entries: Any) -> None:
-        write_json(self.run / "manifest.json", read_manifest(self.run) | entries)
+        whole.write_json(self.run / "manifest.json", read_manifest(self.run) | entries)
 
 
 def _rank(trainer: pl.Trainer) -> str:
     return f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
-
-
-def _lines(rows: list[dict[str, Any]]) -> str:
-    return "".join(map(line, rows))
 
 
 def _say(trainer: pl.Trainer, text: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
 import re
 import statistics
@@ -17,6 +15,7 @@ import yaml
 
 from lit_atex import whole
 from lit_atex.evaluation import Result
+from lit_atex.inspection import logged_steps
 from lit_atex.metrics import g_pass_at_k, mean_g_pass_at_k, pass_at_k
 from lit_atex.resume import read_manifest
 from lit_atex.settings import flat, switched
@@ -139,7 +138,7 @@ def find(folders: list[Path]) -> tuple[list[Record], dict[str, str]]:
         manifest = read_manifest(path)
         if "optimizer_steps" not in manifest or not manifest.get("finished"):
             out[name] = str(manifest.get("error", "not finished"))
-        elif not (results := _read(path / "results.json")):
+        elif not (results := whole.read_json(path / "results.json")):
             out[name] = "not evaluated"
         else:
             runs.append(_record(name, path, manifest, results))
@@ -177,11 +176,6 @@ def by_size(values: list[str]) -> list[str]:
     return [values[i] for i in order]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON file; nothing if it is not there."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def _began(run: Path) -> str:
     commands = read_manifest(run).get("commands") or [{}]
     return str(commands[0].get("began", ""))
@@ -193,7 +187,7 @@ def _record(name: str, path: Path, manifest: dict[str, Any], results: dict[str, 
     by_step = {int(k[5:]): _by_set(rows) for k, rows in results.items() if k.startswith("step-")}
     # What `lit-atex test --run` of the same folder has measured, if it was of the weights after the last step.
     tested = {f"test/{set_name}": result for set_name, result in _by_set(results.get("test", [])).items()}
-    known = _read(path / "outcomes" / "test.protocol.json").get("weights")
+    known = whole.read_json(path / "outcomes" / "test.protocol.json").get("weights")
     if tested and "weights" in manifest and known != manifest["weights"]:
         log.warning("%s: its test results are of other weights than its last step's, and left out", name)
         tested = {}
@@ -210,7 +204,7 @@ def _record(name: str, path: Path, manifest: dict[str, Any], results: dict[str, 
         config={key: value for key, value in config.items() if key not in ignored},
         manifest=manifest,
         results=by_step,
-        trace=_trace(path / "metrics.csv"),
+        trace=_trace(path),
     )
 
 
@@ -218,13 +212,12 @@ def _by_set(rows: list[dict[str, Any]]) -> dict[str, Result]:
     return {result.name: result for result in read_results(rows)}
 
 
-def _trace(path: Path) -> list[dict[str, float]]:
+def _trace(run: Path) -> list[dict[str, float]]:
     """The rows of training steps, with sums of tokens and seconds.
 
     With `trainer.log_every_n_steps` above 1 a row stands for the steps before it.
     """
-    every = [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(whole.lines(path))]
-    rows = [row for row in every if "loss/divergence" in row]
+    rows = logged_steps(run)
     done = tokens = seconds = 0.0
     for row in rows:
         time, steps = row["time/step"], row["step"] + 1 - done

@@ -65,16 +65,15 @@ def join(prompts: list[list[int]], rollouts: Rollouts) -> Sequences:
     """
     assert len(prompts) == len(rollouts.ids)
     assert all(prompts)
-    device = rollouts.ids.device
-    left = max(map(len, prompts))
-    head = torch.tensor([[0] * (left - len(p)) + p for p in prompts], device=device)
-    seen = torch.tensor([[0] * (left - len(p)) + [1] * len(p) for p in prompts], device=device)
+    head, seen, _ = pad_left(prompts, rollouts.ids.device)
     mask = rollouts.mask[:, : int(rollouts.lengths.max())]
     ids = torch.cat([head, rollouts.ids[:, : mask.shape[1]].masked_fill(~mask, 0)], dim=1)
     attention = torch.cat([seen, mask.long()], dim=1)
     positions = (attention.cumsum(1) - 1).clamp_min(0)
     # The state at position i predicts the token at i + 1.
-    predicts = torch.cat([mask.new_zeros(len(prompts), left - 1), mask, mask.new_zeros(len(prompts), 1)], dim=1)
+    predicts = torch.cat(
+        [mask.new_zeros(len(prompts), head.shape[1] - 1), mask, mask.new_zeros(len(prompts), 1)], dim=1
+    )
     return Sequences(ids, attention, positions, predicts)
 
 
@@ -105,21 +104,16 @@ def completion_hidden(model: nn.Module, prompts: list[list[int]], rollouts: Roll
     if _reads_in_parts(base) and saved > 0.1 * (sum(map(len, prompts)) + sum(lengths)):
         read = _Read(base, prompts)
         groups = _groups(lengths)
-        parts = [read.go_on(base, group, _rows(rollouts, group)) for group in groups]
+        parts = [read.go_on(base, group, rollouts.some(group)) for group in groups]
     else:
         groups = _groups([len(p) + n for p, n in zip(prompts, lengths)])
-        parts = [_in_one_pass(base, [prompts[i] for i in group], _rows(rollouts, group)) for group in groups]
+        parts = [_in_one_pass(base, [prompts[i] for i in group], rollouts.some(group)) for group in groups]
     if len(groups) == 1:
         return parts[0]
     # From the order in which rollouts were scored back to the one in which they came.
     order = [i for group in groups for i in group]
     pieces = dict(zip(order, torch.cat(parts).split([lengths[i] for i in order])))
     return torch.cat([pieces[i] for i in range(len(prompts))])
-
-
-def _rows(rollouts: Rollouts, rows: list[int]) -> Rollouts:
-    index = torch.tensor(rows, device=rollouts.ids.device)
-    return Rollouts(*(x[index] for x in rollouts))
 
 
 def _groups(widths: list[int]) -> list[list[int]]:

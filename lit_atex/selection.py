@@ -6,10 +6,11 @@ it takes `checkpoint.allow_test_selection`, and then every table says so.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lit_atex import whole
 
 if TYPE_CHECKING:
     from lit_atex.data import ProblemDataModule
@@ -67,16 +68,12 @@ def check(monitor: str, data: ProblemDataModule, metrics: list[str], allowed: bo
 
 
 def scores(results: dict[str, list[dict[str, Any]]], monitor: str) -> dict[int, float]:
-    """What the monitor was after each number of optimizer steps at which a run was evaluated; step 0 left out."""
-    return {step: score for step, score in _scores(results, monitor).items() if step}
-
-
-def _scores(results: dict[str, list[dict[str, Any]]], monitor: str) -> dict[int, float]:
+    """What the monitor was after each number of optimizer steps at which a run was evaluated, step 0 among them."""
     found = {}
+    name, _, metric = monitor.partition("/")[2].rpartition("/")
     for evaluation, sets in results.items():
         if evaluation.startswith("step-") and sets:
             step = int(evaluation.removeprefix("step-"))
-            name, _, metric = monitor.partition("/")[2].rpartition("/")
             by_name = {one["name"]: one for one in sets}
             if monitor == MEAN:
                 found[step] = sum(one["average"] for one in sets) / len(sets)
@@ -86,27 +83,24 @@ def _scores(results: dict[str, list[dict[str, Any]]], monitor: str) -> dict[int,
 
 
 def best(results: dict[str, list[dict[str, Any]]], monitor: str, mode: str = "max") -> int | None:
-    """The step with the best score, the earliest of equals; None if there was no evaluation after a step."""
-    found = scores(results, monitor)
-    sign = 1 if mode == "max" else -1
-    return max(sorted(found), key=lambda step: sign * found[step], default=None)
+    """The step with the best score, the earliest of equals; step 0 is no choice. None if there is no other."""
+    found, sign = scores(results, monitor), 1 if mode == "max" else -1
+    return max(sorted(found.keys() - {0}), key=lambda step: sign * found[step], default=None)
 
 
 def summary(results: dict[str, list[dict[str, Any]]], monitor: str, mode: str, on_test: bool) -> dict[str, Any]:
     """Last and best of a run, as the manifest keeps them: their steps, and `words` for a reader; empty without any."""
-    found = scores(results, monitor)
-    if not found:
+    found, top = scores(results, monitor), best(results, monitor, mode)
+    if top is None:
         return {}
-    last, top = max(found), best(results, monitor, mode)
-    assert top is not None
+    start, last = found.pop(0, None), max(found)
     text = f"last: step {last} ({monitor} {found[last]:.3f}); best on {'a TEST SET' if on_test else 'validation'}: "
     text += f"step {top} ({found[top]:.3f}, of {len(found)} evaluation{'s' if len(found) > 1 else ''})"
     if on_test:
         text += ". The best was chosen on a test set (checkpoint.allow_test_selection): its number is no test."
     elif top != last:
         text += ", the best of several and so too good: what it is worth, other problems tell (lit-atex evaluate)."
-    start, sign = _scores(results, monitor).get(0), 1 if mode == "max" else -1
-    if start is not None and sign * start > sign * found[top]:
+    if start is not None and (start > found[top] if mode == "max" else start < found[top]):
         text += f"{'' if text.endswith('.') else '.'} The untouched model had {start:.3f}."
     return {"monitor": monitor, "mode": mode, "on_test": on_test, "last": last, "best": top, "words": text}
 
@@ -121,9 +115,7 @@ def origin(student: str, checkpoint: str | None) -> dict[str, Any]:
     if not checkpoint and Path(student).name != "student":  # as a run writes it
         return {}
     folder = Path(checkpoint).parent.parent if checkpoint else Path(student).parent
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    chosen = manifest.get("selection")
+    chosen = whole.read_json(folder / "manifest.json").get("selection")
     if not chosen or not isinstance(chosen, dict):  # empty: it was not evaluated after a step
         return {}
     which = "best" if checkpoint and Path(checkpoint).name == "best.ckpt" else "last"

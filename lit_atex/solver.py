@@ -92,10 +92,27 @@ class Solver(pl.LightningModule):
         return sys.maxsize if context is None else context - sampling.max_new_tokens
 
     def setup(self, stage: str) -> None:
-        """Make one set of metrics per validation or test set of the data module."""
-        if stage == "fit" and self.eval_exposure > 0:
+        """Make one set of metrics per validation or test set of the data module.
+
+        Raises:
+            ValueError: If the trainer or the data module is one that this cannot work with; names the key.
+        """
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if type(self.trainer.strategy).__name__ in ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"):
+            raise ValueError(
+                "trainer.strategy: sharded parameters are not supported, as ranks make unequal numbers of forward "
+                "passes while they sample: take ddp, or one device."
+            )
+        if stage == "fit":
+            self._check_fit(data)
+        names = getattr(data, "test_names" if stage in ("test", "predict") else "validation_names", [])
+        self.evaluation.begin(list(names), self.eval_samples, list(self.own.paths))
+
+    def _check_fit(self, data: Any) -> None:
+        """Refuse settings that training cannot work with, and warn of one that would surprise."""
+        if self.eval_exposure > 0:
             raise ValueError("model.eval_exposure must be 0 in fit: validation measures the student, who sees no hint.")
-        if stage == "fit" and (precision := str(self.trainer.precision)) not in ("32-true", "bf16-mixed"):
+        if (precision := str(self.trainer.precision)) not in ("32-true", "bf16-mixed"):
             why = "would convert the student and not its teacher"
             if precision == "16-mixed":
                 why = "cannot hold the sum of the divergence over a step's tokens"
@@ -103,25 +120,17 @@ class Solver(pl.LightningModule):
                 f"trainer.precision: {precision} {why}: take bf16-mixed; or leave it out, and for adapters on "
                 "a base model in half precision set model.student.init_args.dtype to bfloat16."
             )
+        if self.prompts.hint == "other" and getattr(data, "batch_size", 2) < 2:
+            raise ValueError(
+                "prompts.hint: other shows a solution of the same batch: set data.batch_size to 2 or more."
+            )
         interval, window = self.trainer.val_check_interval, self.trainer.accumulate_grad_batches
-        if stage == "fit" and isinstance(interval, int) and interval < window:  # a float is a share of a pass
+        if isinstance(interval, int) and interval < window:  # a float is a share of a pass
             log.warning(
                 "trainer.val_check_interval: %d counts batches, of which a step takes %d "
                 "(trainer.accumulate_grad_batches): the same weights are evaluated several times; take a multiple.",
                 *(interval, window),
             )
-        if type(self.trainer.strategy).__name__ in ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"):
-            raise ValueError(
-                "trainer.strategy: sharded parameters are not supported, as ranks make unequal numbers of forward "
-                "passes while they sample: take ddp, or one device."
-            )
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and self.prompts.hint == "other" and getattr(data, "batch_size", 2) < 2:
-            raise ValueError(
-                "prompts.hint: other shows a solution of the same batch: set data.batch_size to 2 or more."
-            )
-        names = getattr(data, "test_names" if stage in ("test", "predict") else "validation_names", [])
-        self.evaluation.begin(list(names), self.eval_samples, list(self.own.paths))
 
     def generate(
         self, prompts: list[list[int]], samples: int, sampling: Sampling, generators: Sequence[np.random.Generator]
@@ -134,7 +143,7 @@ class Solver(pl.LightningModule):
 
     def decode(self, rollouts: Rollouts) -> list[str]:
         """Completions as text, without special tokens; for graders and readers, never encoded again."""
-        rows = [row[:n].tolist() for row, n in zip(rollouts.ids.cpu(), rollouts.lengths.tolist())]
+        rows = rollouts.lists()
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True) if rows else []
 
     def eval_prompts(self, problems: list[Problem], exposure: float) -> tuple[list[list[int]], int]:
@@ -168,30 +177,24 @@ class Solver(pl.LightningModule):
         if long := [p.id for p, ids in zip(problems, prompts) if len(ids) > limit]:
             log.warning("prompts of more than %d tokens, counted as not answered: %s", limit, long)
         fit = [i for i, ids in enumerate(prompts) if len(ids) <= limit]
-        lengths: list[int] = []
-        ended: list[bool] = []
-        completions: list[str] = []
+        asked = [problems[i] for i in fit]
+        unanswered = ("", None, Verdict.UNPARSED.value, 0, True)
+        drawn: list[list[Any]] = [[unanswered] * n] * len(problems)
         if fit:
-            keys = [(problems[i].source, problems[i].id) for i in fit]
-            generators = row_generators(self.seed, purpose, keys, n)
+            generators = row_generators(self.seed, purpose, [(p.source, p.id) for p in asked], n)
             rollouts = self.generate([prompts[i] for i in fit], n, self.eval_sampling, generators)
-            lengths, ended, completions = rollouts.lengths.tolist(), rollouts.ended.tolist(), self.decode(rollouts)
-        verdicts = self.verifier.verify(completions, [problems[i].answer for i in fit for _ in range(n)])
-        answers = [self._vote(text, verdict) for text, verdict in zip(completions, verdicts)]
+            completions = self.decode(rollouts)
+            verdicts = self.verifier.verify(completions, [p.answer for p in asked for _ in range(n)])
+            votes = map(self._vote, completions, verdicts)
+            values = [v.value for v in verdicts]
+            every = list(zip(completions, votes, values, rollouts.lengths.tolist(), rollouts.ended.tolist()))
+            for at, i in enumerate(fit):
+                drawn[i] = every[at * n : (at + 1) * n]
+        names = ("completions", "answers", "verdicts", "lengths", "ended")
         rows: list[dict[str, Any]] = []
-        for i, p in enumerate(problems):
-            mine = slice(fit.index(i) * n, fit.index(i) * n + n) if i in fit else None
-            rows.append(
-                {
-                    **{"id": p.id, "source": p.source, "level": p.level, "question": p.question, "answer": p.answer},
-                    "prompt_tokens": len(prompts[i]),
-                    "completions": completions[mine] if mine else [""] * n,
-                    "answers": answers[mine] if mine else [None] * n,
-                    "verdicts": [v.value for v in verdicts[mine]] if mine else [Verdict.UNPARSED.value] * n,
-                    "lengths": lengths[mine] if mine else [0] * n,
-                    "ended": ended[mine] if mine else [True] * n,
-                }
-            )
+        for p, ids, of_problem in zip(problems, prompts, drawn):
+            row = {"id": p.id, "source": p.source, "level": p.level, "question": p.question, "answer": p.answer}
+            rows.append(row | {"prompt_tokens": len(ids)} | dict(zip(names, map(list, zip(*of_problem)))))
             if self.own.paths:
                 rows[-1]["own"] = self.own.of(p, rows[-1]["completions"])
         return rows

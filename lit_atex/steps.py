@@ -118,9 +118,9 @@ def step_borders(solution: str) -> list[int]:
     return borders
 
 
-def split_steps(solution: str) -> list[str]:
-    """The steps of a solution, as text; joined they are the solution."""
-    borders = step_borders(solution)
+def split_steps(solution: str, borders: list[int] | None = None) -> list[str]:
+    """The steps of a solution, or its pieces between other borders, as text; joined they are the solution."""
+    borders = step_borders(solution) if borders is None else borders
     return [solution[a:b] for a, b in zip([0, *borders], borders)]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from lit_atex.divergence import Divergence, Entries, Ids, Values
 from lit_atex.types import Rollouts
@@ -30,9 +29,4 @@ class NegativeLogLikelihood(Divergence):
 def references(solutions: list[list[int]], samples: int, end: int, limit: int, device: torch.device) -> Rollouts:
     """The token ids of reference solutions as completions, `samples` of each, with the end token; cut at `limit`."""
     rows = [[*ids, end][:limit] for ids in solutions for _ in range(samples)]
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    for row, given in zip(ids, rows):
-        row[: len(given)] = torch.tensor(given, dtype=torch.long)
-    lengths: Tensor = torch.tensor([len(row) for row in rows])
-    ended = torch.tensor([row[-1] == end for row in rows])
-    return Rollouts(ids.to(device), lengths.to(device), ended.to(device))
+    return Rollouts.of(rows, [end], device)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
-
-import torch.distributed as dist
+from typing import Literal, NamedTuple
 
 from lit_atex.types import Verdict
 from lit_atex.verify import canonical
@@ -85,14 +83,13 @@ def count(seen: Seen, samples: int, extract: Callable[[str], str | None]) -> Sum
         All sums but "entropy".
     """
     lengths, ended = seen.rollouts.lengths.tolist(), seen.rollouts.ended.tolist()
-    rows = [ids[:length] for ids, length in zip(seen.rollouts.ids.tolist(), lengths)]
-    repeated = [repeated_ngrams(row) for row in rows]
+    repeated = [repeated_ngrams(row) for row in seen.rollouts.lists()]
     sums = {
-        "rollouts": len(rows),
+        "rollouts": len(lengths),
         "tokens": sum(lengths),
         "finished": sum(ended),
         "tokens_finished": sum(n for n, end in zip(lengths, ended) if end),
-        "cut": len(rows) - sum(ended),
+        "cut": len(lengths) - sum(ended),
         "tokens_cut": sum(n for n, end in zip(lengths, ended) if not end),
         "repeated": sum(again for again, _ in repeated),
         "ngrams": sum(all_ for _, all_ in repeated),
@@ -110,15 +107,6 @@ def count(seen: Seen, samples: int, extract: Callable[[str], str | None]) -> Sum
 def total(parts: Sequence[Sums]) -> Sums:
     """The sums of several micro-batches, ranks or steps."""
     return {name: sum(part.get(name, 0.0) for part in parts) for name in dict.fromkeys(k for p in parts for k in p)}
-
-
-def over_ranks(sums: Sums) -> Sums:
-    """The sums of all ranks, the same on each of them."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return sums
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, sums)
-    return total(gathered)
 
 
 def measures(sums: Sums) -> dict[str, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
+from math import isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ def make(runs: list[Record], metrics: list[str], baseline: dict[str, str] | str 
     """
     metrics = metrics or common_averages(runs)
     for metric in metrics:
-        if all(run.value(metric) != run.value(metric) for run in runs):
+        if all(isnan(run.value(metric)) for run in runs):
             name = metric.rpartition("/")[0]
             last = runs[0].results.get(runs[0].last, {})
             sets = [name] if name in last else sorted(last)
@@ -123,7 +124,7 @@ def _run(run: Record, metrics: list[str], family: str) -> Row:
 
 
 def _cell(cell: str, metric: str, runs: list[Record]) -> Row:
-    measured = [run for run in runs if run.value(metric) == run.value(metric)]
+    measured = [run for run in runs if not isnan(run.value(metric))]
     values, problems = [run.value(metric) for run in measured], [run.by_problem(metric) for run in measured]
     common = sorted(set.intersection(*(set(p) for p in problems))) if measured else []
     means = np.array([np.mean([p[i] for p in problems]) for i in common])
@@ -155,7 +156,7 @@ def _comparisons(cells: dict[str, list[Record]], metrics: list[str], baselines: 
                 one = one and NOT_COMPARED
             if one is not None:
                 found.append(({"cell": cell, "baseline": against, "metric": metric}, one))
-    known = [one for _, one in found if one.p == one.p]
+    known = [one for _, one in found if not isnan(one.p)]
     for one, raised in zip(known, holm([one.p for one in known])):
         one.p_holm = raised
     return [
@@ -180,11 +181,11 @@ def _problems(runs: list[Record], metric: str) -> dict[int, dict[str, float]]:
 
 
 def _by_seed(runs: list[Record], metric: str) -> dict[int, float]:
-    return {run.seed: run.value(metric) for run in runs if run.value(metric) == run.value(metric)}
+    return {run.seed: run.value(metric) for run in runs if not isnan(run.value(metric))}
 
 
 def _curve(run: Record, metric: str) -> list[Row]:
-    known = [step for step in sorted(run.results) if run.value(metric, step) == run.value(metric, step)]
+    known = [step for step in sorted(run.results) if not isnan(run.value(metric, step))]
     head = {"cell": run.cell, "seed": run.seed, "metric": metric}
     return [head | run.spent(step) | {"value": run.value(metric, step)} for step in known]
 
@@ -221,7 +222,7 @@ def _pass_at_k(cell: str, runs: list[Record], metrics: list[str]) -> list[Row]:
             most = min((r.samples for r in samples if r), default=0)
             for k in range(1, most + 1):
                 values = [run.value(f"{name}/pass@{k}", step) for run, step in zip(runs, steps)]
-                values = [value for value in values if value == value]
+                values = [value for value in values if not isnan(value)]
                 row = {"cell": cell, "set": name, "when": when, "k": k, "seeds": len(values)}
                 rows.append(
                     row | {"mean": statistics.fmean(values)} | _ends("seeds", over_seeds(f"{name}/pass@{k}", values))
@@ -245,7 +246,7 @@ def write(tables: Tables, folder: Path) -> None:
 
 
 def _cell_text(value: Any, exact: bool) -> str:
-    if value is None or (isinstance(value, float) and value != value):
+    if value is None or (isinstance(value, float) and isnan(value)):
         return ""
     return f"{value:.6g}" if isinstance(value, float) and not exact else str(value)
 

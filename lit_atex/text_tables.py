@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def _render(table: Table) -> str:
 def interval_text(interval: tuple[float, float], sign: str = "") -> str:
     """[low, high], with signs if `sign` is "+"; "unknown" for nan."""
     low, high = interval
-    return "unknown" if low != low or high != high else f"[{low:{sign}.3f}, {high:{sign}.3f}]"
+    return "unknown" if isnan(low) or isnan(high) else f"[{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
 def markdown_table(heads: list[str], rows: list[list[str]]) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import Enum
 from functools import cache
 from typing import NamedTuple
@@ -85,6 +85,23 @@ class Rollouts(NamedTuple):
     def mask(self) -> Bool[Tensor, "rollouts tokens"]:
         """Valid positions, from `lengths`; never from comparing ids with a pad id, which may equal the end id."""
         return torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None]
+
+    def lists(self) -> list[list[int]]:
+        """The valid ids of each rollout."""
+        return [row[:length] for row, length in zip(self.ids.tolist(), self.lengths.tolist())]
+
+    def some(self, places: slice | list[int]) -> Rollouts:
+        """Those at these places, in this order."""
+        index = places if isinstance(places, slice) else torch.tensor(places, device=self.ids.device)
+        return Rollouts(*(x[index] for x in self))
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]], end_ids: Collection[int], device: torch.device) -> Rollouts:
+        """Completions given as lists of ids, at least one; those whose last id is in `end_ids` have ended."""
+        width = max(map(len, rows))
+        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.long, device=device)
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        return cls(ids, lengths, torch.tensor([bool(row) and row[-1] in end_ids for row in rows], device=device))
 
     @classmethod
     def nothing(cls, count: int, device: torch.device) -> Rollouts:

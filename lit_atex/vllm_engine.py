@@ -88,7 +88,7 @@ class VllmEngine(RolloutEngine):
         with torch.autocast(next(model.parameters()).device.type, enabled=False):
             outputs = self._sample(model, prompts, samples, sampling, end_ids, generators)
         completions = [list(output.outputs[0].token_ids) for output in outputs]
-        return collect(completions, end_ids, next(model.parameters()).device)
+        return Rollouts.of(completions, end_ids, next(model.parameters()).device)
 
     def _sample(
         self,
@@ -201,13 +201,3 @@ def weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                     value = value + layer.get_delta_weight(adapter).to(value.dtype)
             name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
             yield name.replace(".modules_to_save.default.", "."), value
-
-
-def collect(completions: list[list[int]], end_ids: Collection[int], device: torch.device) -> Rollouts:
-    """Lists of ids, each with its end token if it has one, as rollouts."""
-    lengths = torch.tensor([len(ids) for ids in completions])
-    ids = torch.zeros(len(completions), int(lengths.max()), dtype=torch.int64)
-    for row, found in zip(ids, completions):
-        row[: len(found)] = torch.tensor(found)
-    ended = torch.tensor([bool(found) and found[-1] in end_ids for found in completions])
-    return Rollouts(ids.to(device), lengths.to(device), ended.to(device))

@@ -1,16 +1,17 @@
 """Files that are whole or not there, whatever ends the process: written aside, on disk, then renamed.
 
-It knows nothing of what is in them.
+It knows nothing of what they say.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 ASIDE = ".aside"
 """Ending of what is not whole yet."""
@@ -44,6 +45,16 @@ def write(path: Path, data: str | bytes | Callable[[BinaryIO], None]) -> None:
             raise
         raise OSError(cause.errno, cause.strerror, str(path)) from error
     _sync(path.parent)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Replace a file by one that holds these data, to be read by people too."""
+    write(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty without the file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 @contextmanager
@@ -98,6 +109,16 @@ def lines(path: Path) -> list[str]:
     data = path.read_bytes()
     # Not str.splitlines, which also cuts at characters that JSON leaves in its strings.
     return [line + "\n" for line in data[: data.rfind(b"\n") + 1].decode("utf-8").split("\n")[:-1]]
+
+
+def json_line(row: dict[str, Any]) -> str:
+    """A row as a line of a file of JSON lines."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows in `lines` of a file of JSON lines."""
+    return [json.loads(line) for line in lines(path)]
 
 
 def _aside(path: Path) -> Path:

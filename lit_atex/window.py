@@ -12,12 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch.distributed as dist
 from torch import Tensor
 
 from lit_atex.prompts import TeacherPrompt
+from lit_atex.ranks import of_all_ranks
 from lit_atex.types import Problem, Rollouts, StepFeedback, Verdict
 
 log = logging.getLogger("lit_atex")
@@ -194,10 +194,10 @@ class StepWindow:
 
     def reduce(self) -> None:
         """Add the other ranks' counts to ours; afterwards every rank holds the same, in the same order."""
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        verdicts = [v.value for v in self.verdicts]
+        gathered = of_all_ranks((dict(self.totals), self.problem_ids, self.levels, self.exposures, verdicts))
+        if len(gathered) == 1:
             return
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, (dict(self.totals), *self._lists()))
         self.clear()
         for totals, ids, levels, exposures, verdicts in gathered:
             self.totals.update(totals)
@@ -207,10 +207,7 @@ class StepWindow:
             self.verdicts += [Verdict(v) for v in verdicts]
         for name in list(self.totals):
             if name.startswith("seconds/"):
-                self.totals[name] /= dist.get_world_size()  # type: ignore[assignment]
-
-    def _lists(self) -> tuple[list[str], list[str], list[float], list[str]]:
-        return self.problem_ids, self.levels, self.exposures, [v.value for v in self.verdicts]
+                self.totals[name] /= len(gathered)  # type: ignore[assignment]
 
     def per_token(self, name: str) -> float:
         """Mean of a sum over completion tokens; 0 if there were none."""
@@ -245,9 +242,8 @@ class StepWindow:
         Args:
             seconds: Wall-clock time since the step before, without evaluations between the two.
         """
-        rollouts, problems = max(self.totals["rollouts"], 1), max(self.totals["problems"], 1)
+        rollouts = max(self.totals["rollouts"], 1)
         verdicts = Counter(self.verdicts)
-        mean_exposure = sum(self.exposures) / max(len(self.exposures), 1)
         return {
             "loss/divergence": self.per_token("loss"),
             "loss/clipped_share": self.per_token("clipped"),
@@ -258,7 +254,7 @@ class StepWindow:
             "mismatch/forward_kl": self.per_token("mismatch"),
             "entropy/student": self.per_token("student_entropy"),
             "entropy/teacher": self.per_token("teacher_entropy"),
-            "exposure/ratio": mean_exposure,
+            "exposure/ratio": sum(self.exposures) / max(len(self.exposures), 1),
             "teacher/truncated": float(self.totals["truncated"]),
             "data/prompt_too_long": float(self.totals["skipped"]),
             **{f"competence/{v.value}": verdicts[v] / rollouts for v in Verdict},
@@ -266,7 +262,7 @@ class StepWindow:
             "length/share_cut": self.totals["cut"] / rollouts,
             "length/share_empty": self.totals["empty"] / rollouts,
             "throughput/completion_tokens_per_s": self.totals["tokens"] / max(seconds, 1e-9),
-            "throughput/problems_per_step": float(problems if self.totals["problems"] else 0),
+            "throughput/problems_per_step": float(self.totals["problems"]),
             **{f"time/{n.removeprefix('seconds/')}": v for n, v in self.totals.items() if n.startswith("seconds/")},
             "time/step": seconds,
         }

@@ -90,10 +90,10 @@ def results(**averages):
 
 def test_scores_and_best():
     found = results(step_2=0.4, step_10=0.6, step_4=0.6)
-    assert scores(found, MEAN) == pytest.approx({2: 0.3, 4: 0.45, 10: 0.45})  # step 0 is not a choice
+    assert scores(found, MEAN) == pytest.approx({0: 0.675, 2: 0.3, 4: 0.45, 10: 0.45})
     assert best(found, MEAN) == 4  # the earliest of equals
     assert best(found, MEAN, "min") == 2
-    assert scores(found, "validation/a/pass@2") == pytest.approx({2: 0.6, 4: 0.4, 10: 0.4})
+    assert scores(found, "validation/a/pass@2") == pytest.approx({0: 0.1, 2: 0.6, 4: 0.4, 10: 0.4})
     assert best(found, "validation/a/pass@2") == 2
     assert best(results(), MEAN) is None
     assert scores(found, "validation/a/pass@4") == {}  # evaluated with fewer samples then

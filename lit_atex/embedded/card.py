@@ -74,8 +74,7 @@ class _Examiner:
             end_ids(self.model, self.tokenizer),
             [seeded(0, "card", p.id, g) for p in problems for g in range(samples)],
         )
-        rows = [ids[:n].tolist() for ids, n in zip(rollouts.ids, rollouts.lengths.tolist())]
-        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(rollouts.lists(), skip_special_tokens=True)
         verdicts = self.verifier.verify(texts, [p.answer for p in problems for _ in range(samples)])
         correct = [v is Verdict.CORRECT for v in verdicts]
         shares = [sum(correct[i : i + samples]) / samples for i in range(0, len(correct), samples)]
