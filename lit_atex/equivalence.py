@@ -22,6 +22,7 @@ _EXPRESSION = re.compile(r"[+^-]|^[0-9]")  # of a name that is more than a name
 _EQUATED = re.compile(r"[+^]|(?<![A-Za-z]{2})-(?![A-Za-z]{2})|^[0-9]")  # but not x-intercept
 _IN_BRACKETS = re.compile(r"\([^()]*\)")
 _LETTERS, _VOWEL = re.compile(r"[A-Za-z]+"), re.compile(r"[aeiouyAEIOUY]")
+_LETTERS_AS_UNIT = re.compile(r"[A-Za-z](?:\^-?[1-9])?(?: [A-Za-z](?:\^-?[1-9])?)*")
 _CHOICES = frozenset("abcdefghijABCDEFGHIJ")
 _DATED = re.compile("[0-9][/-]")
 _MATCHED = 32  # items of a list that are compared each with each
@@ -129,7 +130,7 @@ def _equal_leaves(a: Leaf, b: Leaf) -> bool | None:
     if (len(equation(a.text)) > 1) != (len(equation(b.text)) > 1):
         return False  # 2x = 10 is neither 10 nor 5
     if a.value is not None and b.value is not None:
-        return _equal_values(a, b, a.value, b.value)
+        return _equal_values(a, b, _value(a.value, a.unit, b.value), _value(b.value, b.unit, a.value))
     if a.text == b.text and a.percent == b.percent:
         return True
     if a.words or b.words:
@@ -144,6 +145,13 @@ def _in_other_units(a: Leaf, b: Leaf) -> bool:
     fewer, more = sorted((a.unit.split(), b.unit.split()), key=len)
     lacks = len(fewer) == 1 and fewer[0] in CURRENCIES and fewer[0] in more
     return a.percent != b.percent or (fewer != more and not lacks)
+
+
+def _value(value: exact.Value, unit: str, other: exact.Value) -> exact.Value:
+    """Value times unit, if that may be letters and the other value has some, as `1/2 m` against `m/2`."""
+    may_be = exact.has_letters(other) and _LETTERS_AS_UNIT.fullmatch(unit)
+    letters = value_of(unit.replace(" ", "*")) if may_be else None
+    return value if letters is None else exact.multiply(value, letters)
 
 
 def _same_equation(a: Leaf, b: Leaf) -> bool:
