@@ -38,6 +38,7 @@ _DISPLAY = re.compile(
 )
 _INLINE_MATH = re.compile(r"\$((?:[^$\\]|\\.)+)\$|\\\((.+?)\\\)")
 _NEXT_STEP, _NEXT_LINE = re.compile(r"\\\\ *&? *="), re.compile(r"\\\\(?! *$)")  # of an aligned formula
+_REASON = re.compile(r",? (?:because|since)\b|, which\b")
 _MORE = re.compile(r"\s*(?:or|and)\s*(?:\$|\\[(\[])")
 # Behind a formula that is the answer; whatever else follows belongs to it: "$5$ or $6$", "$5$ more than $10$", "$5$ m".
 _HARMLESS = re.compile(r"[*_ ]*[!,;:]?[*_ ]*(?:$|(?:because|since|as(?! well)|by(?= [a-z]))\b)|! ")
@@ -192,6 +193,8 @@ def after_answer_is(text: str) -> Iterator[tuple[int, str]]:
             behind = " " + " ".join(rest[len(said) :].split())
         if math and (_HARMLESS.match(behind) or said.rstrip("$)]\\").endswith(".")):
             said, behind = next(filter(None, math.groups()[:2]), "") or _aligned(math[4]), ""
+        elif reason := _REASON.search(behind):
+            behind = behind[: reason.start()]
         yield phrase.start(), (said + behind).removesuffix("**")
 
 
