@@ -186,7 +186,7 @@ def _named(text: str) -> tuple[str, str] | None:
     if name:
         told = [leaf for leaf in map(valued, sides[1:]) if leaf.value is not None and not exact.has_letters(leaf.value)]
         return (name, sides[-1]) if all(_agree(leaf, told[-1]) for leaf in told) else None  # x = 4 = 5
-    values = [value_of(compact(side)) for side in sides]
+    values = [*(value_of(compact(side)) for side in sides[:-1]), _leaf(sides[-1]).value]  # 12 - 5 = 7 apples
     return ("", sides[-1]) if values[0] is not None and all(value == values[0] for value in values) else None
 
 
