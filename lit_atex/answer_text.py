@@ -57,14 +57,19 @@ _LOWERED = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
 _SYMBOLS = str.maketrans(_WRITTEN | {chr(c): chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)})  # and full width
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _DOLLARS = re.compile(r"(?<!\\)\$")
+_INNER = r"((?:[^{}]|\{[^{}]*\})*)"
 # (?<!\\) keeps the row separator of a matrix, `\\`, together with what follows it.
 _CLEANING = [
     (re.compile(r"(?<=[0-9])(?:\{,\}|,\\!|\\!,|\\[,!])(?=[0-9]{3}(?![0-9]))"), ""),  # thousands, as LaTeX sets them
-    (re.compile(r"(?<!\\)\\(?:(?:left|right)\.?|[bB]igg?[lrm]?|displaystyle|limits)(?![A-Za-z])"), ""),
+    (re.compile(r"(?<!\\)\\(?:(?:left|right|middle)\.?|[bB]igg?[lrm]?|displaystyle|limits)(?![A-Za-z])"), ""),
     (re.compile(r"(?<!\\)\\!|(?<!\\)\\[()\[\]]"), ""),
     (re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~"), " "),
     (re.compile(r"√ ?(?:\(([^()]*)\)|([0-9]+(?:\.[0-9]+)?|[A-Za-z]+))"), r"\\sqrt{\1\2}"),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
+    (re.compile(rf"(?:^|\{{){_INNER}\\over(?![A-Za-z]){_INNER}(?:\}}|$)"), r"\\frac{\1}{\2}"),
+    (re.compile(rf"(?:^|\{{){_INNER}\\choose(?![A-Za-z]){_INNER}(?:\}}|$)"), r"\\binom{\1}{\2}"),
+    (re.compile(r"\\\\ ?\[ ?-?[0-9.]+ ?(?:pt|em|ex|[cm]m)\]"), r"\\\\"),  # a row's distance from the next
     (re.compile(r"\\frac ?([0-9]) ?([0-9])"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\frac ?([0-9]) ?\{"), r"\\frac{\1}{"),
     (re.compile(r"\\frac\{([0-9]{1,20})\} ?([0-9])(?![0-9])"), r"\\frac{\1}{\2}"),
