@@ -36,9 +36,9 @@ _MONEY = re.compile(r"([+-]?) ?([$€£¥₹]) ?(?=[+-]?[0-9.])")
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _UNIT_START = re.compile(r"(?<![\\A-Za-z°])[A-Za-z°$€£¥₹¢]")
 _NAME = re.compile(
-    r"(?!-)(?:[A-Za-z]\([^()]*\)|[A-Za-z]|_\{\w{1,4}\}|_\w|\^\{-1\}|\\(?:"
+    r"(?!-)(?:[A-Za-z]\([^()]*\)|[A-Za-z]|_\{\w{1,4}\}|_\w|_\{?\\(?:min|max)\}?|\^\{-1\}|\\(?:"
     + "|".join(name[1:] for name in sorted(closed_form.GREEK) if name != r"\pi")
-    + r"|angle|triangle|overline|vec|frac|sin|cos|tan|cot|sec|csc|det|gcd)(?![A-Za-z])"
+    + r"|angle|triangle|overline|vec|frac|sin|cos|tan|cot|sec|csc|det|gcd|min|max|Pr)(?![A-Za-z])"
     r"|\|[A-Z]{2}\||[{}(),'+ -])+(?<![+-])"
 )
 _ASKED = re.compile(  # what a problem asks for that has a value of its own; nothing that holds for several, as |x| = 7

@@ -195,7 +195,8 @@ def _equal_groups(a: Group, b: Group) -> bool | None:
     kinds = {a.kind, b.kind}
     if kinds <= {"list", "set"}:
         items, others = (_distinct(g.items) if kinds == {"set"} else g.items for g in (a, b))
-        fewer, more = sorted((len(_names(items)), len(_names(others))))
+        letters = ({name.partition("_")[0] for name in _names(of)} for of in (items, others))  # x_1, x_2: roots
+        fewer, more = sorted(map(len, letters))
         return _in_order(items, others) if fewer == 0 and more > 1 else _in_any_order(items, others)
     if "union" in kinds:
         sets_of_numbers = kinds <= {"union", "set", "()", "[]", "(]", "[)"}  # may be written otherwise: ask the worker
@@ -207,6 +208,8 @@ def _equal_groups(a: Group, b: Group) -> bool | None:
         return False
     if len(a.items) == 2 and len(kinds) > 1 and kinds != {"list", "()"}:
         return False  # the brackets of an interval have a meaning, those of a longer sequence have none
+    if any(g.kind == "list" and len(_names(g.items)) == 1 for g in (a, b)):
+        return False  # x=2, x=3 is no pair
     return _in_order(a.items, b.items)
 
 
