@@ -51,6 +51,9 @@ _ASKED = re.compile(  # what a problem asks for that has a value of its own; not
 _RELATION = re.compile(r"[<>]|\\(?:[lgn]e|approx|equiv|cong|sim)(?![A-Za-z])")
 _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")  # not \pmod, \pmatrix
 _ORDER = re.compile(r" ?(<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z])) ?")
+_BUILDER = re.compile(
+    r"\\\{ ?[A-Za-z](?: ?\\in ?(?:\\R|\\mathbb ?\{?R\}?))? ?(?::|\||\\mid|\\vert)(?![A-Za-z])(.*)\\\}"
+)
 _MATRIX = re.compile(r"\\begin ?\{([pb]?matrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end ?\{\1\}")
 _SELECTION = re.compile(r"\w(?:(?: ?[,;](?: and)? ?| and )\w)+")  # `A, C and D`
 _SEPARATOR = re.compile(r"[,;]|(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])")
@@ -75,6 +78,9 @@ def _group(text: str, depth: int) -> Answer | None:
     if matrix and r"\begin" not in matrix[2]:
         rows = [row.split("&") for row in matrix[2].split(r"\\") if row.strip()]
         return Group("matrix", tuple(Group("row", _read_all(row, depth)) for row in rows))
+    if builder := _BUILDER.fullmatch(text):
+        found = _group(builder[1].strip(), depth)
+        return found if found and (found.kind == "union" or found.kind in ("()", "[]", "(]", "[)")) else None
     if 0 < _closing(text) == len(text):
         in_set = text[0] in "{\\"  # many forget the backslash before the braces of a set
         parts = _split(text[2:-2] if text[0] == "\\" else text[1:-1], words=in_set)
