@@ -80,7 +80,11 @@ def _group(text: str, depth: int) -> Answer | None:
         return Group("matrix", tuple(Group("row", _read_all(row, depth)) for row in rows))
     if builder := _BUILDER.fullmatch(text):
         found = _group(builder[1].strip(), depth)
-        return found if found and (found.kind == "union" or found.kind in ("()", "[]", "(]", "[)")) else None
+        return (
+            found
+            if isinstance(found, Group) and (found.kind == "union" or found.kind in ("()", "[]", "(]", "[)"))
+            else None
+        )
     if 0 < _closing(text) == len(text):
         in_set = text[0] in "{\\"  # many forget the backslash before the braces of a set
         parts = _split(text[2:-2] if text[0] == "\\" else text[1:-1], words=in_set)
