@@ -38,6 +38,7 @@ _DISPLAY = re.compile(
 )
 _INLINE_MATH = re.compile(r"\$((?:[^$\\]|\\.)+)\$|\\\((.+?)\\\)")
 _NEXT_STEP, _NEXT_LINE = re.compile(r"\\\\ *&? *="), re.compile(r"\\\\(?! *$)")  # of an aligned formula
+_REASON = re.compile(r",? (?:because|since)\b|, which\b")
 _MORE = re.compile(r"\s*(?:or|and)\s*(?:\$|\\[(\[])")
 # Behind a formula that is the answer; whatever else follows belongs to it: "$5$ or $6$", "$5$ more than $10$", "$5$ m".
 _HARMLESS = re.compile(r"[*_ ]*[!,;:]?[*_ ]*(?:$|(?:because|since|as(?! well)|by(?= [a-z]))\b)|! ")
@@ -56,18 +57,23 @@ _LOWERED = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
 _SYMBOLS = str.maketrans(_WRITTEN | {chr(c): chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)})  # and full width
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _DOLLARS = re.compile(r"(?<!\\)\$")
+_INNER = r"((?:[^{}]|\{[^{}]*\})*)"
 # (?<!\\) keeps the row separator of a matrix, `\\`, together with what follows it.
 _CLEANING = [
     (re.compile(r"(?<=[0-9])(?:\{,\}|,\\!|\\!,|\\[,!])(?=[0-9]{3}(?![0-9]))"), ""),  # thousands, as LaTeX sets them
-    (re.compile(r"(?<!\\)\\(?:(?:left|right)\.?|[bB]igg?[lrm]?|displaystyle|limits)(?![A-Za-z])"), ""),
+    (re.compile(r"(?<!\\)\\(?:(?:left|right|middle)\.?|[bB]igg?[lrm]?|displaystyle|limits)(?![A-Za-z])"), ""),
     (re.compile(r"(?<!\\)\\!|(?<!\\)\\[()\[\]]"), ""),
     (re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~"), " "),
     (re.compile(r"√ ?(?:\(([^()]*)\)|([0-9]+(?:\.[0-9]+)?|[A-Za-z]+))"), r"\\sqrt{\1\2}"),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
+    (re.compile(rf"(?:^|\{{){_INNER}\\over(?![A-Za-z]){_INNER}(?:\}}|$)"), r"\\frac{\1}{\2}"),
+    (re.compile(rf"(?:^|\{{){_INNER}\\choose(?![A-Za-z]){_INNER}(?:\}}|$)"), r"\\binom{\1}{\2}"),
+    (re.compile(r"\\\\ ?\[ ?-?[0-9.]+ ?(?:pt|em|ex|[cm]m)\]"), r"\\\\"),  # a row's distance from the next
     (re.compile(r"\\frac ?([0-9]) ?([0-9])"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\frac ?([0-9]) ?\{"), r"\\frac{\1}{"),
     (re.compile(r"\\frac\{([0-9]{1,20})\} ?([0-9])(?![0-9])"), r"\\frac{\1}{\2}"),
-    (re.compile(r"\\sqrt ?([0-9])(?![0-9])"), r"\\sqrt{\1}"),
+    (re.compile(r"\\sqrt ?([0-9]+)"), r"\\sqrt{\1}"),  # TeX takes one digit; who writes two means both
     (re.compile(r"(?:\{\} ?)?\^ ?(?:\{ ?)?\\circ(?: ?\})?|\\(?:text)?degree(?![A-Za-z])"), "°"),
     (re.compile(r"\\(?:varnothing|O)(?![A-Za-z])"), r"\\emptyset"),
     (re.compile(r"\\([lgn]e)(?:q|qslant)(?![A-Za-z])"), r"\\\1"),
@@ -192,6 +198,8 @@ def after_answer_is(text: str) -> Iterator[tuple[int, str]]:
             behind = " " + " ".join(rest[len(said) :].split())
         if math and (_HARMLESS.match(behind) or said.rstrip("$)]\\").endswith(".")):
             said, behind = next(filter(None, math.groups()[:2]), "") or _aligned(math[4]), ""
+        elif reason := _REASON.search(behind):
+            behind = behind[: reason.start()]
         yield phrase.start(), (said + behind).removesuffix("**")
 
 

@@ -36,9 +36,9 @@ _MONEY = re.compile(r"([+-]?) ?([$€£¥₹]) ?(?=[+-]?[0-9.])")
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _UNIT_START = re.compile(r"(?<![\\A-Za-z°])[A-Za-z°$€£¥₹¢]")
 _NAME = re.compile(
-    r"(?!-)(?:[A-Za-z]\([^()]*\)|[A-Za-z]|_\{\w{1,4}\}|_\w|\^\{-1\}|\\(?:"
+    r"(?!-)(?:[A-Za-z]\([^()]*\)|[A-Za-z]|_\{\w{1,4}\}|_\w|_\{?\\(?:min|max)\}?|\^\{-1\}|\\(?:"
     + "|".join(name[1:] for name in sorted(closed_form.GREEK) if name != r"\pi")
-    + r"|angle|triangle|overline|vec|frac|sin|cos|tan|cot|sec|csc|det|gcd)(?![A-Za-z])"
+    + r"|angle|triangle|overline|vec|frac|sin|cos|tan|cot|sec|csc|det|gcd|min|max|Pr)(?![A-Za-z])"
     r"|\|[A-Z]{2}\||[{}(),'+ -])+(?<![+-])"
 )
 _ASKED = re.compile(  # what a problem asks for that has a value of its own; nothing that holds for several, as |x| = 7
@@ -51,6 +51,9 @@ _ASKED = re.compile(  # what a problem asks for that has a value of its own; not
 _RELATION = re.compile(r"[<>]|\\(?:[lgn]e|approx|equiv|cong|sim)(?![A-Za-z])")
 _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")  # not \pmod, \pmatrix
 _ORDER = re.compile(r" ?(<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z])) ?")
+_BUILDER = re.compile(
+    r"\\\{ ?[A-Za-z](?: ?\\in ?(?:\\R|\\mathbb ?\{?R\}?))? ?(?::|\||\\mid|\\vert)(?![A-Za-z])(.*)\\\}"
+)
 _MATRIX = re.compile(r"\\begin ?\{([pb]?matrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end ?\{\1\}")
 _SELECTION = re.compile(r"\w(?:(?: ?[,;](?: and)? ?| and )\w)+")  # `A, C and D`
 _SEPARATOR = re.compile(r"[,;]|(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])")
@@ -75,6 +78,13 @@ def _group(text: str, depth: int) -> Answer | None:
     if matrix and r"\begin" not in matrix[2]:
         rows = [row.split("&") for row in matrix[2].split(r"\\") if row.strip()]
         return Group("matrix", tuple(Group("row", _read_all(row, depth)) for row in rows))
+    if builder := _BUILDER.fullmatch(text):
+        found = _group(builder[1].strip(), depth)
+        return (
+            found
+            if isinstance(found, Group) and (found.kind == "union" or found.kind in ("()", "[]", "(]", "[)"))
+            else None
+        )
     if 0 < _closing(text) == len(text):
         in_set = text[0] in "{\\"  # many forget the backslash before the braces of a set
         parts = _split(text[2:-2] if text[0] == "\\" else text[1:-1], words=in_set)
@@ -186,7 +196,7 @@ def _named(text: str) -> tuple[str, str] | None:
     if name:
         told = [leaf for leaf in map(valued, sides[1:]) if leaf.value is not None and not exact.has_letters(leaf.value)]
         return (name, sides[-1]) if all(_agree(leaf, told[-1]) for leaf in told) else None  # x = 4 = 5
-    values = [value_of(compact(side)) for side in sides]
+    values = [*(value_of(compact(side)) for side in sides[:-1]), _leaf(sides[-1]).value]  # 12 - 5 = 7 apples
     return ("", sides[-1]) if values[0] is not None and all(value == values[0] for value in values) else None
 
 

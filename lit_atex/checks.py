@@ -30,7 +30,11 @@ def check_head(model: nn.Module) -> None:
         own = base(input_ids=ids, use_cache=False).logits[0].float()
         states = _states(base, ids)
     if states is None:
-        raise ValueError(f"{type(base).__name__} has no decoder with hidden states, from which lit_atex makes logits.")
+        called = type(base.get_decoder()).__name__
+        raise ValueError(
+            f"{type(base).__name__}: its get_decoder() is {called}, and not a decoder that gives hidden states, from "
+            "which lit_atex makes logits."
+        )
     if not close(own, head_of(model)(states[0]).float(), 1e-3):
         raise ValueError(f"{type(base).__name__} changes its logits in a way that lit_atex does not know.")
 

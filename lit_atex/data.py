@@ -134,7 +134,7 @@ class ProblemDataModule(pl.LightningDataModule):
             self._warn(key, tally)
             if not self._held_out[key]:
                 raise ValueError(f"{key} has no problem. {tally.describe()}")
-            repeated = check_ids(key, self._held_out[key])
+            repeated = check_ids(key, source, self._held_out[key])
             if repeated and self._ranks()[1] == 0:
                 told = "%s: %d of %d questions repeat one before them, and count again"
                 log.warning(told, key, repeated, len(self._held_out[key]))

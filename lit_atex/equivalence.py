@@ -22,6 +22,7 @@ _EXPRESSION = re.compile(r"[+^-]|^[0-9]")  # of a name that is more than a name
 _EQUATED = re.compile(r"[+^]|(?<![A-Za-z]{2})-(?![A-Za-z]{2})|^[0-9]")  # but not x-intercept
 _IN_BRACKETS = re.compile(r"\([^()]*\)")
 _LETTERS, _VOWEL = re.compile(r"[A-Za-z]+"), re.compile(r"[aeiouyAEIOUY]")
+_LETTERS_AS_UNIT = re.compile(r"[A-Za-z](?:\^-?[1-9])?(?: [A-Za-z](?:\^-?[1-9])?)*")
 _CHOICES = frozenset("abcdefghijABCDEFGHIJ")
 _DATED = re.compile("[0-9][/-]")
 _MATCHED = 32  # items of a list that are compared each with each
@@ -129,7 +130,7 @@ def _equal_leaves(a: Leaf, b: Leaf) -> bool | None:
     if (len(equation(a.text)) > 1) != (len(equation(b.text)) > 1):
         return False  # 2x = 10 is neither 10 nor 5
     if a.value is not None and b.value is not None:
-        return _equal_values(a, b, a.value, b.value)
+        return _equal_values(a, b, _value(a.value, a.unit, b.value), _value(b.value, b.unit, a.value))
     if a.text == b.text and a.percent == b.percent:
         return True
     if a.words or b.words:
@@ -144,6 +145,13 @@ def _in_other_units(a: Leaf, b: Leaf) -> bool:
     fewer, more = sorted((a.unit.split(), b.unit.split()), key=len)
     lacks = len(fewer) == 1 and fewer[0] in CURRENCIES and fewer[0] in more
     return a.percent != b.percent or (fewer != more and not lacks)
+
+
+def _value(value: exact.Value, unit: str, other: exact.Value) -> exact.Value:
+    """Value times unit, if that may be letters and the other value has some, as `1/2 m` against `m/2`."""
+    may_be = exact.has_letters(other) and _LETTERS_AS_UNIT.fullmatch(unit)
+    letters = value_of(unit.replace(" ", "*")) if may_be else None
+    return value if letters is None else exact.multiply(value, letters)
 
 
 def _same_equation(a: Leaf, b: Leaf) -> bool:
@@ -187,7 +195,8 @@ def _equal_groups(a: Group, b: Group) -> bool | None:
     kinds = {a.kind, b.kind}
     if kinds <= {"list", "set"}:
         items, others = (_distinct(g.items) if kinds == {"set"} else g.items for g in (a, b))
-        fewer, more = sorted((len(_names(items)), len(_names(others))))
+        letters = ({name.partition("_")[0] for name in _names(of)} for of in (items, others))  # x_1, x_2: roots
+        fewer, more = sorted(map(len, letters))
         return _in_order(items, others) if fewer == 0 and more > 1 else _in_any_order(items, others)
     if "union" in kinds:
         sets_of_numbers = kinds <= {"union", "set", "()", "[]", "(]", "[)"}  # may be written otherwise: ask the worker
@@ -199,6 +208,8 @@ def _equal_groups(a: Group, b: Group) -> bool | None:
         return False
     if len(a.items) == 2 and len(kinds) > 1 and kinds != {"list", "()"}:
         return False  # the brackets of an interval have a meaning, those of a longer sequence have none
+    if any(g.kind == "list" and len(_names(g.items)) == 1 for g in (a, b)):
+        return False  # x=2, x=3 is no pair
     return _in_order(a.items, b.items)
 
 

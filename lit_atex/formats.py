@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 _NO_LINES = {
-    rb"\x1f\x8b": "compressed: unpack it",
+    rb"\x1f\x8b|PK\x03\x04|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd": "compressed: unpack it",
+    rb"PAR1": "Parquet: take class_path lit_atex.sources.Parquet",
     rb"\xff\xfe|\xfe\xff": "UTF-16: save it as UTF-8",
     rb"(?:\xef\xbb\xbf)?\s*\[": "one JSON list: `jq -c '.[]'` makes lines of it",
+    rb"(?:\xef\xbb\xbf)?\s*\{\s*[\r\n]": "JSON over several lines: `jq -c` makes one of each object",
     rb"(?:\xef\xbb\xbf)?[\"\w ]+[,;\t]": "a table such as CSV: pandas' `to_json(..., lines=True)` makes lines of it",
 }
 

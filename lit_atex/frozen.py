@@ -27,6 +27,8 @@ def read_by_text(model: Any) -> set[nn.Parameter]:
 
 def freeze_unread(model: nn.Module) -> None:
     """Train no weight that text does not go through: it gets no gradient, for which ranks would wait in vain."""
+    if not hasattr(model.get_decoder(), "config"):  # type: ignore[operator]
+        return  # a head called so: `check_head` refuses the model
     read = read_by_text(model)
     unread = [weight for weight in model.parameters() if weight.requires_grad and weight not in read]
     for weight in unread:

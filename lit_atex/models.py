@@ -99,8 +99,9 @@ class LanguageModel:
         try:
             model, tokenizer = self._read_adapter(path) if has_adapter else self._read(path, self.revision, gguf_file)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            told = str(error).partition("\nModel type should be one of")[0]  # a page of classes
             raise ValueError(
-                f"model.student.init_args.name={self.name!r} could not be loaded: {error}\n{NAMES}"
+                f"model.student.init_args.name={self.name!r} could not be loaded: {told}\n{NAMES}"
             ) from error
         if self.lora is not None:
             model = self._add_adapters(model)

@@ -214,7 +214,7 @@ class JsonLines(File):
             raise ValueError(f"init_args.path: there is no file {self.path!r} with one JSON object a line {HUB}.")
         with path.open("rb") as file:
             if kind := no_lines(file.peek()):
-                raise ValueError(f"init_args.path: {self.path!r} is {kind}; give one with one JSON object a line.")
+                raise ValueError(f"init_args.path: {self.path!r} is {kind}; here a line is one JSON object.")
             for number, line in enumerate(file):
                 if not line.strip():
                     continue

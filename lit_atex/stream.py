@@ -19,7 +19,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from lit_atex.console import is_mistake
 from lit_atex.rows import checked
-from lit_atex.sources import Source
+from lit_atex.sources import Source, Table
 from lit_atex.types import BadRow, Problem, seeded
 
 log = logging.getLogger("lit_atex")
@@ -50,8 +50,8 @@ def check_names(sets: Mapping[str, Iterable[str]]) -> None:
             )
 
 
-def check_ids(key: str, problems: list[Problem]) -> int:
-    """Refuse a held-out set in which two problems have one id.
+def check_ids(key: str, source: Source, problems: list[Problem]) -> int:
+    """Refuse a held-out set, from that source, in which two problems have one id.
 
     Returns:
         How many problems have the question of one before them.
@@ -60,8 +60,13 @@ def check_ids(key: str, problems: list[Problem]) -> int:
         ValueError: If there are two of one id.
     """
     if twice := [id_ for id_, times in Counter(problem.id for problem in problems).items() if times > 1]:
-        raise ValueError(f"{key}: the id {twice[0]!r} occurs twice; set {key}.init_args.columns.id to null.")
+        raise ValueError(f"{key}: the id {twice[0]!r} occurs twice: {_new_ids(source, key)}.")
     return len(problems) - len({same(problem.question) for problem in problems})
+
+
+def _new_ids(source: Source, key: str) -> str:
+    mend = f"set {key}.init_args.columns.id to null, or " if isinstance(source, Table) else ""
+    return f"{mend}give each problem its own"
 
 
 @dataclass
@@ -126,10 +131,10 @@ def read(
 
     def judge() -> None:
         if tally.bad.total() > max_bad_share * tally.rows:
+            said = f", or what is said of them ({key}.init_args.columns, {key}.init_args.max_chars)"
             raise ValueError(
-                f"{key}: {tally.describe()}\nThat is more than data.max_bad_share={max_bad_share}: mend the rows, or "
-                f"what is said of them ({key}.init_args.columns, {key}.init_args.max_chars); or leave these rows out: "
-                "raise data.max_bad_share."
+                f"{key}: {tally.describe()}\nThat is more than data.max_bad_share={max_bad_share}: mend the rows"
+                f"{said if isinstance(source, Table) else ''}; or leave these rows out: raise data.max_bad_share."
             )
 
     for row in islice(named(source, key), rows):
@@ -152,8 +157,8 @@ def read(
             question = zlib.crc32(row.question.encode("utf-8", "surrogatepass"))
             if len(known) < _IDS and known.setdefault(row.id, question) != question:
                 raise ValueError(
-                    f"{key}: the id {row.id!r} is that of two questions, which would be counted as one problem: set "
-                    f"{key}.init_args.columns.id to null, or give each its own."
+                    f"{key}: the id {row.id!r} is that of two questions, which would be counted as one problem: "
+                    f"{_new_ids(source, key)}."
                 )
             yield row
         if tally.rows >= _ROWS_BEFORE_JUDGEMENT:

@@ -35,7 +35,8 @@ _NOT_UNITS = re.compile(
 _SHORT = ("red", "big", "odd", "old", "new")  # adjectives; others have four letters
 _OF = re.compile(r"(?<=[a-z])(?<!cent)(?<!quarters) of ([a-z]{3,})(?: ([a-z]{3,}))?(?= per |$)")  # cups of tea
 _TRAILING = re.compile(
-    r"(?:^|(?<!cent) )(?:left|in total|total|altogether|each|old|tall|long|wide|high|deep|more|remaining|away)$"
+    r"(?:^|(?<!cent) )(?:left|in total|total|altogether|each|old|tall|long|wide|high|deep|more|remaining|away|later"
+    r"|times(?: as [a-z]+)?)$"
 )
 _PLURAL = re.compile(r"[A-Za-z]+(?<![usi])s", re.IGNORECASE)
 _PARTICIPLE = re.compile(r"[A-Za-z]+(?:ed|ing)", re.IGNORECASE)

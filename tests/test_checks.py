@@ -10,6 +10,7 @@ from test_rollout import gpt2, lfm2, llama, qwen3, sliding
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_atex.checks import check_head, check_rows
+from lit_atex.frozen import freeze_unread
 
 SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 4, "pad_token_id": 0, "initializer_range": 0.4}
 STATES = {
@@ -74,11 +75,20 @@ def test_a_model_whose_logits_depend_on_its_neighbours_is_refused():
         check_rows(model)
 
 
-@pytest.mark.parametrize("decoder", [lambda model: None, lambda model: model.lm_head, lambda model: model])
-def test_a_model_without_a_decoder_is_refused(decoder):
-    """ModernBertDecoder calls its head the decoder, which ended in a TypeError."""
+@pytest.mark.parametrize(
+    ("decoder", "kind"),
+    [
+        (lambda model: None, "NoneType"),
+        (lambda model: model.lm_head, "Linear"),
+        (lambda model: model, "Qwen3ForCausalLM"),
+    ],
+)
+def test_a_model_without_a_decoder_is_refused_and_not_warned_of(decoder, kind, caplog):
+    """ModernBertDecoder calls its head the decoder, Llama4 all of itself."""
     model = two_layer_model()
     found = decoder(model)
     model.get_decoder = lambda: found
-    with pytest.raises(ValueError, match="has no decoder with hidden states"):
+    freeze_unread(model)
+    assert not caplog.text
+    with pytest.raises(ValueError, match=rf"its get_decoder\(\) is {kind}, and not a decoder that gives hidden states"):
         check_head(model)

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from lit_atex.contamination import ContaminationCheck
 from lit_atex.data import ProblemDataModule
+from lit_atex.rows import Columns
 from lit_atex.sources import Embedded, JsonLines, Source
 from lit_atex.stream import EvalBatches, Tally, TrainStream, read, shuffle
 from lit_atex.types import BadRow, Problem, seeded
@@ -381,7 +382,7 @@ def test_two_held_out_sets_must_not_share_a_question():
 
 
 def test_two_questions_of_one_id_are_not_one_problem():
-    with pytest.raises(ValueError, match=r"data\.train: the id 'same' is that of two questions.*columns\.id to null"):
+    with pytest.raises(ValueError, match=r"data\.train: the id 'same' is that of two questions.*give each"):
         list(read(Renamed(["a", "b"], "same"), Tally(), "data.train", 0.1))
     assert len(list(read(Renamed(["a", "a"], "same"), Tally(), "data.train", 0.1))) == 2
 
@@ -468,8 +469,8 @@ def test_a_source_that_does_not_start_over_is_refused():
     [
         (Numbers(None), r"data\.test\.t never ends: set data\.test\.t\.init_args\.size"),
         (Numbers(0), r"data\.test\.t has no problem"),
-        (Renamed(["a", "a"], "same"), r"data\.test\.t: the id 'same' occurs twice"),
-        (Renamed(["a", "b"], "same"), r"data\.test\.t: the id 'same' is that of two questions"),
+        (Renamed(["a", "a"], "same"), r"data\.test\.t: the id 'same' occurs twice: give each problem its own"),
+        (Renamed(["a", "b"], "same"), r"data\.test\.t: the id 'same' is that of two questions.*: give each problem"),
     ],
 )
 def test_what_no_held_out_set_can_be(source, message):
@@ -540,8 +541,23 @@ def test_broken_rows_are_counted_shown_and_reported(num_workers, caplog):
 def test_too_many_broken_rows_stop_the_run_and_are_shown(num_workers):
     stream = {"source": Numbers(None, bad_every=4), "max_bad_share": 0.2, "num_workers": num_workers}
     told = r"(?s)12 of 50 rows are broken.*empty question: 12\n    row 3.*max_bad_share=0.2"
-    with pytest.raises(ValueError, match=rf"{told}.*data\.train\.init_args\.columns"):
+    with pytest.raises(ValueError, match=rf"{told}: mend the rows; or leave"):
         batches(**stream)
+
+
+@pytest.mark.parametrize(
+    ("id_", "mend"),
+    [
+        ("null", r"mend the rows, or .*\(data\.t\.init_args\.columns"),
+        ('"same"', r"set data\.t\.init_args\.columns\.id"),
+    ],
+)
+def test_of_a_table_the_columns_are_named(tmp_path, id_, mend):
+    row = '{"problem": "%s", "solution": "#### 1", "level": "1", "id": ' + id_ + "}\n"
+    (tmp_path / "rows").write_text(row % "a" + row % "b" + row % "")
+    table = JsonLines(str(tmp_path / "rows"), Columns(id="id"))
+    with pytest.raises(ValueError, match=mend):
+        list(read(table, Tally(), "data.t", 0.1))
 
 
 def test_a_short_source_is_judged_at_its_end():

@@ -21,6 +21,7 @@ from transformers import (
     PhiConfig,
     PhiForCausalLM,
     Qwen3ForCausalLM,
+    T5Config,
 )
 
 from lit_atex.checks import check_head
@@ -275,6 +276,14 @@ def test_nothing_under_the_name_says_what_names_there_are(tmp_path):
     for name in (str(tmp_path / "nowhere"), "no-such-owner/no-such-model", str(tmp_path)):
         with pytest.raises(ValueError, match=r"model\.student\.init_args\.name=(.|\n)*embedded"):
             LanguageModel(name).load()
+
+
+def test_what_is_no_causal_model_is_refused_without_the_list_of_those_that_are(tmp_path):
+    T5Config().save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"T5Config'> for this kind of AutoModel: AutoModelForCausalLM\.\nGive a folder"
+    ):
+        LanguageModel(str(tmp_path)).load()
 
 
 def test_missing_packages_say_how_to_install_them(tmp_path, monkeypatch):
