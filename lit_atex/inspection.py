@@ -162,7 +162,7 @@ def _header(console: Console, run: Path, manifest: dict[str, Any], rows: list[di
     elif manifest.get("finished"):
         state = "finished"
     elif "error" in manifest:
-        state = f"failed: {manifest['error']}"
+        state = f"failed: {manifest['error']}".removesuffix(": ")
     elif "finished" in manifest:
         state = "not finished: it runs, or was killed"
     else:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lit_atex.types import Problem
+from lit_atex.verify import Verifier
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -64,6 +65,8 @@ def protocol(trainer: pl.Trainer, module: Solver, stage: str) -> dict[str, Any]:
         kept = ("teacher_thinking", "hint", "mark", "unit", "hide_answer", "max_teacher_tokens")
         known |= {f"model.prompts.{k}": getattr(style, k) for k in kept}
     known |= {f"model.verifier.{k}": v for k, v in vars(module.verifier).items() if not k.startswith("_")}
+    if type(module.verifier) is not Verifier:
+        known["model.verifier"] = f"{type(module.verifier).__module__}.{type(module.verifier).__qualname__}"
     for name in module.evaluation.names:
         problems = data.held_out(f"data.{kind}.{name}")
         if module.eval_exposure > 0 and all(p.solution == f"#### {p.answer}" for p in problems):  # see rows.py

@@ -244,7 +244,10 @@ class RunFolder(pl.Callback):
                 else:
                     self._note(error=f"{type(exception).__name__}: {exception}")
             if isinstance(exception, KeyboardInterrupt):
-                log.warning("stopped at step %d; go on with --run %s --resume", trainer.global_step, self.run)
+                step = trainer.global_step
+                last = getattr(trainer.checkpoint_callback, "_last_global_step_saved", 0) if self.trained else step
+                text = "stopped at step %d; --run %s --resume goes on from step %d (checkpoint.every_n_train_steps)"
+                log.warning(text, step, self.run, last)
             release(self.run)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: SelfDistillation) -> None:  # type: ignore[override]

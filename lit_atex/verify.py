@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from lit_atex.answer_text import BARE_BOX, BOX, MARKS, after_answer_is, after_hashes, clean, unwrap
 from lit_atex.equivalence import canonical, decide
@@ -33,6 +33,7 @@ class Verifier:
     r"""Judges completions against reference answers; owns at most one worker process, started when first needed.
 
     May be shared between threads, pickled and copied (a copy starts its own worker), and used after a fork. POSIX only.
+    A grader of your own is a subclass with a `verify` of its own; `extract` finds the answers that maj@k counts.
 
     Args:
         forms: Where a final answer may stand, tried in this order: "boxed" (`\boxed{…}`, `\fbox{…}`), "hashes"
@@ -134,9 +135,6 @@ class Verifier:
             reply = self._worker.compare(*(in_radians(text).translate(MARKS) for text in both))
             verdict = Verdict.TIMEOUT if reply is None else Verdict(reply)
         return verdict
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Verifier, (self.forms, self.timeout, self.max_chars, self.occurrence)
 
 
 def _string(value: object) -> str:

@@ -30,7 +30,7 @@ _START_LIMIT = 120.0  # seconds for the imports; they are not part of any answer
 class Worker:
     """The near end: at most one process, started when first needed, killed at the limit, started anew when next needed.
 
-    May be shared between threads and used after a fork. The process never keeps the interpreter alive.
+    May be shared between threads and used after a fork; a copy starts its own. It never keeps the interpreter alive.
 
     Args:
         timeout: Wall-clock seconds for one comparison, > 0.
@@ -43,6 +43,9 @@ class Worker:
         self._process: subprocess.Popen | None = None
         self._owner = 0  # id of the process that started it: a fork must not talk into its parent's pipe
         self._stop: weakref.finalize | None = None
+
+    def __reduce__(self) -> tuple[type[Worker], tuple[float]]:
+        return Worker, (self.timeout,)
 
     def compare(self, reference: str, answer: str) -> str | None:
         """Ask the far end.

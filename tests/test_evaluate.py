@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -210,6 +211,23 @@ def test_an_evaluations_folder_is_no_model(tmp_path):
     assert f"{run} is an evaluation of runs/demo" in refused(run)
     (run / "config.json").write_text("{}")  # evaluated into its own folder
     assert "lacks model.safetensors" in refused(run, "--overwrite")
+
+
+def test_a_grader_of_ones_own_is_part_of_the_protocol(tmp_path, monkeypatch):
+    grader = """
+        from lit_atex.verify import Verdict, Verifier
+        class Kind(Verifier):
+            def verify(self, texts, answers):
+                return [Verdict.CORRECT for _ in texts]
+    """
+    (tmp_path / "my_grader.py").write_text(textwrap.dedent(grader))
+    monkeypatch.syspath_prepend(tmp_path)
+    run = tmp_path / "run"
+    main(["evaluate", "embedded", "--sets", TINY, *FEW, "--model.verifier", "my_grader.Kind", "--run", str(run)])
+    protocol = json.loads((run / "outcomes/test.protocol.json").read_text(encoding="utf-8"))
+    assert protocol["model.verifier"] == "my_grader.Kind"
+    [result] = results(run)["test"]
+    assert result["metrics"]["avg@2"]["value"] == 1.0
 
 
 def test_an_unknown_option_is_an_error(capsys):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -344,6 +345,25 @@ def test_an_exception_is_noted(tmp_path):
     manifest = load(tmp_path / "manifest.json")
     assert manifest["finished"] is False
     assert manifest["error"].startswith("ValueError: model.student.init_args.name='no/such'")
+
+
+class Interrupted(pl.Callback):
+    """By Ctrl-C in the third step, for which no checkpoint is due."""
+
+    def on_train_batch_start(self, trainer, *args):
+        if trainer.global_step == 2:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_is_interrupted_says_from_which_step_it_would_go_on(tmp_path, caplog):
+    before = signal.getsignal(signal.SIGINT)  # Lightning ignores it from there on
+    words = ["--trainer.callbacks", "test_run_folder.Interrupted", "--trainer.num_sanity_val_steps", "0"]
+    try:
+        for every, last in [("1", 2), ("5", 0)]:
+            refused("fit", *STACK, *words, "--checkpoint.every_n_train_steps", every, "--run", str(tmp_path / every))
+            assert f"stopped at step 2; --run {tmp_path / every} --resume goes on from step {last} (" in caplog.text
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Stops(pl.Callback):

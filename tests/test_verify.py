@@ -429,6 +429,17 @@ def test_copies_start_their_own_worker(verifier: Verifier) -> None:
         assert twin._worker is not verifier._worker
 
 
+class Own(Verifier):
+    def __init__(self, least: float) -> None:
+        super().__init__(timeout=3.0)
+        self.least = least
+
+
+def test_a_copy_of_a_subclass_is_one() -> None:
+    for twin in (pickle.loads(pickle.dumps(Own(0.5))), copy.deepcopy(Own(0.5))):
+        assert (type(twin), twin.least, twin.timeout) == (Own, 0.5, 3.0)
+
+
 def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error::ResourceWarning", "-c", code], capture_output=True, text=True, timeout=300
