@@ -1,8 +1,7 @@
-"""The LightningModule: student, teacher, and the training step that reads like the method.
+"""The LightningModule: student, teacher, and the training step that reads like the method (docs/method.md).
 
-It never imports an exposure strategy; `exposure` is an attribute that a callback sets. Departures from the paper, which
-came without code: the hint is a prefix cut at step borders, the divergence is configurable, the loss is averaged over
-all completion tokens of an optimizer step.
+It never imports an exposure strategy; `exposure` is an attribute that a callback sets. Our choices where the paper is
+silent: hints are cut at step borders, the divergence is an option, the loss is a mean over a step's completion tokens.
 """
 
 from __future__ import annotations
@@ -183,7 +182,8 @@ class SelfDistillation(Solver):
         loss, tokens = distil(self.divergence, *sides, rollouts, *sizes, weights, self.clock.timed)
         values = tokens.value.detach()
         self.seen = Seen(problems, prompts, teacher_prompts, ratios, rollouts, completions, verdicts, values)
-        names = ("mismatch", "student_entropy", "teacher_entropy", "clipped", "negative")
+        sums = {"loss": loss.detach()} | {name: getattr(tokens, name).sum() for name in tokens._fields[1:]}
+        sums |= {} if weights is None else {"weighted": (weights != 0).sum()}
         self._loss_is_finite &= bool(torch.isfinite(loss))
         self.window.add(
             Batch(
@@ -192,8 +192,7 @@ class SelfDistillation(Solver):
                 exposures=ratios,
                 verdicts=verdicts,
                 rollouts=rollouts,
-                sums={"loss": loss.detach(), **{name: getattr(tokens, name).sum() for name in names}}
-                | ({} if weights is None else {"weighted": (weights != 0).sum()}),
+                sums=sums,
                 truncated=sum(t.truncated for t in teacher_prompts),
                 skipped=len(skipped),
                 seconds=self.clock.seconds,
