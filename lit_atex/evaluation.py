@@ -44,9 +44,10 @@ class Estimate(NamedTuple):
 
     Attributes:
         value: Its mean over problems.
-        over: 95 % interval over problems: what another draw of them would give; nan of equal numbers but shares.
-        fixed: 95 % interval with these problems fixed: sampling noise alone; nan where it cannot be known: with one
-            sample per problem (distinct answers: two), or where lengths or distinct answers show no noise (`noise`).
+        over: 95 % interval over problems: what another draw of them would give. nan if all problems have the same
+            number and the metric is no share.
+        fixed: 95 % interval with these problems fixed: sampling noise alone. nan where it cannot be known: with one
+            sample per problem (for distinct answers with two), or where lengths or distinct answers show no noise.
     """
 
     value: float
@@ -66,7 +67,7 @@ class Result:
             "distinct" answers; "length" in tokens; the shares "wrong", "unparsed", "timeout", and "cut" at the limit;
             the user's own.
         per_problem: Share of correct completions by problem id, for paired comparisons.
-        checksum: Of ids, questions and answers; None: of an earlier version, which did not say.
+        checksum: Of ids, questions and answers; None in results of an earlier version, which had none.
     """
 
     name: str
@@ -106,7 +107,7 @@ class Result:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Result:
-        """The opposite.
+        """The result that `to_json` wrote.
 
         Raises:
             ValueError: If an earlier version of lit_atex wrote it.

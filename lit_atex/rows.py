@@ -147,8 +147,8 @@ def checked(problem: Problem, where: str) -> Problem | BadRow:
     """A problem that somebody else made; what of it would stop a run later makes it a bad row, by `to_problem`'s words.
 
     Args:
-        problem: It.
-        where: Where it stands, for the reader.
+        problem: The problem.
+        where: Where it stands, for the message.
     """
     fields = problem._asdict()
     if wrong := [f"{name} is a {type(x).__name__}" for name, x in fields.items() if not isinstance(x, str)]:
