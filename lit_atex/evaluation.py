@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lit_atex import noise
@@ -22,6 +22,7 @@ from lit_atex.metrics import (
     MajorityAtK,
     MeanOverProblems,
     PassAtK,
+    curve_of,
     g_pass_at_k,
     mean_g_pass_at_k,
     pass_at_k,
@@ -230,16 +231,12 @@ class _Set(nn.Module):
         if kind == "maj" and k == n:
             variances = noise.vote_variances(answers, correct)
         elif kind == "maj":
-            variances = noise.jackknife_variances(lambda a, c: majority_at_k(a, c, k), answers, correct)
+            variances = noise.jackknife_variances(partial(majority_at_k, k=k), answers, correct)
         else:
             functions: dict[str, Callable[[Tensor, Tensor, int], Tensor]]
             functions = {"pass": pass_at_k, "mg-pass": mean_g_pass_at_k}
             function = functions.get(kind) or partial(g_pass_at_k, tau=float(tau))
-
-            def curve(c: NDArray[np.int64]) -> ArrayLike:
-                return function(torch.as_tensor(c), torch.full((len(c),), n), k).numpy()
-
-            variances = noise.count_variances(curve, solved, n)
+            variances = noise.count_variances(curve_of(function, n, k), solved, n)
         return noise.noise_interval(values, variances, trials=len(values) * (n // k))
 
     def _is_share(self, name: str, rows: list[dict[str, Any]]) -> bool:
