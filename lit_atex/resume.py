@@ -90,7 +90,8 @@ def find_checkpoint(run: Path, given: str | None) -> str | None:
         others = [path for path in (run / "checkpoints").glob("*.ckpt") if path.name != "best.ckpt"]  # weights alone
         if last.is_file():
             return str(last)
-        return str(max(others, key=lambda path: path.stat().st_mtime, default="")) or None  # killed before the first
+        newest = max(others, key=lambda path: path.stat().st_mtime, default=None)
+        return None if newest is None else str(newest)  # None: it was killed before the first
     if given and given.endswith(".ckpt") and not Path(given).is_file():
         raise ValueError(f"--ckpt_path {given}: there is no such file; `last` means {run}/checkpoints/last.ckpt.")
     return given
