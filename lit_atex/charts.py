@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_atex.panels import DARK, by_cell, in_rows
 from lit_atex.plots import BAND, LINE
-from lit_atex.spread import t_interval
+from lit_atex.spread import mean_of, t_interval
 from lit_atex.tables import Row, Tables, of_other_problems
 
 if TYPE_CHECKING:
@@ -38,10 +38,6 @@ def _spread(rows: list[Row], name: str) -> float:
     return max(row[name] for row in rows) - min(row[name] for row in rows)
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
 def _band(axis: Axes, xs: list[float], rows: list[Row], alpha: float = 0.35) -> None:
     """The 95 % interval over seeds; nothing where it is unknown, as of one seed."""
     low, high = ([row[name] for row in rows] for name in ("seeds_low", "seeds_high"))
@@ -58,7 +54,7 @@ def exposure(tables: Tables) -> Figure | None:
     means = {(row["cell"], row["metric"]): row for row in tables.cells}
     families = {run["cell"]: run["family"] for run in tables.runs}
     first = [row | {"family": families[row["cell"]]} for row in _known(tables.curves, "value") if row["step"] == 0]
-    before = {key: _mean([row["value"] for row in rows]) for key, rows in _groups(first, "metric", "family").items()}
+    before = {key: mean_of([row["value"] for row in rows]) for key, rows in _groups(first, "metric", "family").items()}
     names = list(_groups(tables.cells, "metric"))
     return _against_exposure(tables, names, lambda name, cell: means[cell, name], before)
 
@@ -72,7 +68,7 @@ def mismatch(tables: Tables) -> Figure | None:
         values = [run[column[name]] for run in by_cell[cell] if not isnan(run[column[name]])]
         low, high = t_interval(values)
         low = max(low, 0.0) if isfinite(low) else low  # no divergence is less
-        return {"mean": _mean(values) if values else float("nan"), "seeds_low": low, "seeds_high": high}
+        return {"mean": mean_of(values), "seeds_low": low, "seeds_high": high}
 
     return _against_exposure(tables, list(column), value, {})
 
@@ -91,7 +87,7 @@ def _against_exposure(
     figure, axes = in_rows(len(names) * len(families), min(len(families), 3), 3.2 + 0.3 * others, 3.0)
     known = set()  # panels that show any number; an empty one has matplotlib's scale
     for axis, (name, (family, runs)) in zip(axes, ((n, f) for n in names for f in families.items())):
-        place = {cell: _mean([run["exposure"] for run in of_cell]) for cell, of_cell in _groups(runs, "cell").items()}
+        place = {cell: mean_of([run["exposure"] for run in of_cell]) for cell, of_cell in _groups(runs, "cell").items()}
         fixed = sorted({r["cell"] for r in runs if r["strategy"] == "Fixed"}, key=place.__getitem__)
         xs, rows = [place[cell] for cell in fixed], [value(name, cell) for cell in fixed]
         _band(axis, xs, rows)
@@ -204,7 +200,7 @@ def _mean_line(rows: list[Row], name: str) -> tuple[list[float], list[float]]:
     """Where all seeds have a value: a mean over fewer of them would jump as if something had happened."""
     seeds = len({row["seed"] for row in rows})
     by_step = sorted((step, at_step) for step, at_step in _groups(rows, "step").items() if len(at_step) == seeds)
-    return [step for step, _ in by_step], [_mean([r[name] for r in at_step]) for _, at_step in by_step]
+    return [step for step, _ in by_step], [mean_of([r[name] for r in at_step]) for _, at_step in by_step]
 
 
 def pass_at_k(tables: Tables) -> dict[str, Figure]:

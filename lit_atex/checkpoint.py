@@ -29,7 +29,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint aside, has it on disk, and renames it: until then the one before stays."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Save.
+        """Save a checkpoint.
 
         Raises:
             OSError: If it could not be written; nothing is left of it.
@@ -56,7 +56,7 @@ HOLDERS = {dict, OrderedDict, Counter, list, tuple, set}
 
 
 def check_plain(state: Any, where: str = "") -> None:
-    """Whether what a checkpoint is to hold can be read back, which is done without running code from the file.
+    """Check that what a checkpoint is to hold can be read back, which is done without running code from the file.
 
     Args:
         state: The checkpoint, or a part of it.
@@ -183,10 +183,10 @@ class Checkpoint(ModelCheckpoint):
         self._save_end(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Have what is logged logged under the steps that were done, where Lightning takes the number of the last one.
+        """Log an evaluation under the number of steps done; Lightning would take the number of the last step.
 
-        And an evaluation after training under its last epoch: resumed there, that is behind; one that was due before a
-        kill belongs to the pass that was open.
+        One after training is logged under the last epoch, behind which a run that is resumed there would already be.
+        One that makes up for a validation before a kill belongs to the pass that was open then.
         """
         loop = trainer.fit_loop.epoch_loop
         self._lightnings_step, loop._batches_that_stepped = loop._batches_that_stepped, trainer.global_step

@@ -101,8 +101,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer, again: bool = False) -> No
     """Whether an optimizer takes a step from one gradient.
 
     Args:
-        optimizer: It.
-        again: Whether it asks for a second gradient of the same step, as SAM does.
+        optimizer: The optimizer.
+        again: Whether it has asked for a second gradient of the same step, as SAM does.
 
     Raises:
         ValueError: If it evaluates a step several times: each time other rollouts would be drawn and counted.

@@ -156,20 +156,14 @@ class Cli(LightningCLI):
         for key in ("trainer.default_root_dir", "checkpoint.dirpath"):
             if config[key] is not None:
                 raise ValueError(f"{key} is set by --run, the one folder that a run writes to; leave it out.")
-        if config.resume and self.subcommand == "predict":
-            raise ValueError("--resume does not go on with predict; `test` keeps completions too, and goes on.")
-        if config.resume and self.subcommand == "fit":
-            if config.ckpt_path not in (None, "last"):
-                raise ValueError(f"--resume means --ckpt_path last: leave out --ckpt_path {config.ckpt_path}.")
-            if not config.run:
-                raise ValueError("--resume needs --run, the folder of the run that was stopped or killed.")
-            config.ckpt_path = "last"
+        if config.resume:
+            self._resume(config)
         self.run_folder = Path(config.run) if config.run else default_run(config)
         first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # of processes that a launcher started
         if self.subcommand == "fit" and first:
             hold(self.run_folder)
         try:  # what is there is looked at once nobody else writes to it
-            config.ckpt_path = claim(self.run_folder, str(self.subcommand), config, self._told, first)
+            config.ckpt_path = claim(self.run_folder, str(self.subcommand), config, self._as_plain_data, first)
         except ValueError:
             if self.subcommand == "fit":
                 release(self.run_folder)
@@ -179,7 +173,22 @@ class Cli(LightningCLI):
         if config.weights_only is None:
             config.weights_only = True  # a checkpoint of ours holds tensors and plain data, no code
 
-    def _told(self, config: Any) -> dict[str, Any]:
+    def _resume(self, config: Any) -> None:
+        """Have `fit` go on from its last checkpoint; evaluations go on from their outcomes.
+
+        Raises:
+            ValueError: If there is nothing that could be gone on with, or another checkpoint is named.
+        """
+        if self.subcommand == "predict":
+            raise ValueError("--resume does not go on with predict; `test` keeps completions too, and goes on.")
+        if self.subcommand == "fit":
+            if config.ckpt_path not in (None, "last"):
+                raise ValueError(f"--resume means --ckpt_path last: leave out --ckpt_path {config.ckpt_path}.")
+            if not config.run:
+                raise ValueError("--resume needs --run, the folder of the run that was stopped or killed.")
+            config.ckpt_path = "last"
+
+    def _as_plain_data(self, config: Any) -> dict[str, Any]:
         """The settings as plain data."""
         told: dict[str, Any] = yaml.safe_load(self._parser("fit").dump(config, skip_none=False))
         return told

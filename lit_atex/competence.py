@@ -203,7 +203,7 @@ class Competence:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put it back. If fewer problems are kept now, those that are too many settle."""
+        """Restore the counts. If `max_problems` is lower now, the least recently seen problems settle."""
         self._all = Tally(**state["all"])
         self._levels = {level: Tally(**tally) for level, tally in state["levels"].items()}
         self._problems = OrderedDict((problem, tuple(counts)) for problem, counts in state["problems"].items())

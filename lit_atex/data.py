@@ -100,8 +100,9 @@ class ProblemDataModule(pl.LightningDataModule):
         """Problems of this rank's share, by config key, that an evaluation which goes on has the answers of."""
         self._held_out: dict[str, list[Problem]] = {}  # config key -> problems, all of them
         self._tallies: dict[str, Tally] = {}
-        self._told: dict[str, int] = {}  # broken rows that the log has shown
-        self._loaded, self._told_by = dict[str, Any](), train.settings()  # before a pass: a source may keep count
+        self._shown: dict[str, int] = {}  # broken rows that the log has told of
+        self._loaded: dict[str, Any] = {}  # of the checkpoint that was read
+        self._train_settings = train.settings()  # before a pass: a source may keep count
         self._position = self._previous = (0, 0)  # what training needs next; the same before the last counted batch
         self._fetched: deque[tuple[int, int]] = deque()  # what was handed out and not yet trained on
         self._lengths: dict[int, int] = {}  # batches per pass, once a pass has been read to its end
@@ -115,7 +116,7 @@ class ProblemDataModule(pl.LightningDataModule):
             ValueError: If a set is not there, endless or empty, has an id twice, or shares a question with another set.
         """
         if stage == "fit":
-            self._told_by = self.train.settings()
+            self._train_settings = self.train.settings()
             look_at(self.train, "data.train")
             if self.trainer is not None and self.trainer.global_step == 0:
                 self._start_at(0, 0)
@@ -251,7 +252,7 @@ class ProblemDataModule(pl.LightningDataModule):
     def _settings(self) -> dict[str, str]:
         settings = {f"data.{key}": repr(getattr(self, key)) for key in ("batch_size", "shuffle_buffer", "seed")}
         settings["trainer.devices x trainer.num_nodes"] = repr(self._ranks()[0])
-        return settings | {f"data.train ({key})": value for key, value in self._told_by.items()}
+        return settings | {f"data.train ({key})": value for key, value in self._train_settings.items()}
 
     def _check_settings(self) -> None:
         then, now = self._loaded.get("settings", {}), self._settings()
@@ -276,9 +277,9 @@ class ProblemDataModule(pl.LightningDataModule):
 
     def _warn(self, key: str, tally: Tally, final: bool = True) -> None:
         """Show broken rows each time that their number has doubled, and at the end of the pass."""
-        broken, told = tally.bad.total(), self._told.get(key, 0)
-        if self._ranks()[1] == 0 and broken > told and (final or broken >= 2 * told):
-            self._told[key] = broken
+        broken, shown = tally.bad.total(), self._shown.get(key, 0)
+        if self._ranks()[1] == 0 and broken > shown and (final or broken >= 2 * shown):
+            self._shown[key] = broken
             log.warning("%s: %s", key, tally.describe())
 
     def _ranks(self) -> tuple[int, int]:

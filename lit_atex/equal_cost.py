@@ -5,7 +5,6 @@ From the learning curves alone, so that it can be made again of committed tables
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Collection
 from math import isnan
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lit_atex.paired import holm
-from lit_atex.spread import Interval, over_seeds, t_p
+from lit_atex.spread import ends, mean_of, over_seeds, t_p
 
 Row = dict[str, Any]
 Curve = list[Row]
@@ -105,9 +104,9 @@ def _view(
         rows.append(
             {
                 **{"view": view, "budget": budget, "cell": cell, "metric": metric, "seeds": len(mine)},
-                **{"mean": _mean(mine), **_ends("seeds", over_seeds(metric, spread))},
-                **{"baseline": other if paired else None, "difference": _mean(moved)},
-                **_ends("difference", over_seeds(metric, spread_moved, -1.0)),
+                **{"mean": mean_of(mine), **ends("seeds", over_seeds(metric, spread))},
+                **{"baseline": other if paired else None, "difference": mean_of(moved)},
+                **ends("difference", over_seeds(metric, spread_moved, -1.0)),
                 **{"p_seeds": t_p(spread_moved), "p_holm": float("nan")},
             }
         )
@@ -124,11 +123,3 @@ def _corrected(rows: list[Row]) -> list[Row]:
     for row, raised in zip(known, holm([row["p_seeds"] for row in known])):
         row["p_holm"] = raised
     return rows
-
-
-def _mean(values: list[float]) -> float:
-    return statistics.fmean(values) if values else float("nan")
-
-
-def _ends(name: str, interval: Interval) -> Row:
-    return {f"{name}_low": interval[0], f"{name}_high": interval[1]}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lit_atex import noise
@@ -22,6 +22,7 @@ from lit_atex.metrics import (
     MajorityAtK,
     MeanOverProblems,
     PassAtK,
+    curve_of,
     g_pass_at_k,
     mean_g_pass_at_k,
     pass_at_k,
@@ -44,9 +45,10 @@ class Estimate(NamedTuple):
 
     Attributes:
         value: Its mean over problems.
-        over: 95 % interval over problems: what another draw of them would give; nan of equal numbers but shares.
-        fixed: 95 % interval with these problems fixed: sampling noise alone; nan where it cannot be known: with one
-            sample per problem (distinct answers: two), or where lengths or distinct answers show no noise (`noise`).
+        over: 95 % interval over problems: what another draw of them would give. nan if all problems have the same
+            number and the metric is no share.
+        fixed: 95 % interval with these problems fixed: sampling noise alone. nan where it cannot be known: with one
+            sample per problem (for distinct answers with two), or where lengths or distinct answers show no noise.
     """
 
     value: float
@@ -66,7 +68,7 @@ class Result:
             "distinct" answers; "length" in tokens; the shares "wrong", "unparsed", "timeout", and "cut" at the limit;
             the user's own.
         per_problem: Share of correct completions by problem id, for paired comparisons.
-        checksum: Of ids, questions and answers; None: of an earlier version, which did not say.
+        checksum: Of ids, questions and answers; None in results of an earlier version, which had none.
     """
 
     name: str
@@ -106,7 +108,7 @@ class Result:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Result:
-        """The opposite.
+        """The result that `to_json` wrote.
 
         Raises:
             ValueError: If an earlier version of lit_atex wrote it.
@@ -229,16 +231,12 @@ class _Set(nn.Module):
         if kind == "maj" and k == n:
             variances = noise.vote_variances(answers, correct)
         elif kind == "maj":
-            variances = noise.jackknife_variances(lambda a, c: majority_at_k(a, c, k), answers, correct)
+            variances = noise.jackknife_variances(partial(majority_at_k, k=k), answers, correct)
         else:
             functions: dict[str, Callable[[Tensor, Tensor, int], Tensor]]
             functions = {"pass": pass_at_k, "mg-pass": mean_g_pass_at_k}
             function = functions.get(kind) or partial(g_pass_at_k, tau=float(tau))
-
-            def curve(c: NDArray[np.int64]) -> ArrayLike:
-                return function(torch.as_tensor(c), torch.full((len(c),), n), k).numpy()
-
-            variances = noise.count_variances(curve, solved, n)
+            variances = noise.count_variances(curve_of(function, n, k), solved, n)
         return noise.noise_interval(values, variances, trials=len(values) * (n // k))
 
     def _is_share(self, name: str, rows: list[dict[str, Any]]) -> bool:

@@ -8,11 +8,13 @@ nor maj@k the vote of the first k: that would throw away n - k samples and depen
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -119,6 +121,13 @@ def mean_g_pass_at_k(
     _check(correct, samples, k, "mG-Pass@k")
     tails = [_at_least(correct, samples, k, least) for least in range(math.ceil(k / 2) + 1, k + 1)]
     return torch.stack(tails).sum(0) * 2 / k
+
+
+def curve_of(
+    metric: Callable[[Tensor, Tensor, int], Tensor], n: int, k: int
+) -> Callable[[NDArray[np.int64]], NDArray[np.float64]]:
+    """A metric of correct samples, samples and k, such as `pass_at_k`, as a function of counts of correct ones of n."""
+    return lambda c: metric(torch.as_tensor(c), torch.full((len(c),), n), k).numpy()
 
 
 def _at_least(correct: Tensor, samples: Tensor, k: int, least: int) -> Tensor:

@@ -88,13 +88,13 @@ class SelfDistillation(Solver):
             lr_scheduler: Made from the optimizer; stepped once an optimizer step.
             samples: Rollouts per problem (G), >= 1.
             eval_samples: Completions per problem in validation and test (n), >= 1.
-            eval_exposure: Of the reference, shown in them, in [0, 1]: above 0 they measure the teacher's prompt.
+            eval_exposure: Share of the reference shown in evaluations, in [0, 1]; above 0 the prompt is the teacher's.
             chunk_tokens: Completion tokens whose logits are alive at a time; less memory and slower if small.
             part_tokens: Tokens that go through student or teacher at a time, padding included; more are done in parts.
             completions: What is trained on: rollouts, or references after either prompt (`supervised.py`).
             weighting: What each rollout counts for by its verdict; None: 1, whatever it is (`weighting.py`).
             seed: Seed of all sampling; the command line sets it from `seed_everything`.
-            eval_metrics: Of your own, by name: dotted paths of functions of a completion and its problem (`own.py`).
+            eval_metrics: Own metrics by name: dotted paths of functions of a completion and its problem (`own.py`).
 
         Raises:
             ValueError: If a number is out of range.
@@ -112,7 +112,7 @@ class SelfDistillation(Solver):
         self.exposure: float | list[float] = 1.0
         """Reveal ratio of the coming batch, one for all or one per problem; 1 unless a callback sets it: plain OPSD."""
         self.feedback: StepFeedback | None = None
-        """What came of the optimizer step just done; None between steps and after a skipped one."""
+        """What came of the optimizer step that was just taken; None between steps and after a skipped one."""
         self.seen: Seen | None = None
         self.step_log, self.window, self.skipped = StepLog(), StepWindow(), BadSteps()
         self.clock, self._loss_is_finite = PhaseClock(), True
@@ -139,7 +139,7 @@ class SelfDistillation(Solver):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def configure_callbacks(self) -> StepLog:
-        """What writes a step's numbers: after all callbacks, before checkpoints."""
+        """The callback that writes a step's numbers: it runs after all others but those that write checkpoints."""
         return self.step_log
 
     def on_fit_start(self) -> None:
@@ -231,14 +231,14 @@ class SelfDistillation(Solver):
         self.clock.begin("backward")
 
     def on_after_backward(self) -> None:
-        """Stop it."""
+        """Stop the clock of the backward pass."""
         self.window.totals["seconds/backward"] += self.clock.end()  # type: ignore[assignment]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the gradient by the step's tokens; drop it if it is not finite, and a step without rollouts.
 
-        Lightning calls the hook of this name of callbacks before: there gradients are still sums. `gradient/norm` is
-        logged as it is after the division, before clipping.
+        Lightning calls the callbacks' hook of this name before this one: there, gradients are still sums.
+        `gradient/norm` is logged as it is after the division and before clipping.
         """
         check_optimizer(optimizer, again=self.feedback is not None)
         gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
@@ -280,7 +280,7 @@ class SelfDistillation(Solver):
         self.feedback = None
 
     def _kinds(self) -> dict[str, str]:
-        """What a run keeps; from Python it may have been exchanged."""
+        """What a resumed run must have too; from Python a part may have been exchanged, which no config shows."""
         return {"teacher": type(self.teacher).__name__, "divergence": repr(self.divergence).partition(" at 0x")[0]}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -19,14 +19,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from statistics import NormalDist
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from lit_atex.metrics import pass_at_k
+from lit_atex.metrics import curve_of, pass_at_k
 from lit_atex.stats import share_interval, without_spread
 from lit_atex.types import seeded
 from lit_atex.votes import Answers, Correct, majority_at_k
@@ -139,10 +139,6 @@ def count_variances(curve: Callable[[NDArray[np.int64]], ArrayLike], correct: Ar
         return np.full(c.size, np.nan)
     if ((c == 0) | (c == n)).all():
         return np.zeros(c.size)
-    return _variances(curve, c, n)
-
-
-def _variances(curve: Callable[[NDArray[np.int64]], ArrayLike], c: NDArray[np.int64], n: int) -> Floats:
     odds = binomial_odds(n)
     left = odds * fit_rates(tuple(np.bincount(c, minlength=n + 1).tolist()))
     value = np.asarray(curve(np.arange(n + 1)), dtype=np.float64)
@@ -253,9 +249,8 @@ def paired_variances(
     """
     k, passed, votes = min(n), [], []
     for given, right, m in zip(answers, correct, n):
-        curve = lambda c, m=m: pass_at_k(torch.as_tensor(c), torch.full((len(c),), m), k).numpy()  # noqa: E731
-        passed.append(count_variances(curve, np.array(right).sum(1), m))
-        vote = lambda a, c: majority_at_k(a, c, k)  # noqa: E731
+        passed.append(count_variances(curve_of(pass_at_k, m, k), np.array(right).sum(1), m))
+        vote = partial(majority_at_k, k=k)
         votes.append(vote_variances(given, right) if m == k else jackknife_variances(vote, given, right))
     moved = difference_variances(*(np.array(right) for right in correct))
     return [moved, passed[0] + passed[1], votes[0] + votes[1]]

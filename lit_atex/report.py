@@ -147,12 +147,24 @@ def _views(made: Tables) -> list[str]:
     compared = any(row["baseline"] for row in made.views)
     spent: dict[str, set[float]] = {"step": {row["steps"] for row in made.runs}}
     spent |= {view: {row[view] for row in made.runs} for view in ("tokens", "seconds")}
+    parts = [_about_views(compared)]
+    for view, unit in VIEWS.items():
+        if len(spent[view]) > 1:
+            parts += _view([row for row in made.views if row["view"] == view], unit, compared)
+        elif not all(map(isnan, spent[view])):  # something was logged
+            parts.append(f"All runs took {_amount(spent[view].pop())} {unit}: at equal ones, the tables above hold.")
+    return parts
+
+
+def _about_views(compared: bool) -> str:
+    where = "Each run is read where it had spent as much as the run that spent least in all"
+    if compared:
+        where = (
+            "Each cell and its baseline are read where both had spent as much as the run of the two that spent least "
+            "in all"
+        )
     note = (
-        "Each cell and its baseline are read where both had spent as much as the run of the two that spent least in all"
-        if compared
-        else "Each run is read where it had spent as much as the run that spent least in all"
-    ) + (
-        ", on the straight line between the evaluations before and after: evaluate often "
+        f"{where}, on the straight line between the evaluations before and after: evaluate often "
         "(`trainer.val_check_interval`), or the line is long. Tokens are those of the completions that are learned "
         "from: the student's own, or the references in their place. Seconds are of training, with probes and without "
         "evaluations, as the clock of the machine showed them: on a shared machine they say little. Intervals: over "
@@ -163,29 +175,25 @@ def _views(made: Tables) -> list[str]:
             " Where there is a baseline all is of the seeds that both have; p: the paired t test over these, raised "
             "for all comparisons of the view (Holm)."
         )
-    parts = [note]
-    for view, unit in VIEWS.items():
-        rows = [row for row in made.views if row["view"] == view]
-        if len(spent[view]) == 1:
-            if all(map(isnan, spent[view])):  # nothing was logged
-                continue
-            parts.append(f"All runs took {_amount(spent[view].pop())} {unit}: at equal ones, the tables above hold.")
-            continue
-        heads = ["cell", "metric", unit, "seeds", "mean", "over seeds"]
-        heads += ["baseline", "difference", "over seeds", "p (Holm)"] if compared else []
-        body = []
-        read = [row for row in rows if row["seeds"]]
-        for row in read:
-            cells = [row["cell"], row["metric"], _amount(row["budget"]), str(row["seeds"]), _number(row["mean"])]
-            cells.append(interval_text(_ends(row, "seeds")) if row["seeds"] else "")
-            if compared and not isnan(row["difference"]):
-                interval = interval_text(_ends(row, "difference"), "+")
-                cells += [row["baseline"], f"{row['difference']:+.3f}", interval, _p(row["p_holm"])]
-            body.append([*cells, *[""] * (len(heads) - len(cells))])
-        parts += [markdown_table(heads, body)] if read else []
-        if len(read) < len(rows):
-            count = _count(len(rows) - len(read), "row")
-            parts.append(f"Equal {unit}: {count} left out, of runs without evaluations on both sides of that point.")
+    return note
+
+
+def _view(rows: list[Row], unit: str, compared: bool) -> list[str]:
+    """The table of one view; and how many rows it lacks, whose runs were not measured around that point."""
+    heads = ["cell", "metric", unit, "seeds", "mean", "over seeds"]
+    heads += ["baseline", "difference", "over seeds", "p (Holm)"] if compared else []
+    body = []
+    for row in [row for row in rows if row["seeds"]]:
+        cells = [row["cell"], row["metric"], _amount(row["budget"]), str(row["seeds"]), _number(row["mean"])]
+        cells.append(interval_text(_ends(row, "seeds")))
+        if compared and not isnan(row["difference"]):
+            interval = interval_text(_ends(row, "difference"), "+")
+            cells += [row["baseline"], f"{row['difference']:+.3f}", interval, _p(row["p_holm"])]
+        body.append([*cells, *[""] * (len(heads) - len(cells))])
+    parts = [markdown_table(heads, body)] if body else []
+    if left_out := len(rows) - len(body):
+        count = _count(left_out, "row")
+        parts.append(f"Equal {unit}: {count} left out, of runs without evaluations on both sides of that point.")
     return parts
 
 

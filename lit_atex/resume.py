@@ -31,10 +31,10 @@ BY_EVALUATIONS = (
     *("config-*.yaml", "results.json", "evaluation.*", "evaluation-validate.*", "comparison-*"),
     *("outcomes", "predictions"),
 )
-"""What `prepare` deletes, of a run that begins anew by itself the former alone; the rest is not ours."""
+"""What `prepare` deletes: both with --overwrite, BY_FIT alone of a run that begins anew. Other files are not ours."""
 
 FORMAT = 6
-"""Of what a checkpoint holds of ours: one more with every key that changes (tests/golden/checkpoint.txt has most)."""
+"""Version of what a checkpoint holds of ours; raised with every key that changes (see tests/golden/checkpoint.txt)."""
 
 BY_STEP = ("samples.jsonl", "decisions.jsonl")
 """One JSON object a line, with the optimizer step that it belongs to."""
@@ -90,7 +90,8 @@ def find_checkpoint(run: Path, given: str | None) -> str | None:
         others = [path for path in (run / "checkpoints").glob("*.ckpt") if path.name != "best.ckpt"]  # weights alone
         if last.is_file():
             return str(last)
-        return str(max(others, key=lambda path: path.stat().st_mtime, default="")) or None  # killed before the first
+        newest = max(others, key=lambda path: path.stat().st_mtime, default=None)
+        return None if newest is None else str(newest)  # None: it was killed before the first
     if given and given.endswith(".ckpt") and not Path(given).is_file():
         raise ValueError(f"--ckpt_path {given}: there is no such file; `last` means {run}/checkpoints/last.ckpt.")
     return given
@@ -192,7 +193,7 @@ OF_THE_METHOD = (
     *("model.", "exposure.", "competence.", "seed_everything"),
     *("trainer.accumulate_grad_batches", "trainer.gradient_clip_", "trainer.precision"),
 )
-"""Beginnings of keys that may not: the run would be neither the one nor the other, and its config.yaml false."""
+"""Beginnings of keys that may not change: part of the run would contradict its config.yaml."""
 
 
 def check_settings(run: Path, now: dict[str, Any]) -> None:
@@ -217,7 +218,7 @@ def check_settings(run: Path, now: dict[str, Any]) -> None:
 
 _HELD: dict[Path, int] = {}
 HOLDER = "LIT_ATEX_HOLDS"
-"""The folders that this process holds, or the one that started it: ranks may be processes of their own."""
+"""Environment variable that lists the folders held, for the processes that this one starts as further ranks."""
 ORPHANS = 5.0
 """Seconds to wait for a lock: the workers of a process that was killed end a moment after it."""
 

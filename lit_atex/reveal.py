@@ -64,7 +64,7 @@ def borrow(problems: Sequence[Problem], materials: Sequence[Material]) -> list[M
 
     Args:
         problems: A batch.
-        materials: Theirs.
+        materials: The material of each.
     """
     lengths = [sum(map(len, m.pieces)) for m in materials]
     found = []

@@ -91,17 +91,10 @@ def to_problem(
     for role, column in asdict(columns).items():
         if column is not None and column not in row:
             return BadRow("missing column", f"{where}: no {column!r} (columns.{role}); it has {sorted(map(str, row))}")
-        value = row[column] if column is not None else None
-        value = value.item() if isinstance(value, np.generic) else value
-        if isinstance(value, float) and not isfinite(value):  # nan is what tables have for what is not there
-            value = None
-        if isinstance(value, float) and not value.is_integer():
-            value = float(f"{value:.15g}")  # without the noise of its last bits: 0.3, not 0.30000000000000004
-        kinds = str if role in ("question", "solution") else str | int | float
-        # an integer of thousands of digits is no answer, and str() refuses it
-        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool) or _huge(value)):
-            return BadRow("not text", f"{where}: {column!r} is a {type(value).__name__}")
-        texts[role] = "" if value is None else _LONE_SURROGATE.sub("\ufffd", str(value)).strip()
+        text = _text(row[column], numbers=role not in ("question", "solution")) if column is not None else ""
+        if text is None:
+            return BadRow("not text", f"{where}: {column!r} is a {type(_plain(row[column])).__name__}")
+        texts[role] = text
 
     question, solution, answer = texts["question"], texts["solution"], texts["answer"]
     if not question:
@@ -132,12 +125,30 @@ def _left_unread(source: str, column: str) -> None:
     log.warning("%s: answers are letters, and %r is not read: write the options into the question.", source, column)
 
 
+def _plain(value: Any) -> Any:
+    """A value of NumPy as one of Python."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _text(value: Any, numbers: bool) -> str | None:
+    """What a cell says; None if that is no text, nor a number where one will do."""
+    value = _plain(value)
+    if value is None or (isinstance(value, float) and not isfinite(value)):  # nan is what tables have for nothing
+        return ""
+    if isinstance(value, float) and not value.is_integer():
+        value = float(f"{value:.15g}")  # without the noise of its last bits: 0.3, not 0.30000000000000004
+    # an integer of thousands of digits is no answer, and str() refuses it
+    if not isinstance(value, str | int | float if numbers else str) or isinstance(value, bool) or _huge(value):
+        return None
+    return _LONE_SURROGATE.sub("\ufffd", str(value)).strip()
+
+
 def checked(problem: Problem, where: str) -> Problem | BadRow:
     """A problem that somebody else made; what of it would stop a run later makes it a bad row, by `to_problem`'s words.
 
     Args:
-        problem: It.
-        where: Where it stands, for the reader.
+        problem: The problem.
+        where: Where it stands, for the message.
     """
     fields = problem._asdict()
     if wrong := [f"{name} is a {type(x).__name__}" for name, x in fields.items() if not isinstance(x, str)]:

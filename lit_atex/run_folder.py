@@ -87,9 +87,8 @@ class RunFolder(pl.Callback):
         known = [path for path in (self.run / "manifest.json", self.run / "config.yaml") if path.is_file()]
         self._before = {path: path.read_text(encoding="utf-8") for path in known if stage == "fit"}
         code = {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(git("status", "--porcelain"))}
-        began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         manifest = read_manifest(self.run)
-        manifest.setdefault("commands", []).append({"command": self.command, "began": began, **code})
+        manifest.setdefault("commands", []).append({"command": self.command, "began": _now(), **code})
         if stage == "fit" or "versions" not in manifest:  # an evaluation leaves what is said of the training
             manifest |= {"versions": versions(), **code}
             manifest |= {"seed": getattr(pl_module, "seed", None), "world_size": trainer.world_size}
@@ -195,12 +194,7 @@ class RunFolder(pl.Callback):
         about |= {"uncommitted changes": last["git_dirty"]}
         about |= origin(module.source.name, trainer.ckpt_path)  # type: ignore[arg-type]
         stem = self.run / ("evaluation" if name == "test" else f"evaluation-{name}")
-        data: dict[str, Any] = {
-            "evaluation": name,
-            **about,
-            "protocol": self.protocol,
-            "first_prompt": self.first_prompt,
-        }
+        data = {"evaluation": name, **about, "protocol": self.protocol, "first_prompt": self.first_prompt}
         data["results"] = [r.to_json() for r in results]
         whole.write_json(stem.with_suffix(".json"), data)
         save_pass_at_k(results, stem.with_suffix(".png"), self.run / "tensorboard", f"{name}/pass@k")
@@ -258,21 +252,24 @@ class RunFolder(pl.Callback):
             pl_module.student.save_pretrained(folder)
             pl_module.tokenizer.save_pretrained(folder)
         data: Any = getattr(trainer, "datamodule", None)
-        report = data.report() if data is not None else None
-        self._note(optimizer_steps=trainer.global_step, skipped_steps=pl_module.skipped.total, data=report)
-        self._note(weights=weights_digest(pl_module.student))  # so that an evaluation can be told to be of them
         own: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        notes: dict[str, Any] = {"optimizer_steps": trainer.global_step, "skipped_steps": pl_module.skipped.total}
+        notes["data"] = data.report() if data is not None else None
+        notes["weights"] = weights_digest(pl_module.student)  # so that an evaluation can be told to be of them
         for reason in [c.stopped for c in own if isinstance(c, CollapseMonitor) and c.stopped]:
-            self._note(stopped=reason)
+            notes["stopped"] = reason
+        self._note(**notes)
 
     def finish(self, selection: dict[str, Any] | None) -> None:
         """Mark the run as finished: trained, and its last step evaluated; and which evaluation was the best."""
-        self._note(
-            finished=True, selection=selection, ended=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        )
+        self._note(finished=True, selection=selection, ended=_now())
 
     def _note(self, **entries: Any) -> None:
         whole.write_json(self.run / "manifest.json", read_manifest(self.run) | entries)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _rank(trainer: pl.Trainer) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from lit_atex.inspection import logged_steps
 from lit_atex.metrics import g_pass_at_k, mean_g_pass_at_k, pass_at_k
 from lit_atex.resume import read_manifest
 from lit_atex.settings import flat, switched
+from lit_atex.spread import mean_of
 from lit_atex.text_tables import read_results
 
 log = logging.getLogger("lit_atex")
@@ -105,8 +105,7 @@ class Record:
 
     def mean(self, tag: str) -> float:
         """The mean of a logged number over the run; nan if it was never logged."""
-        values = [row[tag] for row in self.trace if tag in row]
-        return statistics.fmean(values) if values else float("nan")
+        return mean_of([row[tag] for row in self.trace if tag in row])
 
     def first(self, tag: str) -> float:
         """A logged number at the first step; nan if it was not logged."""

@@ -27,7 +27,7 @@ def head_of(model: nn.Module) -> Head:
     """The output head as a plain matrix product, with the scale and soft cap that some families add.
 
     Raises:
-        ValueError: If the head is not linear, or does not reproduce the model's own logits (checked on three tokens).
+        ValueError: If the head is not linear. Whether the model's own logits come out of it: `checks.check_head`.
     """
     base = unwrap(model)
     linear = base.get_output_embeddings()
@@ -93,13 +93,13 @@ def completion_hidden(model: nn.Module, prompts: list[list[int]], rollouts: Roll
     """
     base = unwrap(model)
     context, name = context_of(model)
-    longest = max(len(p) + n for p, n in zip(prompts, rollouts.lengths.tolist()))
+    lengths = rollouts.lengths.tolist()
+    longest = max(len(p) + n for p, n in zip(prompts, lengths))
     if context is not None and longest > context:
         raise ValueError(
             f"a prompt and its completion have {longest} tokens, but the model's context is {context} ({name}): lower "
             "model.prompts.init_args.max_teacher_tokens, or model.sampling.max_new_tokens."
         )
-    lengths = rollouts.lengths.tolist()
     saved = sum(len(p) for p, q in zip(prompts[1:], prompts) if p == q)
     if _reads_in_parts(base) and saved > 0.1 * (sum(map(len, prompts)) + sum(lengths)):
         read = _Read(base, prompts)

@@ -135,7 +135,7 @@ class Solver(pl.LightningModule):
     def generate(
         self, prompts: list[list[int]], samples: int, sampling: Sampling, generators: Sequence[np.random.Generator]
     ) -> Rollouts:
-        """The engine's rollouts; see `RolloutEngine.generate`. Those of an engine of the user's are looked at."""
+        """The engine's rollouts; see `RolloutEngine.generate`. Those of a user's own engine are checked."""
         rollouts = self.engine.generate(self.student, prompts, samples, sampling, self.end_ids, generators)
         if not (kind := type(self.engine)).__module__.startswith("lit_atex."):
             check_rollouts(rollouts, len(generators), self.student, kind.__name__)
@@ -147,7 +147,7 @@ class Solver(pl.LightningModule):
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True) if rows else []
 
     def eval_prompts(self, problems: list[Problem], exposure: float) -> tuple[list[list[int]], int]:
-        """Token ids of a batch's prompts with so much of the solutions shown; and the most tokens that are answered."""
+        """Prompts as token ids, with this share of the solutions shown; and the longest that is answered, in tokens."""
         if exposure == 0:
             prompts = [self.prompts.evaluation(p, self.tokenizer) for p in problems]
             return prompts, min(self.prompts.max_prompt_tokens, self.eval_room)
@@ -227,7 +227,7 @@ class Solver(pl.LightningModule):
         self._evaluation_began = time.perf_counter()
 
     def on_validation_end(self) -> None:
-        """Let it go on."""
+        """Let the clock go on."""
         self.seconds_evaluating += time.perf_counter() - self._evaluation_began
 
     def on_validation_epoch_end(self) -> None:

@@ -9,8 +9,10 @@ for it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import atan, cos, isnan, pi, sin, sqrt
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -45,6 +47,16 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     x = beta_quantile(freedom / 2, 0.5, 1 - level)
     reach = sqrt(freedom * (1 - x) / x) * error
     return mean - reach, mean + reach
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """The mean; nan of nothing."""
+    return fmean(values) if values else float("nan")
+
+
+def ends(name: str, interval: Interval) -> dict[str, float]:
+    """An interval as two columns of a table."""
+    return {f"{name}_low": interval[0], f"{name}_high": interval[1]}
 
 
 def over_seeds(metric: str, values: ArrayLike, least: float = 0.0) -> Interval:

@@ -32,7 +32,7 @@ class StepLog(pl.Callback):
         """Take numbers, the same on every rank; at once in `trainer.callback_metrics`, for whatever monitors one.
 
         Args:
-            trainer: It. What is added between batches is in the row of the next step; after the last one, in none.
+            trainer: The trainer. Numbers added between batches are in the next step's row; after the last, in none.
             scalars: By name; numbers of NumPy and torch, and truths, which count as 0 and 1, among them.
 
         Raises:

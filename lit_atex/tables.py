@@ -20,7 +20,7 @@ from lit_atex.equal_cost import Row, views
 from lit_atex.inspection import TRACE
 from lit_atex.paired import holm
 from lit_atex.runs import Record
-from lit_atex.spread import NOT_COMPARED, UNKNOWN, Gap, Interval, gap, over_seeds
+from lit_atex.spread import NOT_COMPARED, UNKNOWN, Gap, ends, gap, mean_of, over_seeds
 from lit_atex.stats import bootstrap_interval
 
 TRACED = ("exposure", "competence", "correct", "mismatch", "loss", "length", "entropy", "reward")
@@ -67,13 +67,8 @@ def make(runs: list[Record], metrics: list[str], baseline: dict[str, str] | str 
     metrics = metrics or common_averages(runs)
     for metric in metrics:
         if all(isnan(run.value(metric)) for run in runs):
-            name = metric.rpartition("/")[0]
-            last = runs[0].results.get(runs[0].last, {})
-            sets = [name] if name in last else sorted(last)
-            known = [f"{of}/{measure}" for of in sets for measure in sorted(last[of].metrics)]
-            if name not in last:  # of each set its average alone
-                known = [m for m in known if "/avg@" in m]
-            raise ValueError(f"--metrics: no run has {metric!r}; there are, e.g., {', '.join(known)}.")
+            known = ", ".join(_examples(runs[0], metric.rpartition("/")[0]))
+            raise ValueError(f"--metrics: no run has {metric!r}; there are, e.g., {known}.")
     cells = by_cell(runs)
     families = family_of(runs)
     baselines = baselines_of(cells, baseline)
@@ -88,6 +83,14 @@ def make(runs: list[Record], metrics: list[str], baseline: dict[str, str] | str 
         [row for of_cell in cells.values() for row in _traces(of_cell)],
         [row for cell, of_cell in cells.items() for row in _pass_at_k(cell, of_cell, metrics)],
     )
+
+
+def _examples(run: Record, set_name: str) -> list[str]:
+    """The metrics of a set that a run has measured at its end; of a set that it has not, the averages of all others."""
+    last = run.results.get(run.last, {})
+    if set_name in last:
+        return [f"{set_name}/{measure}" for measure in sorted(last[set_name].metrics)]
+    return [f"{name}/{measure}" for name in sorted(last) for measure in sorted(last[name].metrics) if "avg@" in measure]
 
 
 def common_averages(runs: list[Record]) -> list[str]:
@@ -130,16 +133,12 @@ def _cell(cell: str, metric: str, runs: list[Record]) -> Row:
     means = np.array([np.mean([p[i] for p in problems]) for i in common])
     return {
         **{"cell": cell, "metric": metric, "seeds": len(values)},
-        "mean": statistics.fmean(values) if values else float("nan"),
+        "mean": mean_of(values),
         "sd": statistics.stdev(values) if len(values) > 1 else float("nan"),
-        **_ends("seeds", over_seeds(metric, values)),
+        **ends("seeds", over_seeds(metric, values)),
         "problems": len(common),
-        **_ends("problems", bootstrap_interval(means, shares=True) if common else UNKNOWN),
+        **ends("problems", bootstrap_interval(means, shares=True) if common else UNKNOWN),
     }
-
-
-def _ends(name: str, interval: Interval) -> Row:
-    return {f"{name}_low": interval[0], f"{name}_high": interval[1]}
 
 
 def _comparisons(cells: dict[str, list[Record]], metrics: list[str], baselines: dict[str, str]) -> list[Row]:
@@ -163,8 +162,8 @@ def _comparisons(cells: dict[str, list[Record]], metrics: list[str], baselines: 
         {
             **row,
             **{"seeds": one.seeds, "problems": one.problems, "difference": one.difference},
-            **_ends("seeds", one.over_seeds),
-            **_ends("problems", one.over_problems),
+            **ends("seeds", one.over_seeds),
+            **ends("problems", one.over_problems),
             **{"p_seeds": one.p_seeds, "p_problems": one.p_problems, "p_holm": one.p_holm},
         }
         for row, one in found
@@ -208,7 +207,7 @@ def _traces(runs: list[Record]) -> list[Row]:
             row: Row = {"cell": run.cell, "seed": run.seed, "step": step, "tokens": part[-1]["tokens"]}
             for name in TRACED:
                 values = [one[TRACE[name]] for one in part if TRACE[name] in one]
-                row[name] = statistics.fmean(values) if values else float("nan")
+                row[name] = mean_of(values)
             rows.append(row)
     return rows
 
@@ -223,10 +222,8 @@ def _pass_at_k(cell: str, runs: list[Record], metrics: list[str]) -> list[Row]:
             for k in range(1, most + 1):
                 values = [run.value(f"{name}/pass@{k}", step) for run, step in zip(runs, steps)]
                 values = [value for value in values if not isnan(value)]
-                row = {"cell": cell, "set": name, "when": when, "k": k, "seeds": len(values)}
-                rows.append(
-                    row | {"mean": statistics.fmean(values)} | _ends("seeds", over_seeds(f"{name}/pass@{k}", values))
-                )
+                row: Row = {"cell": cell, "set": name, "when": when, "k": k, "seeds": len(values)}
+                rows.append(row | {"mean": mean_of(values)} | ends("seeds", over_seeds(f"{name}/pass@{k}", values)))
     return rows
 
 

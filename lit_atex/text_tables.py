@@ -273,7 +273,7 @@ def prompts_text(
         style: What makes them.
         tokenizer: What decodes them.
         hinted: Whether the student is trained after the teacher's prompt.
-        problem: Whose they are.
+        problem: The problem.
         ratio: What was to be shown to the teacher.
         teacher: What came of it.
     """

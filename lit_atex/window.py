@@ -84,7 +84,7 @@ class PhaseClock:
         self.phase, self._began = phase, time.perf_counter()
 
     def end(self) -> float:
-        """Leave it; returns the seconds that it took."""
+        """Leave the phase; returns the seconds that it took."""
         self.wait()
         self.phase = ""
         return time.perf_counter() - self._began
@@ -104,7 +104,7 @@ class BadSteps:
 
     Attributes:
         total: How many, in the whole run.
-        in_a_row: Of those that were not finite: how many since the last step that was not skipped.
+        in_a_row: How many of them were not finite since the last step that was not skipped.
     """
 
     MOST = 3
@@ -118,7 +118,7 @@ class BadSteps:
 
         Args:
             step: Which, from 0.
-            problem_ids: What it was of.
+            problem_ids: Its problems.
             empty: Whether it had no rollout, as no prompt fitted.
             teacher: Whether it is the teacher's logits that were not finite, and not the student's.
 
