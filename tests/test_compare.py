@@ -225,6 +225,13 @@ def refused(*words):
     return end.value.code
 
 
+@pytest.mark.parametrize(("solved", "told"), [(0, 0), (4, 1), (5, 0), (12, 0)])
+def test_few_problems_ever_solved_in_either_run_are_warned_of_once(tmp_path, capsys, solved, told):
+    sides = [[row(f"{i}", ["1" if i < n else "2"] * 2) for i in range(12)] for n in (solved // 2, solved)]
+    main(["compare", *(evaluation(tmp_path / f"{i}", rows) for i, rows in enumerate(sides))])
+    assert capsys.readouterr().out.count("fewer than 5 problems were ever solved, or ever not: intervals") == told
+
+
 def test_the_command_leaves_a_table_words_and_the_changed_problems(runs, tmp_path, capsys):
     main(["compare", *runs])
     out = capsys.readouterr().out
@@ -316,7 +323,7 @@ def test_what_problems_would_show_is_said_from_twelve_on():
     ],
 )
 def test_words_do_not_contradict_the_interval(change, end):
-    one = Difference("s", "avg@4", 30, 0.2, 0.35, 0.15, (0.01, 0.3), (0.0, 0.0), 0.03, math.nan, 0.2, None)
+    one = Difference("s", "avg@4", 30, 30, 0.2, 0.35, 0.15, (0.01, 0.3), (0.0, 0.0), 0.03, math.nan, 0.2, None)
     words = dataclasses.replace(one, **change).words()
     assert "cannot be told from none (p = 0.12" in words
     assert words.endswith(end)
