@@ -32,6 +32,8 @@ def compare(first: str, second: str, out: str | None = None, force: bool = False
         force: Compare although the protocols differ (samples, sampling, prompts, sets); the table then says in what.
     """
     a, b = Path(first), Path(second)
+    if a.resolve() == b.resolve():
+        raise ValueError(f"{first} and {second} are one run, which does not differ from itself: name another.")
     folder = Path(out) if out else _folder(a, b)
     name = evaluation_of(a, b)
     rows = (outcomes.read(a, name), outcomes.read(b, name))

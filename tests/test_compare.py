@@ -294,6 +294,7 @@ def test_what_cannot_be_compared(runs, tmp_path):
     assert f"{runs[0]} has test, {missing} is no folder" in told
     apart = evaluation(tmp_path / "apart", [row("z", ["1"] * 4)])
     assert "no problem in common" in refused(runs[0], apart)
+    assert "are one run" in refused(runs[0], f"{runs[1]}/../first")
 
 
 def test_a_difference_that_is_there_is_called_one():
