@@ -260,7 +260,7 @@ class SelfDistillation(Solver):
         self.step_log.add(self.trainer, scalars | {"loss/skipped_steps": float(self.skipped.total)})
         if self.feedback is not None:
             told = {f"teacher/{name}": value for name, value in self.teacher.scalars().items()}
-            self.step_log.add(self.trainer, told)
+            self.step_log.add(self.trainer, told, f"model.teacher: {type(self.teacher).__name__}.scalars")
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, and let the teacher follow: before callbacks, of which one writes the checkpoint."""
