@@ -58,7 +58,11 @@ def load(*stack: str | dict[str, Any], run: str | None = None, **options: bool) 
     quiet()
     words = ["fit"]
     for one in stack:
-        words += ["--config", json.dumps(one) if isinstance(one, dict) else str(find_config(one))]
+        for key, value in one.items() if isinstance(one, dict) else [("", one)]:
+            if "." in key:  # as a file's key it could not name one of several sets
+                words.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
+            else:
+                words += ["--config", json.dumps({key: value}) if key else str(find_config(value))]
     words += ["--run", run] if run else []
     words += [f"--{name}={json.dumps(value)}" for name, value in options.items()]
     return Run(words)

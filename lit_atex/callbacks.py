@@ -156,7 +156,7 @@ class ExposureControl(pl.Callback):
         if self.strategy.needs_progress:
             scalars |= {"time/probe": self._last_probe, "time/probe_share": self._probe_seconds / self._step_seconds}
             self._last_probe = 0.0
-        pl_module.step_log.add(trainer, scalars)
+        pl_module.step_log.add(trainer, scalars, f"exposure.strategy: {type(self.strategy).__name__}.scalars")
         if len(set(feedback.exposures)) > 1 and (writer := tensorboard(trainer)) is not None:
             writer.add_histogram("exposure/ratios", torch.tensor(feedback.exposures), trainer.global_step - 1)
         self.strategy.update(feedback)

@@ -31,6 +31,8 @@ def compare(first: str, second: str, out: str | None = None, force: bool = False
         force: Compare although the protocols differ (samples, sampling, prompts, sets); the table then says in what.
     """
     a, b = Path(first), Path(second)
+    if a.resolve() == b.resolve():
+        raise ValueError(f"{first} and {second} are one run, which does not differ from itself: name another.")
     folder = Path(out) if out else _folder(a, b)
     name = evaluation_of(a, b)
     rows = (outcomes.read(a, name), outcomes.read(b, name))
@@ -166,7 +168,7 @@ def report(a: Path, b: Path, found: list[Difference], changes: list[Row], settin
         "avg@n pairs the samples by their draw, pass@n and maj@n add the noise of both runs as if it were independent. "
         "No interval is corrected for several sets, as p (Holm) is."
     )
-    few = few_problems({d.set: d.problems for d in found})
+    few = few_problems({d.set: d.problems for d in found}, {d.set: d.seen for d in found})
     parts += [few] if few else []
     parts.append("\n".join(f"- {d.words()}" for d in found if d.metric.startswith("avg")))
     heads = ["set", "problem", "change", "reference", "A's vote", "B's vote", "A correct", "B correct"]

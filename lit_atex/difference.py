@@ -11,7 +11,7 @@ import torch
 from lit_atex.metrics import average_at_k, pass_at_k
 from lit_atex.noise import difference_interval, difference_variances, paired_variances
 from lit_atex.paired import detectable, enough, fewest, problems_needed, sign_flip_p
-from lit_atex.stats import bootstrap_interval, paired_interval
+from lit_atex.stats import bootstrap_interval, paired_interval, seen
 from lit_atex.votes import majority_at_k
 
 Row = dict[str, Any]
@@ -26,6 +26,7 @@ class Difference:
         metric: "avg@n", "pass@n" or "maj@n"; "avg@n/m" of runs with n and m samples, whose others are at the smaller;
             one of the user's own.
         problems: How many both have.
+        seen: Of these, how many were ever solved in either run, or ever not, whichever are fewer.
         first: Mean in the first run.
         second: Mean in the second.
         difference: Second minus first, the mean over problems.
@@ -40,6 +41,7 @@ class Difference:
     set: str
     metric: str
     problems: int
+    seen: int
     first: float
     second: float
     difference: float
@@ -126,6 +128,7 @@ def differences_of(name: str, pairs: list[tuple[Row, Row]]) -> list[Difference]:
                 set=name,
                 metric=metric,
                 problems=size,
+                seen=seen((solved[0] + solved[1]) / (drawn[0] + drawn[1])),
                 first=float(one.mean()),
                 second=float(two.mean()),
                 difference=float(gap.mean()),

@@ -8,6 +8,7 @@ from lit_atex.answer_text import MARKS
 from lit_atex.answers import MAX_READ
 
 _LETTER = re.compile(r"(?<![0-9])[A-Za-z]")
+_SYMBOL = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
 _MARKS, _DOTS = re.compile(r"'|\\prime|\^\{?(?:T|\\top)(?![A-Za-z])"), re.compile(r"\\dots")  # primes, transposes
 _TURN, _DEGREES = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-z])"), re.compile(r"(\d+(?:\.\d+)?) ?°")
 _COMMANDS = re.compile(r"\\(?:begin|end) ?\{\w+\}|\\[A-Za-z]+")
@@ -61,6 +62,14 @@ def are_written_apart(reference: str, answer: str) -> bool:
         return True
     turned = [bool(_TURN.search(text)) for text in (reference, answer)]
     return all(turned) and ("°" in reference) != ("°" in answer)
+
+
+def of_one_case(texts: list[str]) -> list[str]:
+    """The texts with other letters for capitals whose small letters are there too: the parser would take N for n."""
+    used = {symbol for text in texts for symbol in _SYMBOL.findall(text)}
+    spare = (letter for letter in "qvwzukpstrhmabcxy" if not used & {letter, letter.upper()})
+    other = dict(zip(sorted(symbol for symbol in used if symbol.isupper() and symbol.lower() in used), spare))
+    return [_SYMBOL.sub(lambda symbol: other.get(symbol[0], symbol[0]), text) for text in texts]
 
 
 def in_radians(text: str) -> str:

@@ -264,7 +264,8 @@ class SelfDistillation(Solver):
             scalars |= {"loss/lr": float(optimizer.param_groups[0]["lr"]), "gradient/norm": norm / tokens}
         self.step_log.add(self.trainer, scalars | {"loss/skipped_steps": float(self.skipped.total)})
         if self.feedback is not None:
-            self.step_log.add(self.trainer, {f"teacher/{name}": x for name, x in self.teacher.scalars().items()})
+            told = {f"teacher/{name}": x for name, x in self.teacher.scalars().items()}
+            self.step_log.add(self.trainer, told, f"model.teacher: {type(self.teacher).__name__}.scalars")
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, and let the teacher follow: before callbacks, of which one writes the checkpoint."""

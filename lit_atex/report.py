@@ -103,9 +103,12 @@ def _cells(rows: list[Row]) -> list[str]:
         "would give with these seeds (BCa bootstrap of the means over seeds). Every run is measured after its last "
         "step; no checkpoint is chosen."
     )
-    known = [row for row in rows if row["problems"]]  # of others there is no interval over problems
-    known.sort(key=lambda row: -row["problems"])  # the smallest number of a set is the one that stays
-    few = few_problems({row["metric"].rpartition("/")[0]: row["problems"] for row in known})
+
+    def least(name: str) -> dict[str, int]:  # of each set; of none there is nothing to say, nor of an older table's
+        known = sorted((row for row in rows if row.get(name, 0) > 0), key=lambda row: -row[name])
+        return {row["metric"].rpartition("/")[0]: row[name] for row in known}
+
+    few = few_problems(least("problems"), least("seen"))
     return [markdown_table(heads, body), note, *([few] if few else [])]
 
 

@@ -27,6 +27,12 @@ covers the mean in 77 % of the trials in which fewer are, in 93 % of the others;
 _CHUNK = 1_000_000
 
 
+def seen(shares: ArrayLike) -> int:
+    """Of shares of correct completions: how many are above 0, or below 1, whichever are fewer; see `FEW_SEEN`."""
+    given = np.asarray(shares)
+    return int(min((given > 0).sum(), (given < 1).sum()))
+
+
 def bootstrap_interval(
     per_problem: ArrayLike, level: float = 0.95, resamples: int = 2000, seed: int = 0, shares: bool = False
 ) -> tuple[float, float]:

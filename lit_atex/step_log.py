@@ -28,12 +28,13 @@ class StepLog(pl.Callback):
         self._written = 0
         self._added = set[str]()  # in this batch
 
-    def add(self, trainer: pl.Trainer, scalars: Mapping[str, Any]) -> None:
+    def add(self, trainer: pl.Trainer, scalars: Mapping[str, Any], by: str = "step_log.add") -> None:
         """Take numbers, the same on every rank; at once in `trainer.callback_metrics`, for whatever monitors one.
 
         Args:
             trainer: The trainer. Numbers added between batches are in the next step's row; after the last, in none.
             scalars: By name; numbers of NumPy and torch, and truths, which count as 0 and 1, among them.
+            by: Whose they are, for errors.
 
         Raises:
             ValueError: If a value is no number, a name comes a second time in a batch (one of them would be lost), or
@@ -47,8 +48,8 @@ class StepLog(pl.Callback):
         numbers = {}
         for name, value in scalars.items():
             if name in ("epoch", "step") or name in self._added:
-                raise ValueError(f"step_log.add: {name!r} is a number of this batch already: choose another name.")
-            numbers[name] = _number(name, value)
+                raise ValueError(f"{by}: {name!r} is a number of this batch already: choose another name.")
+            numbers[name] = _number(name, value, by)
         self._added |= numbers.keys()
         self._scalars |= numbers
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in numbers.items()})
@@ -75,8 +76,8 @@ class StepLog(pl.Callback):
                 write(logger, scalars | {"epoch": trainer.current_epoch}, steps - 1)
 
 
-def _number(name: str, value: Any) -> float:
+def _number(name: str, value: Any, by: str) -> float:
     value = value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
     if not isinstance(value, Real):
-        raise ValueError(f"step_log.add: {name!r} is {value!r:.200}, which is no number: give float(...) of it.")
+        raise ValueError(f"{by}: {name!r} is {value!r:.200}, which is no number: give float(...) of it.")
     return float(value) if isinstance(value, bool) else value  # type: ignore[return-value]

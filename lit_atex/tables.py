@@ -21,7 +21,7 @@ from lit_atex.inspection import TRACE
 from lit_atex.paired import holm
 from lit_atex.runs import Record
 from lit_atex.spread import NOT_COMPARED, UNKNOWN, Gap, ends, gap, mean_of, over_seeds
-from lit_atex.stats import bootstrap_interval
+from lit_atex.stats import bootstrap_interval, seen
 
 TRACED = ("exposure", "competence", "correct", "mismatch", "loss", "length", "entropy", "reward")
 """What is kept of the trace, by its name in `inspection`."""
@@ -136,7 +136,7 @@ def _cell(cell: str, metric: str, runs: list[Record]) -> Row:
         "mean": mean_of(values),
         "sd": statistics.stdev(values) if len(values) > 1 else float("nan"),
         **ends("seeds", over_seeds(metric, values)),
-        "problems": len(common),
+        **{"problems": len(common), "seen": seen(means)},
         **ends("problems", bootstrap_interval(means, shares=True) if common else UNKNOWN),
     }
 
@@ -235,7 +235,7 @@ def write(tables: Tables, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in tables._asdict().items():
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+        writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
         writer.writeheader()
         for row in rows:
             writer.writerow({key: _cell_text(value, name in EXACT) for key, value in row.items()})

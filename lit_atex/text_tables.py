@@ -15,7 +15,7 @@ from rich.table import Table
 from lit_atex.competence import Competence
 from lit_atex.evaluation import SHARES, TAUS, Result
 from lit_atex.prompts import PromptStyle, TeacherPrompt
-from lit_atex.stats import FEW, FEW_SEEN, paired_interval
+from lit_atex.stats import FEW, FEW_SEEN, paired_interval, seen
 from lit_atex.types import Problem, Verdict
 
 
@@ -80,7 +80,7 @@ def evaluation_text(
         "*Problems fixed*: sampling noise on these problems alone. Compare two models with `lit-atex compare`, problem "
         "by problem, not by whether these intervals overlap."
     )
-    few = few_seen(results)
+    few = _few_problems(results)
     parts += [few] if few else []
     parts += [f"![pass@k]({plot})"] if plot else []
     for r in results:
@@ -120,31 +120,26 @@ def results_table(title: str, results: list[Result]) -> str:
         )
     text = _render(table) + (f"\n{_stability_table(n, results)}" if n > 1 else "")
     text += f"\n{_own_table(results)}" if results[0].own else ""
-    return f"{text}\n{few_seen(results)}".rstrip()
+    return f"{text}\n{_few_problems(results)}".rstrip()
 
 
-def few_problems(sizes: Mapping[str, int]) -> str:
-    """A warning about intervals over too few problems; empty if no set is so small.
+def few_problems(sizes: Mapping[str, int], rare: Mapping[str, int]) -> str:
+    """A warning about intervals over too few problems, in all or ever solved or not; empty if no set is so.
 
     Args:
         sizes: Problems of each set by its name.
+        rare: `stats.seen` of each, if it is known; where it is 0 the interval is exact.
     """
-    names = [name for name, problems in sizes.items() if problems < FEW]
-    if not names:
-        return ""
-    return f"fewer than {FEW} problems: intervals over problems are too narrow for {', '.join(names)}"
+    small = [name for name, problems in sizes.items() if problems < FEW]
+    seldom = [name for name in sizes if name not in small and 0 < rare.get(name, 0) < FEW_SEEN]
+    of = {f"fewer than {FEW} problems": small, f"fewer than {FEW_SEEN} problems were ever solved, or ever not": seldom}
+    told = (f"{few}: intervals over problems are too narrow for {', '.join(of[few])}" for few in of if of[few])
+    return "\n".join(told)
 
 
-def few_seen(results: list[Result]) -> str:
-    """The same, and a warning where too few problems were ever solved, or ever not; of none the interval is exact."""
-    names = []
-    for r in results:
-        shares = np.array(list(r.per_problem.values()))
-        seen = min((shares > 0).sum(), (shares < 1).sum())
-        names += [r.name] if 0 < seen < FEW_SEEN and r.problems >= FEW else []
-    told = f"fewer than {FEW_SEEN} problems were ever solved, or ever not: intervals over problems are too narrow for "
-    lines = [few_problems({r.name: r.problems for r in results}), told + ", ".join(names) if names else ""]
-    return "\n".join(filter(None, lines))
+def _few_problems(results: list[Result]) -> str:
+    of = {r.name: seen(list(r.per_problem.values())) for r in results}
+    return few_problems({r.name: r.problems for r in results}, of)
 
 
 def _stability_table(n: int, results: list[Result]) -> str:
@@ -182,13 +177,14 @@ def before_after_table(before: list[Result], after: list[Result]) -> str:
     for heading in ("set", "", "before", "after", "difference", "interval"):
         table.add_column(heading, justify="left" if heading in ("set", "") else "right", no_wrap=True)
     by_name = {r.name: r for r in before}
-    sizes: dict[str, int] = {}
+    sizes, rare = dict[str, int](), dict[str, int]()
     for b, a in [(by_name[r.name], r) for r in after if r.name in by_name]:
         n, common = a.samples, [i for i in a.per_problem if i in b.per_problem]
         if not common:
             continue
         sizes[a.name] = len(common)
         shares = np.array([[r.per_problem[i] for i in common] for r in (b, a)])
+        rare[a.name] = seen(shares.mean(0))
         average = f"avg@{n}" if b.samples == n else f"avg@{b.samples}/{n}"
         rows = [(average, b.average.value, a.average.value, shares)]
         if b.samples == n > 1:
@@ -201,7 +197,7 @@ def before_after_table(before: list[Result], after: list[Result]) -> str:
         table.add_row("", "length", *(f"{r.metrics['length'].value:.1f}" for r in (b, a)), "", "")
         for name in [name for name in a.own if name in b.metrics]:
             table.add_row("", name, *(f"{r.metrics[name].value:.3f}" for r in (b, a)), "", "")
-    return f"{_render(table)}\n{few_problems(sizes)}".rstrip()
+    return f"{_render(table)}\n{few_problems(sizes, rare)}".rstrip()
 
 
 def outcome_of_run(results: dict[str, list[dict[str, Any]]], last: str, selection: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 from lit_atex.answer_text import BARE_BOX, BOX, MARKS, after_answer_is, after_hashes, clean, unwrap
 from lit_atex.equivalence import canonical, decide
-from lit_atex.formulas import are_written_apart, in_radians
+from lit_atex.formulas import are_written_apart, in_radians, of_one_case
 from lit_atex.types import Verdict
 from lit_atex.verify_worker import Worker
 
@@ -132,7 +132,7 @@ class Verifier:
             both = [unwrap(clean(text)) for text in (reference, answer)]
             if are_written_apart(*both):
                 return Verdict.WRONG
-            reply = self._worker.compare(*(in_radians(text).translate(MARKS) for text in both))
+            reply = self._worker.compare(*of_one_case([in_radians(text).translate(MARKS) for text in both]))
             verdict = Verdict.TIMEOUT if reply is None else Verdict(reply)
         return verdict
 

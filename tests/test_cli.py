@@ -11,6 +11,7 @@ import pytest
 import yaml
 from lightning.pytorch.loggers import CSVLogger
 
+from lit_atex.api import load
 from lit_atex.cli import Cli, default_run, main
 from lit_atex.exposure import Exposure
 
@@ -393,3 +394,14 @@ def test_reading_results_does_not_wait_for_lightning(command):
     code += "except SystemExit: print('lightning' in sys.modules)"
     done = python("-c", code)
     assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+def test_keys_given_to_load_are_those_of_the_command_line(tmp_path):
+    """As keys of a file they named no set among several, and `lr` kept the class of the optimizer before."""
+    keys = {"data.validation.mine": "Embedded", "data.validation.mine.init_args.size": 2}
+    keys |= {"model.optimizer": "SGD", "model.optimizer.lr": 0.1, "model.student.init_args.revision": "007"}
+    run = load("base", "tiny", keys, run=str(tmp_path / "run"))
+    assert len(list(run.datamodule.validation["mine"])) == 2
+    assert len(run.datamodule.validation) > 1
+    assert run.config.fit.model.optimizer.class_path == "torch.optim.SGD"
+    assert run.config.fit.model.student.init_args.revision == "007"

@@ -225,6 +225,13 @@ def refused(*words):
     return end.value.code
 
 
+@pytest.mark.parametrize(("solved", "told"), [(0, 0), (4, 1), (5, 0), (12, 0)])
+def test_few_problems_ever_solved_in_either_run_are_warned_of_once(tmp_path, capsys, solved, told):
+    sides = [[row(f"{i}", ["1" if i < n else "2"] * 2) for i in range(12)] for n in (solved // 2, solved)]
+    main(["compare", *(evaluation(tmp_path / f"{i}", rows) for i, rows in enumerate(sides))])
+    assert capsys.readouterr().out.count("fewer than 5 problems were ever solved, or ever not: intervals") == told
+
+
 def test_the_command_leaves_a_table_words_and_the_changed_problems(runs, tmp_path, capsys):
     main(["compare", *runs])
     out = capsys.readouterr().out
@@ -287,6 +294,7 @@ def test_what_cannot_be_compared(runs, tmp_path):
     assert f"{runs[0]} has test, {missing} is no folder" in told
     apart = evaluation(tmp_path / "apart", [row("z", ["1"] * 4)])
     assert "no problem in common" in refused(runs[0], apart)
+    assert "are one run" in refused(runs[0], f"{runs[1]}/../first")
 
 
 def test_a_difference_that_is_there_is_called_one():
@@ -316,7 +324,7 @@ def test_what_problems_would_show_is_said_from_twelve_on():
     ],
 )
 def test_words_do_not_contradict_the_interval(change, end):
-    one = Difference("s", "avg@4", 30, 0.2, 0.35, 0.15, (0.01, 0.3), (0.0, 0.0), 0.03, math.nan, 0.2, None)
+    one = Difference("s", "avg@4", 30, 30, 0.2, 0.35, 0.15, (0.01, 0.3), (0.0, 0.0), 0.03, math.nan, 0.2, None)
     words = dataclasses.replace(one, **change).words()
     assert "cannot be told from none (p = 0.12" in words
     assert words.endswith(end)

@@ -280,5 +280,6 @@ def test_both_intervals_of_the_curve_are_seen(n):
 def test_few_problems_ever_solved_or_ever_not_are_warned_of(solved, told):
     rows = [row(f"{i}", [C if i < solved else W] * 5, [1] * 5, [True] * 5, "ab"[i >= solved] * 5) for i in range(12)]
     result = evaluated(rows)
-    for text in (results_table("", [result]), evaluation_text("test", [result], {}, {}, "", None)):
+    texts = [results_table("", [result]), evaluation_text("test", [result], {}, {}, "", None)]
+    for text in (*texts, before_after_table([result], [result])):
         assert ("fewer than 5 problems were ever solved, or ever not" in text) == told

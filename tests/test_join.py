@@ -7,12 +7,13 @@ import pytest
 from fake_runs import write_run
 
 from lit_atex import runs, tables
+from lit_atex.report import markdown
 
 ROOT = Path(__file__).parents[1]
 SPEC = importlib.util.spec_from_file_location("join", ROOT / "results/join.py")
 join = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(join)
-OF_PROBLEMS = {"problems", "problems_low", "problems_high", "p_problems", "p_holm"}
+OF_PROBLEMS = {"problems", "seen", "problems_low", "problems_high", "p_problems", "p_holm"}
 
 
 def made(*folders):
@@ -81,6 +82,15 @@ def test_joined_tables_are_those_of_one_report(folders, kind, without):
 def test_tables_joined_with_nothing_stay_as_they_are(folders):
     one = made(folders / "all/seeds")
     assert_same(one, join.join([one]))
+
+
+def test_tables_of_an_earlier_report_are_joined_with_new_ones(folders, tmp_path):
+    old, new = (made(folders / "terseness" / f"part-{i}") for i in (0, 1))
+    old = old._replace(cells=[{key: value for key, value in row.items() if key != "seen"} for row in old.cells])
+    joined = join.join([old, new])
+    tables.write(joined, tmp_path)
+    assert len(tables.read(tmp_path).cells) == 6
+    assert "## Cells" in markdown(joined, {}, [])
 
 
 def test_equal_differences_stay_equal(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import time
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -17,6 +18,7 @@ from lit_atex.adaptive import MismatchTarget
 from lit_atex.callbacks import ExposureControl
 from lit_atex.collapse import CollapseMonitor
 from lit_atex.estimator import CompetenceEstimator
+from lit_atex.exposure import Fixed
 from lit_atex.metrics_csv import OF_STEPS, MetricsCsv
 from lit_atex.teacher import Live
 
@@ -171,8 +173,21 @@ def test_a_teacher_has_no_number_of_ours(name) -> None:
         def scalars(self) -> dict[str, float]:
             return {"truncated": 7.0}
 
-    with pytest.raises(ValueError, match=r"step_log\.add: 'teacher/truncated' is a number of this batch already"):
+    with pytest.raises(
+        ValueError, match=r"model\.teacher: Telling\.scalars: 'teacher/truncated' is a number of this batch already"
+    ):
         fit(name, 1, module=distillation(name, teacher=Telling()))
+
+
+def test_a_strategy_is_named_whose_number_is_none(name) -> None:
+    class Telling(Fixed):
+        def scalars(self) -> dict[str, Any]:
+            return {"mode": "high"}
+
+    with pytest.raises(
+        ValueError, match=r"exposure\.strategy: Telling\.scalars: 'exposure/mode' is 'high', which is no"
+    ):
+        fit(name, 1, ExposureControl(Telling()))
 
 
 def test_a_training_number_can_be_monitored(name, tmp_path) -> None:
