@@ -115,6 +115,8 @@ class Cli(LightningCLI):
         )
         parser.add_argument(
             "--overwrite",
+            nargs="?",
+            const=True,
             type=bool,
             default=False,
             help="Delete what an earlier run (of fit, validate, test) wrote into --run, and start anew.",

@@ -203,7 +203,7 @@ def test_overwriting_does_the_same_again(short, tmp_path):
 
 @pytest.mark.slow
 def test_overwriting_what_is_resumed_is_a_contradiction(short):
-    message = refused("fit", *STACK, "--run", str(short), "--resume", "--overwrite", "true")
+    message = refused("fit", *STACK, "--run", str(short), "--resume", "--overwrite")
     assert "give one of them" in message
     assert (short / "checkpoints" / "last.ckpt").is_file()
 
