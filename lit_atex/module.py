@@ -163,7 +163,7 @@ class SelfDistillation(Solver):
         prompts = [self.prompts.student(p, self.tokenizer) for p in problems]
         fits = [len(ids) <= min(self.prompts.max_prompt_tokens, self.train_room) for ids in prompts]
         if skipped := [p.id for p, fit in zip(problems, fits) if not fit]:
-            log.warning("prompts longer than prompts.max_prompt_tokens or the context, skipped: %s", skipped)
+            log.warning("prompts longer than model.prompts.max_prompt_tokens or the context, skipped: %s", skipped)
         given: Any = (problems, prompts, ratios)
         problems, prompts, ratios = (list(compress(xs, fits)) for xs in given)
         with self.clock.timed("rollout"):

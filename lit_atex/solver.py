@@ -118,7 +118,7 @@ class Solver(pl.LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and self.prompts.hint == "other" and getattr(data, "batch_size", 2) < 2:
             raise ValueError(
-                "prompts.hint: other shows a solution of the same batch: set data.batch_size to 2 or more."
+                "model.prompts.hint: other shows a solution of the same batch: set data.batch_size to 2 or more."
             )
         names = getattr(data, "test_names" if stage in ("test", "predict") else "validation_names", [])
         self.evaluation.begin(list(names), self.eval_samples, list(self.own.paths))
