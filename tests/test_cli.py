@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -339,6 +340,19 @@ def test_the_command_line_imports_nothing_heavy():
     # torch itself imports sympy, and torchmetrics matplotlib where it is there; that much is not ours to mend.
     done = python("-c", "import sys, lit_atex.cli; print([n for n in sys.argv[1:] if n in sys.modules])", *HEAVY)
     assert set(ast.literal_eval(done.stdout)) <= {"matplotlib", "sympy"}, done.stderr
+
+
+def test_lines_of_libraries_come_once():
+    code = """
+        import logging
+        from lit_atex.console import quiet
+        quiet()
+        import huggingface_hub, lightning.pytorch
+        for name in ("huggingface_hub.file_download", "lightning.fabric.utilities", "lightning.pytorch.utilities"):
+            logging.getLogger(name).warning("said by " + name)
+    """
+    done = python("-c", textwrap.dedent(code))
+    assert len(done.stderr.splitlines()) == len(set(done.stderr.splitlines())) == 3
 
 
 @pytest.mark.slow
