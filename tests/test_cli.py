@@ -81,6 +81,12 @@ def test_help_of_fit_can_be_read(capsys, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_help_says_what_a_command_does_in_whole_sentences(capsys, command):
+    assert leave(command, "--help") == 0
+    assert capsys.readouterr().out.partition("\n\noptions:")[0].endswith(".")
+
+
 def test_help_of_a_class(capsys):
     assert leave("fit", "--model.divergence.help", "ForwardKL") == 0
     text = capsys.readouterr().out
