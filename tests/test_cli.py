@@ -188,6 +188,13 @@ def test_a_key_is_not_cut_short_but_the_nearest_is_named(capsys, tmp_path):
     assert "Is it" not in refused(capsys, "fit", *TINY, "--nothing.like.this", "1")
 
 
+def test_a_config_that_is_no_yaml_is_named(tmp_path):
+    (tmp_path / "wrong.yaml").write_text("model:\n  samples: 2\n sampling: {}\n")
+    message = leave("fit", *TINY, "--config", str(tmp_path / "wrong.yaml"))
+    assert f"{tmp_path / 'wrong.yaml'} is no YAML: " in message
+    assert "line 3" in message
+
+
 def test_without_a_configuration_the_way_on_is_shown(capsys):
     assert "--config configs/base.yaml" in refused(capsys, "fit")
 
