@@ -19,6 +19,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.text import Text
 
+from lit_atex import grid as grids
 from lit_atex.executor import LOG, Executor, Handle, Local, cores
 from lit_atex.grid import Grid, read_grid, try_out
 from lit_atex.jobs import Job, counted, display, is_finished, jobs_of
@@ -190,7 +191,11 @@ def _interrupt(*_: object) -> NoReturn:
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
     one = argparse.ArgumentParser(
-        "lit-atex ablate", description="Run a grid of training runs, and report on them.", allow_abbrev=False
+        "lit-atex ablate",
+        description="Run a grid of training runs, and report on them.",
+        epilog="GRID.yaml:\n\n" + (grids.__doc__ or "").partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     one.add_argument(
         "grid", metavar="GRID.yaml", help="a file, or one that ships, such as `exposure`: see configs/ablations/"

@@ -70,7 +70,9 @@ class Cli(LightningCLI):
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
             parser_class=Parser,
-            parser_kwargs={"prog": "lit-atex"},
+            # what Lightning says of these breaks off in the midst of a sentence
+            parser_kwargs={"prog": "lit-atex"}
+            | {name: {"description": getattr(Cli, name).__doc__} for name in ("validate", "test", "predict")},
             auto_configure_optimizers=False,  # else a second --optimizer would override model.optimizer
         )
 
@@ -125,6 +127,8 @@ class Cli(LightningCLI):
         )
         parser.add_argument(
             "--overwrite",
+            nargs="?",
+            const=True,
             type=bool,
             default=False,
             help="Delete what an earlier run (of fit, validate, test) wrote into --run, and start anew.",

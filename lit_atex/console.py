@@ -24,6 +24,8 @@ def quiet() -> None:
     log.setLevel(logging.INFO)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("lightning", "huggingface_hub"):  # they print by themselves, and each line would come twice
+        logging.getLogger(name).propagate = False
     ignored = (
         "isinstance.treespec, LeafSpec",
         "does not have many workers",

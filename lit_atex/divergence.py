@@ -118,7 +118,7 @@ class Divergence(ABC):
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
-            raise ValueError(f"divergence.temperature must be positive, got {self.temperature}")
+            raise ValueError(f"model.divergence.temperature must be positive, got {self.temperature}")
 
     @abstractmethod
     def _value(self, log_p: Entries, log_q: Entries, ids: Ids) -> tuple[Values, Values]:
@@ -253,7 +253,7 @@ class JSD(VocabularyDivergence):
         super().__post_init__()
         if not 0 < self.beta < 1:
             ends = "JSD is 0 at both ends; what libraries compute there is ForwardKL (beta 0) or ReverseKL (beta 1)"
-            raise ValueError(f"divergence.beta must lie strictly between 0 and 1, got {self.beta}: {ends}")
+            raise ValueError(f"model.divergence.beta must lie strictly between 0 and 1, got {self.beta}: {ends}")
 
     def contributions(self, log_p: Entries, log_q: Entries) -> Entries:
         """Per entry: β p log(p/m) + (1-β) q log(q/m), by m/p = β + (1-β) q/p and m/q = (1-β) + β p/q."""
@@ -278,7 +278,7 @@ class SkewKL(VocabularyDivergence):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.alpha < 1:
-            raise ValueError(f"divergence.alpha must lie in [0, 1), got {self.alpha}; at 1 every student has loss 0")
+            raise ValueError(f"model.divergence.alpha must lie in [0, 1), got {self.alpha}; at 1 the loss is always 0")
 
     def contributions(self, log_p: Entries, log_q: Entries) -> Entries:
         """Per entry: p log(p/m), by m/p = α + (1-α) q/p."""

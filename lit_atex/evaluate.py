@@ -49,9 +49,10 @@ def find_config(name: str, folder: str = "") -> Path:
     """A config by its path, or by its name among those that ship: "protocol/paper"; a set: "aime24".
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or the file is no YAML.
     """
     if (path := Path(name).expanduser()).is_file():
+        _read(path)  # the parser would not say which file of a stack it is
         return path
     shipped = configs() / folder / f"{name.removeprefix('configs/').removesuffix('.yaml')}.yaml"
     if not shipped.is_file():
@@ -63,6 +64,13 @@ def find_config(name: str, folder: str = "") -> Path:
         what = "grid" if folder == "ablations" else "config"
         raise ValueError(f"there is no {what} {name!r}: give a YAML file, or one of {', '.join(known)}.")
     return shipped
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
 
 
 class _Parser(argparse.ArgumentParser):
@@ -257,10 +265,7 @@ def sets_of(path: Path, kind: str) -> dict[str, Any]:
     Raises:
         ValueError: If there is none, or the file is no YAML.
     """
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
+    config = _read(path)
     data = config.get("data") if isinstance(config, dict) else None
     found = data.get(kind) if isinstance(data, dict) else None
     if not isinstance(found, dict) or not found:

@@ -91,11 +91,10 @@ class Result:
     def scalars(self) -> dict[str, float]:
         """What is logged."""
         n = self.samples
-        names = [f"avg@{n}", *(f"pass@{k}" for k in shown_ks(n)), f"maj@{n}", f"mg-pass@{n}", "distinct"]
+        names = [f"avg@{n}", *(f"pass@{k}" for k in shown_ks(n)), f"maj@{n}", f"mg-pass@{n}", "distinct", *SHARES[1:]]
         found = {name: self.metrics[name].value for name in names if name in self.metrics}
-        shares = {name: self.metrics[name].value for name in ("unparsed", "timeout", "cut")}
         own = {name: self.metrics[name].value for name in self.own}
-        return {**found, **shares, "mean_length": self.metrics["length"].value, **own}
+        return {**found, "mean_length": self.metrics["length"].value, **own}
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready data, null for nan; `average` and its interval once more, for a reader in a hurry."""
@@ -287,8 +286,9 @@ class Evaluation(nn.Module):
             self.sets[index].add(rows)
 
     def scalars(self, stage: str) -> dict[str, float]:
-        """What is logged of `results`, as `STAGE/SET/METRIC`."""
-        return {f"{stage}/{r.name}/{name}": value for r in self.results for name, value in r.scalars().items()}
+        """What is logged of `results`: `STAGE/SET/METRIC`, and `STAGE/mean`, avg@n averaged over the sets."""
+        found = {f"{stage}/{r.name}/{name}": value for r in self.results for name, value in r.scalars().items()}
+        return found | ({f"{stage}/mean": float(np.mean([r.average.value for r in self.results]))} if found else {})
 
     def close(self) -> None:
         """Compute everything over all ranks into `results`, and begin anew."""

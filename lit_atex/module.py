@@ -106,9 +106,8 @@ class SelfDistillation(Solver):
                 raise ValueError(f"model.{name} must be at least 1, got {value}.")
         rollout_weights(weighting, [], samples)  # refuses what it cannot work with before anything is evaluated
         self.teacher, self.divergence, self.weighting, self.sampling = teacher, divergence, weighting, sampling
-        self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
-        self.samples, self.completions = samples, completions
-        self.chunk_tokens, self.part_tokens = chunk_tokens, part_tokens
+        self.make_optimizer, self.make_scheduler, self.completions = optimizer, lr_scheduler, completions
+        self.samples, self.chunk_tokens, self.part_tokens = samples, chunk_tokens, part_tokens
         self.exposure: float | list[float] = 1.0
         """Reveal ratio of the coming batch, one for all or one per problem; 1 unless a callback sets it: plain OPSD."""
         self.feedback: StepFeedback | None = None
@@ -165,7 +164,7 @@ class SelfDistillation(Solver):
         prompts = [self.prompts.student(p, self.tokenizer) for p in problems]
         fits = [len(ids) <= min(self.prompts.max_prompt_tokens, self.train_room) for ids in prompts]
         if skipped := [p.id for p, fit in zip(problems, fits) if not fit]:
-            log.warning("prompts longer than prompts.max_prompt_tokens or the context, skipped: %s", skipped)
+            log.warning("prompts longer than model.prompts.max_prompt_tokens or the context, skipped: %s", skipped)
         given: Any = (problems, prompts, ratios)
         problems, prompts, ratios = (list(compress(xs, fits)) for xs in given)
         with self.clock.timed("rollout"):

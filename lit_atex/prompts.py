@@ -94,16 +94,18 @@ class PromptStyle:
         student = STUDENT_TEMPLATE if student is None else student
         teacher = TEACHER_TEMPLATE if teacher is None else teacher
         if "{question}" not in student:
-            raise ValueError("prompts.student must contain {question}.")
+            raise ValueError("model.prompts.student must contain {question}.")
         if "{question}" not in teacher or "{hint}" not in teacher:
-            raise ValueError("prompts.teacher must contain {question} and {hint}.")
+            raise ValueError("model.prompts.teacher must contain {question} and {hint}.")
         if max_teacher_tokens < max_prompt_tokens:
             raise ValueError(
-                f"prompts.max_teacher_tokens ({max_teacher_tokens}) must not be below prompts.max_prompt_tokens "
+                f"model.prompts.max_teacher_tokens ({max_teacher_tokens}) must not be below max_prompt_tokens "
                 f"({max_prompt_tokens}): the teacher sees at least what the student sees."
             )
         if unit == "token" and hint in ("masked", "answer_only"):
-            raise ValueError(f"prompts.unit: token does not go with prompts.hint: {hint}; set prompts.unit to step.")
+            raise ValueError(
+                f"model.prompts.unit: token does not go with hint: {hint}; set model.prompts.unit to step."
+            )
         self.student_template, self.teacher_template, self.system = student, teacher, system
         self.student_thinking, self.teacher_thinking = student_thinking, teacher_thinking
         self.eval_thinking = eval_thinking
@@ -148,7 +150,7 @@ class PromptStyle:
             given = borrow(problems, given)
             alone = [p.id for p, m in zip(problems, given) if not m.other]
             if alone and self.hint == "other":
-                log.warning("prompts.hint: other: no other problem in the batch, so nothing to show for: %s", alone)
+                log.warning("model.prompts.hint: other: no other problem in the batch; nothing to show for: %s", alone)
         limit = self.max_teacher_tokens if room is None else min(self.max_teacher_tokens, room)
         parts = [self._parts(*one) for one in zip(problems, given, ratios)]
         return [self._fitting(p, shown, tokenizer, limit) for p, shown in zip(problems, parts)]
@@ -161,7 +163,7 @@ class PromptStyle:
         """
         if self.hint in KINDS:
             return self._kind(given, ratio)
-        where = f"prompts.hint: {self.hint}, problem {problem.id}, exposure {ratio}"
+        where = f"model.prompts.hint: {self.hint}, problem {problem.id}, exposure {ratio}"
         try:
             parts: object = self._kind(given, ratio)
         except Exception as error:
@@ -215,7 +217,7 @@ class PromptStyle:
             ValueError: If the chat template makes no prompt with `system` as it is.
         """
         flags = ("student_thinking", "teacher_thinking", "eval_thinking")
-        given = [f"prompts.{name}" for name in flags if getattr(self, name) is not None]
+        given = [f"model.prompts.{name}" for name in flags if getattr(self, name) is not None]
         found = []
         question = Problem("", "1+1?", "", "2")
         try:

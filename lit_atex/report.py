@@ -78,6 +78,11 @@ def markdown(made: Tables, left_out: dict[str, str], pictures: list[str]) -> str
         compared = {row[name] for row in made.comparisons for name in ("cell", "baseline")}
         if left := [cell for cell in dict.fromkeys(row["cell"] for row in made.runs) if cell not in compared]:
             parts.append(f"Not compared, for want of a baseline with a seed in common: {', '.join(left)}.")
+    elif len(cells) > 1:
+        example = made.runs[0]["cell"]
+        parts.append(
+            f"For differences with p-values name what they are to: `--baseline {example}`; in a grid, `baseline`."
+        )
     parts += ["## At equal cost", *_views(made)]
     parts += ["## Runs", _runs(made.runs)]
     parts += ["## Pictures", *(f"![{name.removesuffix('.png')}]({name})" for name in pictures)]

@@ -185,10 +185,10 @@ def kind_of(name: str) -> Kind:
     """
     if name in KINDS:
         return KINDS[name]
-    found = by_path(name, "prompts.hint")
+    found = by_path(name, "model.prompts.hint")
     if found is None:
         raise ValueError(
-            f"prompts.hint: {name!r} is none of {', '.join(KINDS)}, nor the dotted path of a function of your own, "
+            f"model.prompts.hint: {name!r} is none of {', '.join(KINDS)}, nor the dotted path of a function of yours, "
             "which takes what these take (lit_atex/reveal.py)."
         )
     kind: Kind = found

@@ -122,7 +122,7 @@ class Solver(pl.LightningModule):
             )
         if self.prompts.hint == "other" and getattr(data, "batch_size", 2) < 2:
             raise ValueError(
-                "prompts.hint: other shows a solution of the same batch: set data.batch_size to 2 or more."
+                "model.prompts.hint: other shows a solution of the same batch: set data.batch_size to 2 or more."
             )
         interval, window = self.trainer.val_check_interval, self.trainer.accumulate_grad_batches
         if isinstance(interval, int) and interval < window:  # a float is a share of a pass

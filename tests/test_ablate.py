@@ -19,7 +19,7 @@ from lit_atex.ablate import ablate, carry_out, parser
 from lit_atex.cli import main
 from lit_atex.commands import MODULES
 from lit_atex.executor import Local
-from lit_atex.grid import Run, read_grid
+from lit_atex.grid import KEYS, Run, read_grid
 from lit_atex.jobs import Job, is_finished, jobs_of, table
 from lit_atex.settings import changed, flat, resolve
 
@@ -67,6 +67,11 @@ def test_merge_keys_are_yaml(tmp_path):
     (tmp_path / "grid.yaml").write_text(text)
     words = read_grid(tmp_path / "grid.yaml").axes["a"]["y"]
     assert json.loads(words[1]) == {"trainer.max_steps": 1, "data.batch_size": 2}
+
+
+def test_the_help_shows_a_grid():
+    example = parser().format_help().partition("GRID.yaml:\n\n")[2].partition("\n\n")[0]
+    assert tuple(yaml.safe_load(example)) == KEYS
 
 
 @pytest.mark.parametrize(

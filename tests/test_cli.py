@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,12 @@ def test_help_of_fit_can_be_read(capsys, monkeypatch):
     assert "divergence DIVERGENCE The loss per token. (required, type: Divergence, known subclasses: ForwardKL, " in (
         " ".join(text.split())
     )
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_help_says_what_a_command_does_in_whole_sentences(capsys, command):
+    assert leave(command, "--help") == 0
+    assert capsys.readouterr().out.partition("\n\noptions:")[0].endswith(".")
 
 
 def test_help_of_a_class(capsys):
@@ -180,6 +187,13 @@ def test_a_key_is_not_cut_short_but_the_nearest_is_named(capsys, tmp_path):
     message = refused(capsys, "fit", *TINY, "--config", str(tmp_path / "wrong.yaml"))
     assert "'model.sampling.temperatur'. Is it model.sampling.temperature?" in message
     assert "Is it" not in refused(capsys, "fit", *TINY, "--nothing.like.this", "1")
+
+
+def test_a_config_that_is_no_yaml_is_named(tmp_path):
+    (tmp_path / "wrong.yaml").write_text("model:\n  samples: 2\n sampling: {}\n")
+    message = leave("fit", *TINY, "--config", str(tmp_path / "wrong.yaml"))
+    assert f"{tmp_path / 'wrong.yaml'} is no YAML: " in message
+    assert "line 3" in message
 
 
 def test_without_a_configuration_the_way_on_is_shown(capsys):
@@ -340,6 +354,19 @@ def test_the_command_line_imports_nothing_heavy():
     # torch itself imports sympy, and torchmetrics matplotlib where it is there; that much is not ours to mend.
     done = python("-c", "import sys, lit_atex.cli; print([n for n in sys.argv[1:] if n in sys.modules])", *HEAVY)
     assert set(ast.literal_eval(done.stdout)) <= {"matplotlib", "sympy"}, done.stderr
+
+
+def test_lines_of_libraries_come_once():
+    code = """
+        import logging
+        from lit_atex.console import quiet
+        quiet()
+        import huggingface_hub, lightning.pytorch
+        for name in ("huggingface_hub.file_download", "lightning.fabric.utilities", "lightning.pytorch.utilities"):
+            logging.getLogger(name).warning("said by " + name)
+    """
+    done = python("-c", textwrap.dedent(code))
+    assert len(done.stderr.splitlines()) == len(set(done.stderr.splitlines())) == 3
 
 
 @pytest.mark.slow

@@ -704,6 +704,7 @@ def test_validation_logs_the_results_of_each_set(name):
     assert logged["validation/one/avg@2"] == pytest.approx(1 / 6)  # of three problems one, in one of two samples
     assert logged["validation/one/pass@2"] == pytest.approx(1 / 3)
     assert logged["validation/two/avg@2"] == 0
+    assert logged["validation/mean"] == pytest.approx(1 / 12)  # what checkpoint.monitor means by it
     assert logged["validation/one/cut"] == pytest.approx(0.5)
     rows = run.predict(module, problems_of(2, SIX[4:], test={"one": Listed(SIX[:3])}))
     assert [r["id"] for batch in rows for r in batch] == ["a", "b", "c"]

@@ -61,7 +61,7 @@ def test_a_template_that_does_not_do_what_it_is_told_is_named() -> None:
     other = byte_tokenizer()
     other.chat_template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|im_end|>{% endfor %}<|assistant|>"
     flags, turn = style.doubts(other, [end + 1])
-    assert "prompts.student_thinking and prompts.eval_thinking will change nothing" in flags
+    assert "model.prompts.student_thinking and model.prompts.eval_thinking will change nothing" in flags
     assert "reads no enable_thinking" in flags
     assert "ends a turn with <|im_end|>" in turn
     assert "generation_config.json" in turn
@@ -349,7 +349,7 @@ def test_without_another_problem_nothing_is_shown_and_somebody_is_told(caplog: p
     style = PromptStyle(**PLAIN, hint="other")
     assert style.teacher(SIX[0], 1.0, BYTES) == (style.student(SIX[0], BYTES), "", False)
     assert style.teachers([SIX[0], SIX[0]], [1.0, 1.0], BYTES)[1].hint == ""
-    assert caplog.text.count("prompts.hint: other") == 2
+    assert caplog.text.count("model.prompts.hint: other") == 2
     assert "['a', 'a']" in caplog.text
     assert style.teachers([], [], BYTES) == []
 
@@ -371,7 +371,7 @@ def test_kinds_that_can_be_cut_at_tokens(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["masked", "answer_only"])
 def test_kinds_that_cannot_be_cut_at_tokens(kind: str) -> None:
-    with pytest.raises(ValueError, match=rf"prompts\.unit.*prompts\.hint: {kind}; set prompts\.unit to step"):
+    with pytest.raises(ValueError, match=rf"^model\.prompts\.unit.* hint: {kind}; set model\.prompts\.unit to step"):
         PromptStyle(hint=kind, unit="token")
 
 
@@ -436,12 +436,12 @@ def test_every_kind_trains(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"student": "Solve this."}, r"prompts\.student must contain \{question\}"),
-        ({"teacher": "{question}"}, r"prompts\.teacher must contain \{question\} and \{hint\}"),
-        ({"teacher": "{hint}"}, r"prompts\.teacher must contain \{question\} and \{hint\}"),
+        ({"student": "Solve this."}, r"^model\.prompts\.student must contain \{question\}"),
+        ({"teacher": "{question}"}, r"^model\.prompts\.teacher must contain \{question\} and \{hint\}"),
+        ({"teacher": "{hint}"}, r"^model\.prompts\.teacher must contain \{question\} and \{hint\}"),
         (
             {"max_prompt_tokens": 10, "max_teacher_tokens": 9},
-            r"prompts\.max_teacher_tokens \(9\) must not be below prompts\.max_prompt_tokens \(10\)",
+            r"model\.prompts\.max_teacher_tokens \(9\) must not be below max_prompt_tokens \(10\)",
         ),
     ],
 )

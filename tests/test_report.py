@@ -689,6 +689,14 @@ def test_how_seeds_are_named_is_said_where_none_are(grid, tmp_path, names, told)
     assert ("Every cell has one run. Runs are seeds of one cell if their folders" in text) == told
 
 
+@pytest.mark.parametrize(("given", "told"), [(None, True), ("full", False)])
+def test_a_report_without_a_baseline_says_how_to_name_one(grid, tmp_path, given, told):
+    for cell in ("full", "best"):
+        shutil.copytree(grid / f"exposure={cell},seed=0", tmp_path / f"{cell},seed=0")
+    text = markdown(tables.make(runs.find([tmp_path])[0], [], given), {}, [])
+    assert ("name what they are to: `--baseline " in text) == told
+
+
 def test_the_help_says_how_seeds_are_named():
     assert "`full,seed=0`" in " ".join(parser().format_help().split())
 

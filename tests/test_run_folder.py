@@ -132,6 +132,16 @@ def test_metrics_have_a_row_for_each_step(straight):
     assert [row["step"] for row in table if "validation/level-4/avg@2" in row] == ["0", "6"]  # before, after
 
 
+@pytest.mark.parametrize("words", [["exposure/bandit", "--model.samples", "2"], ["exposure/beta_policy"],
+                                   ["exposure/mismatch", "--config", "teacher/gated"]])  # fmt: skip
+def test_docs_say_what_is_logged(tmp_path, words):
+    fit(tmp_path, 6, "--exposure.hold", "1", "--trainer.num_sanity_val_steps", "0", "--config", *words)
+    text = (ROOT / "docs/logged.md").read_text(encoding="utf-8")
+    documented = re.findall(r"`([\w/]+)`", "".join(re.findall(r"^\|(.*?)\|", text, re.MULTILINE)))
+    known = re.compile("|".join(re.sub("[A-Z]+", ".+", name) for name in documented))
+    assert {name for row in table(tmp_path / "metrics.csv") for name in row if not known.fullmatch(name)} == {"step"}
+
+
 def test_results_and_outcomes(straight):
     results = load(straight / "results.json")
     assert results.keys() == {"step-0", "step-6"}
@@ -203,7 +213,7 @@ def test_overwriting_does_the_same_again(short, tmp_path):
 
 @pytest.mark.slow
 def test_overwriting_what_is_resumed_is_a_contradiction(short):
-    message = refused("fit", *STACK, "--run", str(short), "--resume", "--overwrite", "true")
+    message = refused("fit", *STACK, "--run", str(short), "--resume", "--overwrite")
     assert "give one of them" in message
     assert (short / "checkpoints" / "last.ckpt").is_file()
 
