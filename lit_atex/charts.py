@@ -38,7 +38,7 @@ def _spread(rows: list[Row], name: str) -> float:
     return max(row[name] for row in rows) - min(row[name] for row in rows)
 
 
-def _band(axis: Axes, xs: list[float], rows: list[Row], alpha: float = 0.35) -> None:
+def _band(axis: Axes, xs: list[float], rows: list[Row]) -> None:
     """The 95 % interval over seeds; nothing where it is unknown, as of one seed."""
     low, high = ([row[name] for row in rows] for name in ("seeds_low", "seeds_high"))
     known = [False, *map(isfinite, low), False]
@@ -46,7 +46,7 @@ def _band(axis: Axes, xs: list[float], rows: list[Row], alpha: float = 0.35) -> 
     for i in alone:  # which an area of no width would not show
         axis.vlines(xs[i], low[i], high[i], color=BAND, linewidth=2)
     if len(alone) < sum(known):
-        axis.fill_between(xs, low, high, color=BAND, alpha=alpha, linewidth=0)
+        axis.fill_between(xs, low, high, color=BAND, alpha=0.35, linewidth=0)
 
 
 def exposure(tables: Tables) -> Figure | None:

@@ -169,14 +169,19 @@ class Checkpoint(ModelCheckpoint):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         """Save the last step while its epoch is open: resumed from there, a longer run is as if never stopped."""
-        if in_the_midst(trainer):
-            trainer.should_stop, self._stops = False, self._stops or trainer.should_stop  # at the end of the window
+        if self._puts_off_stop(trainer):
             return
         trainer.should_stop |= self._stops
         _write_metrics(trainer)
         super().on_train_batch_end(trainer, *args, **kwargs)
         if trainer.global_step == trainer.max_steps or trainer.should_stop:
             self._save_end(trainer)
+
+    def _puts_off_stop(self, trainer: pl.Trainer) -> bool:
+        """Whether a window of accumulation is open: a wish to stop, such as EarlyStopping's, then waits for its end."""
+        if open_ := in_the_midst(trainer):
+            trainer.should_stop, self._stops = False, self._stops or trainer.should_stop
+        return open_
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the last step of a run that ended otherwise."""
@@ -198,8 +203,7 @@ class Checkpoint(ModelCheckpoint):
         """Keep the weights if they are the best so far."""
         if trainer.state.fn == TrainerFn.FITTING:
             trainer.fit_loop.epoch_loop._batches_that_stepped = self._lightnings_step
-        if in_the_midst(trainer):  # as EarlyStopping may have it
-            trainer.should_stop, self._stops = False, self._stops or trainer.should_stop
+        self._puts_off_stop(trainer)
         super().on_validation_end(trainer, pl_module)
         if not trainer.sanity_checking:
             self._keep_best(trainer)

@@ -56,7 +56,7 @@ def compare(first: str, second: str, out: str | None = None, force: bool = False
     folder.mkdir(parents=True, exist_ok=True)
     whole.write(folder / "comparison.md", text)
     data = {"first": str(a), "second": str(b), "evaluation": name, "protocols_differ": changed_settings}
-    whole.write_json(folder / "comparison.json", data | {"differences": [plain(d) for d in found]})
+    whole.write_json(folder / "comparison.json", data | {"differences": [without_nan(asdict(d)) for d in found]})
     whole.write(folder / "changed.jsonl", "".join(map(whole.json_line, changes)))
     print(
         f"{text.partition('## Problems')[0]}{len(changes)} problems changed; all of it: {folder}/comparison.md",
@@ -180,8 +180,3 @@ def report(a: Path, b: Path, found: list[Difference], changes: list[Row], settin
     )
     parts.append(markdown_table(heads, cells) if changes else "None.")
     return "\n\n".join(parts) + "\n"
-
-
-def plain(difference: Difference) -> dict[str, Any]:
-    """As JSON-ready data; what is not known is null."""
-    return without_nan(asdict(difference))

@@ -33,6 +33,8 @@ from lit_atex.votes import Answers, Correct, majority_at_k
 
 Floats = NDArray[np.float64]
 
+NORMAL_95 = NormalDist().inv_cdf(0.975)
+"""Half of a normal 95 % interval, in standard errors."""
 RESAMPLES = 200
 """Votes per problem in the bootstrap of maj@n: its standard deviation is then known to 5 %, better over problems."""
 
@@ -41,9 +43,9 @@ RATES = np.sin(np.linspace(0, np.pi / 2, 101)) ** 2
 
 
 def noise_interval(
-    values: ArrayLike, variances: ArrayLike, level: float = 0.95, trials: int | None = None, least: float = 0.0
+    values: ArrayLike, variances: ArrayLike, trials: int | None = None, least: float = 0.0
 ) -> tuple[float, float]:
-    """Interval of the mean of `values`, each with its own variance.
+    """95 % interval of the mean of `values`, each with its own variance.
 
     A normal one, of shares at each end the wider of it and `stats.share_interval`: where few problems are uncertain
     the normal one covers pass@k in 86 to 91 % of trials, this in 95 to 97 %.
@@ -51,7 +53,6 @@ def noise_interval(
     Args:
         values: `[problems]` the metric per problem.
         variances: `[problems]` its sampling variance; nan where it cannot be known.
-        level: Coverage aimed at, in (0, 1).
         trials: Of a metric in [0, 1]: trials that all agree if the variances are 0, >= 1. None: it has no upper bound.
         least: The least that the metric can be.
 
@@ -63,11 +64,11 @@ def noise_interval(
     if not v.size or np.isnan(s).any() or (trials is None and not s.any()):
         return float("nan"), float("nan")
     if trials is not None and not s.any():
-        return share_interval(float(v.mean()), 0.0, trials, level)
-    mean, reach = float(v.mean()), NormalDist().inv_cdf((1 + level) / 2) * float(np.sqrt(s.sum())) / v.size
+        return share_interval(float(v.mean()), 0.0, trials)
+    mean, reach = float(v.mean()), NORMAL_95 * float(np.sqrt(s.sum())) / v.size
     if trials is None or not 0 < mean < 1:
         return max(least, mean - reach), min(float("inf") if trials is None else 1.0, mean + reach)
-    low, high = share_interval(mean, float(s.sum()) / v.size**2, trials, level)
+    low, high = share_interval(mean, float(s.sum()) / v.size**2, trials)
     return max(0.0, min(low, mean - reach)), min(1.0, max(high, mean + reach))
 
 
@@ -270,16 +271,13 @@ def difference_variances(first: ArrayLike, second: ArrayLike) -> Floats:
     return sample_variances(b - a) if a.shape == b.shape else sample_variances(a) + sample_variances(b)
 
 
-def difference_interval(
-    gaps: ArrayLike, variances: ArrayLike, trials: int | None, level: float = 0.95
-) -> tuple[float, float]:
-    """Normal interval of the mean of differences, each with its own variance.
+def difference_interval(gaps: ArrayLike, variances: ArrayLike, trials: int | None) -> tuple[float, float]:
+    """Normal 95 % interval of the mean of differences, each with its own variance.
 
     Args:
         gaps: `[problems]`; of shares in [-1, 1].
         variances: `[problems]` their sampling variances; nan where they cannot be known.
         trials: Of shares: trials that agree if all gaps are equal and the variances 0, >= 1. None: of no shares.
-        level: Coverage aimed at, in (0, 1).
 
     Returns:
         `(low, high)`, of shares in [-1, 1]; nan without problems, with an unknown variance, or without noise where gaps
@@ -289,7 +287,7 @@ def difference_interval(
     if not g.size or np.isnan(s).any() or not (s.any() or (trials is not None and (g == g[0]).all())):
         return float("nan"), float("nan")
     if trials is not None and not s.any():
-        return without_spread(float(g[0]), trials, level, least=-1.0)
-    reach = NormalDist().inv_cdf((1 + level) / 2) * float(np.sqrt(s.sum())) / g.size
+        return without_spread(float(g[0]), trials, least=-1.0)
+    reach = NORMAL_95 * float(np.sqrt(s.sum())) / g.size
     most = float("inf") if trials is None else 1.0
     return max(-most, float(g.mean()) - reach), min(most, float(g.mean()) + reach)

@@ -198,10 +198,3 @@ def kind_of(name: str) -> Kind:
 def joined(parts: list[str]) -> str:
     """A hint as text, without white space at its end."""
     return "".join(parts).rstrip()
-
-
-def reveal(
-    solution: str, ratio: float, borders: list[int] | None = None, hide_answer: bool = False, kind: str = "prefix"
-) -> str:
-    """The hint as text; the arguments are those of `material` and of the kinds. "other" needs a batch: see `borrow`."""
-    return joined(kind_of(kind)(material(solution, borders, hide_answer), ratio))

@@ -24,6 +24,14 @@ def read_results(rows: list[dict[str, Any]]) -> list[Result]:
     return [Result.from_json(row) for row in rows]
 
 
+def _table(*headings: str, title: str | None = None) -> Table:
+    """A table without rows; its first column, and one without a heading, hold words, the others numbers."""
+    table = Table(title=title, title_justify="left")
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if i == 0 or not heading else "right", no_wrap=True)
+    return table
+
+
 def _render(table: Table) -> str:
     buffer = io.StringIO()
     # Names of sets and levels are the user's: in brackets they are no markup, between colons no emoji.
@@ -97,10 +105,9 @@ def results_table(title: str, results: list[Result]) -> str:
     Below it, of several samples: how stable they are (G-Pass@n at three shares, and its mean), and how many differ.
     """
     n = results[0].samples
-    table = Table(title=f"{title}: {n} completions a problem; intervals 95 %", title_justify="left")
-    headings = ("set", "problems", f"avg@{n}", "over problems", "problems fixed", f"pass@{n}", "over problems ")
-    for heading in (*headings, f"maj@{n}", "over problems  "):
-        table.add_column(heading, justify="left" if heading == "set" else "right", no_wrap=True)
+    headings = ("set", "problems", f"avg@{n}", "over problems", "problems fixed", f"pass@{n}", "over problems")
+    title = f"{title}: {n} completions a problem; intervals 95 %"
+    table = _table(*headings, f"maj@{n}", "over problems", title=title)
     for heading in (*SHARES, "length"):
         table.add_column(heading, justify="right")
     for r in results:
@@ -145,9 +152,7 @@ def _few_problems(results: list[Result]) -> str:
 def _stability_table(n: int, results: list[Result]) -> str:
     """How stable and how varied the answers are, each with its interval over problems."""
     names = [*(f"g-pass@{n}_{tau}" for tau in TAUS), f"mg-pass@{n}"]
-    table = Table()
-    for heading in ("stability", *(f"G-Pass@{n}, {tau:.0%}" for tau in TAUS), f"mG-Pass@{n}", "distinct answers"):
-        table.add_column(heading, justify="left" if heading == "stability" else "right", no_wrap=True)
+    table = _table("stability", *(f"G-Pass@{n}, {tau:.0%}" for tau in TAUS), f"mG-Pass@{n}", "distinct answers")
     for r in results:
         shown = [f"{r.metrics[k].value:.3f} {interval_text(r.metrics[k].over)}" for k in names]
         table.add_row(r.name, *shown, f"{r.metrics['distinct'].value:.1f} {interval_text(r.metrics['distinct'].over)}")
@@ -156,9 +161,7 @@ def _stability_table(n: int, results: list[Result]) -> str:
 
 def _own_table(results: list[Result]) -> str:
     """The user's own metrics."""
-    table = Table()
-    for heading in ("own metrics", "", "value", "over problems", "problems fixed"):
-        table.add_column(heading, justify="left" if heading in ("own metrics", "") else "right", no_wrap=True)
+    table = _table("own metrics", "", "value", "over problems", "problems fixed")
     for r in results:
         for i, name in enumerate(r.own):
             e = r.metrics[name]
@@ -173,9 +176,8 @@ def before_after_table(before: list[Result], after: list[Result]) -> str:
     Sets without a problem in common are left out; where the two differ in problems, a difference is over the common;
     where they differ in samples, pass@n is left out.
     """
-    table = Table(title="before and after; difference paired by problem, 95 % interval", title_justify="left")
-    for heading in ("set", "", "before", "after", "difference", "interval"):
-        table.add_column(heading, justify="left" if heading in ("set", "") else "right", no_wrap=True)
+    title = "before and after; difference paired by problem, 95 % interval"
+    table = _table("set", "", "before", "after", "difference", "interval", title=title)
     by_name = {r.name: r for r in before}
     sizes, rare = dict[str, int](), dict[str, int]()
     for b, a in [(by_name[r.name], r) for r in after if r.name in by_name]:

@@ -22,7 +22,7 @@ from lit_atex.embedded.domain import make_problem
 from lit_atex.embedded.pretrain import build_tokenizer
 from lit_atex.models import LanguageModel
 from lit_atex.prompts import PromptStyle
-from lit_atex.reveal import KINDS, borrow, joined, material, reveal
+from lit_atex.reveal import KINDS, borrow, joined, material
 from lit_atex.steps import split_steps
 from lit_atex.types import Problem
 
@@ -326,7 +326,7 @@ def test_a_batch_shows_what_each_problem_alone_would(kind: str, hide: bool) -> N
     prompts = style.teachers(SIX, RATIOS, BYTES)
     assert prompts == [style.teacher(p, r, BYTES) for p, r in zip(SIX, RATIOS)]
     for problem, ratio, prompt in zip(SIX, RATIOS, prompts):
-        assert prompt.hint == reveal(problem.solution, ratio, None, hide, kind)
+        assert prompt.hint == joined(KINDS[kind](material(problem.solution, None, hide), ratio))
         shown = f"\n{prompt.hint}" if prompt.hint else ""
         assert read(prompt.ids) == f"<|im_start|>user\n{problem.question}{shown}<|im_end|>\n<|im_start|>assistant\n"
     assert prompts[2].ids == style.student(SIX[2], BYTES)  # exposure 0

@@ -12,10 +12,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lit_atex.prompts import PromptStyle
-from lit_atex.reveal import KINDS, borrow, joined, material, other, reveal, scattered
+from lit_atex.reveal import KINDS, borrow, joined, material, other, scattered
 from lit_atex.steps import answer_begins, keep_whole, split_steps, step_borders
 from lit_atex.types import Problem
 from lit_atex.verify import Verifier
+
+
+def reveal(solution, ratio, borders=None, hide_answer=False, kind="prefix") -> str:
+    return joined(KINDS[kind](material(solution, borders, hide_answer), ratio))
+
 
 # Text made of what solutions are made of, put together by chance: most of it is broken, as strangers' solutions are.
 PIECES = [
