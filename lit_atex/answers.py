@@ -55,6 +55,8 @@ _BUILDER = re.compile(
     r"\\\{ ?[A-Za-z](?: ?\\in ?(?:\\R|\\mathbb ?\{?R\}?))? ?(?::|\||\\mid|\\vert)(?![A-Za-z])(.*)\\\}"
 )
 _MATRIX = re.compile(r"\\begin ?\{([pb]?matrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end ?\{\1\}")
+_SYSTEM = re.compile(r"\\begin ?\{(cases|aligned|gathered)\}(.*)\\end ?\{\1\}")
+_ALIGNED = re.compile(r"& ?= ?&?|= ?&")
 _SELECTION = re.compile(r"\w(?:(?: ?[,;](?: and)? ?| and )\w)+")  # `A, C and D`
 _SEPARATOR = re.compile(r"[,;]|(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])")
 
@@ -78,6 +80,11 @@ def _group(text: str, depth: int) -> Answer | None:
     if matrix and r"\begin" not in matrix[2]:
         rows = [row.split("&") for row in matrix[2].split(r"\\") if row.strip()]
         return Group("matrix", tuple(Group("row", _read_all(row, depth)) for row in rows))
+    system = _SYSTEM.fullmatch(text)
+    if system and r"\begin" not in system[2]:
+        lines = [_ALIGNED.sub("=", line).strip(" ,") for line in system[2].split(r"\\") if line.strip()]
+        told = bool(lines) and all("=" in line and "&" not in line for line in lines)  # of pieces, & parts the cases
+        return _group(", ".join(lines), depth) if told else None
     if builder := _BUILDER.fullmatch(text):
         found = _group(builder[1].strip(), depth)
         return (

@@ -121,7 +121,7 @@ def _equal_leaves(a: Leaf, b: Leaf) -> bool | None:
     if a.words and (b.words or _DATED.search(a.text)):  # the reference's 10-20 is a range; an answer's may be a sum
         choice = a.text in _CHOICES or (_is_prose(a.text) and _is_prose(b.text))  # x is not X, nor rR rr
         if " and " in a.text + b.text:  # in which no order counts
-            one, other = (sorted(_BETWEEN.split(leaf.text.casefold().replace(" and ", ","))) for leaf in (a, b))
+            one, other = (sorted(re.split("[,;]| and ", leaf.text.casefold())) for leaf in (a, b))
             return one == other
         return a.text == b.text or (choice and a.text.casefold() == b.text.casefold())
     if a.name and b.name and a.name != b.name:
