@@ -174,7 +174,7 @@ class SelfDistillation(Solver):
         loss, tokens = self.distil(prompts, [t.ids for t in teacher_prompts], rollouts)
         with self.clock.timed("verify"):
             completions = self.decode(rollouts)
-            verdicts = self.verifier.verify(completions, [p.answer for p in problems for _ in range(self.samples)])
+            verdicts = self.grade(completions, problems, self.samples)
         values = tokens.value.detach()
         self.seen = Seen(problems, prompts, teacher_prompts, ratios, rollouts, completions, verdicts, values)
         names = ("mismatch", "student_entropy", "teacher_entropy", "clipped", "negative")

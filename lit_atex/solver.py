@@ -137,6 +137,20 @@ class Solver(pl.LightningModule):
         rows = [row[:n].tolist() for row, n in zip(rollouts.ids.cpu(), rollouts.lengths.tolist())]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True) if rows else []
 
+    def grade(self, completions: list[str], problems: list[Problem], samples: int) -> list[Verdict]:
+        """A verdict for each of the completions, `samples` of each problem.
+
+        Raises:
+            ValueError: If a verifier of the user's returns something else.
+        """
+        verdicts = self.verifier.verify(completions, [p.answer for p in problems for _ in range(samples)])
+        if len(verdicts) != len(completions) or not all(isinstance(v, Verdict) for v in verdicts):
+            raise ValueError(
+                f"model.verifier: {type(self.verifier).__name__}.verify must return a Verdict (types.py) for each of "
+                f"{len(completions)} texts; it returned {verdicts!r:.200}"
+            )
+        return verdicts
+
     def eval_prompts(self, problems: list[Problem], exposure: float) -> tuple[list[list[int]], int]:
         """Token ids of a batch's prompts with so much of the solutions shown; and the most tokens that are answered."""
         if exposure == 0:
@@ -176,7 +190,7 @@ class Solver(pl.LightningModule):
             generators = row_generators(self.seed, purpose, keys, n)
             rollouts = self.generate([prompts[i] for i in fit], n, self.eval_sampling, generators)
             lengths, ended, completions = rollouts.lengths.tolist(), rollouts.ended.tolist(), self.decode(rollouts)
-        verdicts = self.verifier.verify(completions, [problems[i].answer for i in fit for _ in range(n)])
+        verdicts = self.grade(completions, [problems[i] for i in fit], n)
         answers = [self._vote(text, verdict) for text, verdict in zip(completions, verdicts)]
         rows: list[dict[str, Any]] = []
         for i, p in enumerate(problems):
