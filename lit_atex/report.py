@@ -6,6 +6,7 @@ Written into FOLDER/report: report.md to read, every table as CSV (`tables.py`),
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -110,7 +111,10 @@ def _cells(rows: list[Row]) -> list[str]:
     known = [row for row in rows if row["problems"]]  # of others there is no interval over problems
     known.sort(key=lambda row: -row["problems"])  # the smallest number of a set is the one that stays
     few = few_problems({row["metric"].rpartition("/")[0]: row["problems"] for row in known})
-    return [markdown_table(heads, body), note, *([few] if few else [])]
+    sizes = Counter(name for name, _ in {(row["metric"].rpartition("/")[0], row["problems"]) for row in known})
+    mixed = ", ".join(sorted(name for name, count in sizes.items() if count > 1))
+    apart = f"Not all cells were evaluated on the same problems: means of {mixed} do not compare."
+    return [markdown_table(heads, body), note, *([apart] if mixed else []), *([few] if few else [])]
 
 
 def _comparisons(rows: list[Row]) -> list[str]:

@@ -670,7 +670,9 @@ def test_the_report_goes_beside_the_runs_and_is_no_run(grid, tmp_path):
 def test_intervals_over_few_problems_are_warned_of_once(made, problems, warned):
     rows = [row | {"problems": count} for row, count in zip(made.cells, problems)]
     said = "fewer than 10 problems: intervals over problems are too narrow for level-8\n"
-    assert markdown(made._replace(cells=rows), {}, []).count(said) == warned
+    text = markdown(made._replace(cells=rows), {}, [])
+    assert text.count(said) == warned
+    assert ("means of level-8 do not compare" in text) == (problems == (10, 9))
 
 
 @pytest.mark.parametrize(("names", "told"), [(("full-0", "full-1"), True), (("full,seed=0", "best,seed=0"), False),
