@@ -174,7 +174,7 @@ class SelfDistillation(Solver):
             prompts = [t.ids for t in teacher_prompts]
         with self.clock.timed("verify"):
             completions = self.decode(rollouts)
-            verdicts = self.verifier.verify(completions, [p.answer for p in problems for _ in range(self.samples)])
+            verdicts = self.grade(completions, problems, self.samples)
         weights = rollout_weights(self.weighting, verdicts, self.samples)
         sides = (self.student, self.teacher, prompts, [t.ids for t in teacher_prompts])
         sizes = (self.samples, self.chunk_tokens, self.part_tokens)

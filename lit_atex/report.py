@@ -6,6 +6,7 @@ Written into FOLDER/report: report.md to read, every table as CSV (`tables.py`),
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
@@ -114,7 +115,11 @@ def _cells(rows: list[Row]) -> list[str]:
         return {row["metric"].rpartition("/")[0]: row[name] for row in known}
 
     few = few_problems(least("problems"), least("seen"))
-    return [markdown_table(heads, body), note, *([few] if few else [])]
+    counted = {(row["metric"].rpartition("/")[0], row["problems"]) for row in rows if row["problems"]}
+    sizes = Counter(name for name, _ in counted)
+    mixed = ", ".join(sorted(name for name, count in sizes.items() if count > 1))
+    apart = f"Not all cells were evaluated on the same problems: means of {mixed} do not compare."
+    return [markdown_table(heads, body), note, *([apart] if mixed else []), *([few] if few else [])]
 
 
 def _comparisons(rows: list[Row]) -> list[str]:

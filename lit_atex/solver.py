@@ -146,6 +146,20 @@ class Solver(pl.LightningModule):
         rows = rollouts.lists()
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True) if rows else []
 
+    def grade(self, completions: list[str], problems: list[Problem], samples: int) -> list[Verdict]:
+        """A verdict for each of the completions, `samples` of each problem.
+
+        Raises:
+            ValueError: If a verifier of the user's returns something else.
+        """
+        verdicts = self.verifier.verify(completions, [p.answer for p in problems for _ in range(samples)])
+        if len(verdicts) != len(completions) or not all(isinstance(v, Verdict) for v in verdicts):
+            raise ValueError(
+                f"model.verifier: {type(self.verifier).__name__}.verify must return a Verdict (types.py) for each of "
+                f"{len(completions)} texts; it returned {verdicts!r:.200}"
+            )
+        return verdicts
+
     def eval_prompts(self, problems: list[Problem], exposure: float) -> tuple[list[list[int]], int]:
         """Prompts as token ids, with this share of the solutions shown; and the longest that is answered, in tokens."""
         if exposure == 0:
@@ -184,7 +198,7 @@ class Solver(pl.LightningModule):
             generators = row_generators(self.seed, purpose, [(p.source, p.id) for p in asked], n)
             rollouts = self.generate([prompts[i] for i in fit], n, self.eval_sampling, generators)
             completions = self.decode(rollouts)
-            verdicts = self.verifier.verify(completions, [p.answer for p in asked for _ in range(n)])
+            verdicts = self.grade(completions, asked, n)
             votes = map(self._vote, completions, verdicts)
             values = [v.value for v in verdicts]
             every = list(zip(completions, votes, values, rollouts.lengths.tolist(), rollouts.ended.tolist()))

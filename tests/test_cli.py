@@ -214,6 +214,7 @@ def test_without_a_configuration_the_way_on_is_shown(capsys):
             ["fit", *TINY, "--exposure.progress", "Probe"],
             ["no ProgressMeasure of the name Probe", "ProbeNLL"],
         ),
+        (["fit", *TINY, "--model.verifier", "nowhere.Mine"], ["nowhere.Mine", "subclass of lit_atex.verify.Verifier"]),
         (["fit", *TINY, "--exposure.strategy.ratoi", "1"], ["exposure.strategy", "ratoi"]),
         (["fit", *TINY, "--exposure.hold", "often"], ["exposure.hold", "often"]),
     ],

@@ -219,6 +219,12 @@ def test_a_grader_of_ones_own_is_part_of_the_protocol(tmp_path, monkeypatch):
         class Kind(Verifier):
             def verify(self, texts, answers):
                 return [Verdict.CORRECT for _ in texts]
+        class Truths(Verifier):
+            def verify(self, texts, answers):
+                return [True for _ in texts]
+        class Few(Verifier):
+            def verify(self, texts, answers):
+                return [Verdict.CORRECT]
     """
     (tmp_path / "my_grader.py").write_text(textwrap.dedent(grader))
     monkeypatch.syspath_prepend(tmp_path)
@@ -228,6 +234,10 @@ def test_a_grader_of_ones_own_is_part_of_the_protocol(tmp_path, monkeypatch):
     assert protocol["model.verifier"] == "my_grader.Kind"
     [result] = results(run)["test"]
     assert result["metrics"]["avg@2"]["value"] == 1.0
+    for kind, returned in (("Truths", "[True, True, True, True]"), ("Few", "[<Verdict.CORRECT: 'correct'>]")):
+        words = ["--model.verifier", f"my_grader.{kind}", "--run", tmp_path / kind]
+        message = refused("embedded", "--sets", TINY, *FEW, *words)
+        assert f"{kind}.verify must return a Verdict (types.py) for each of 4 texts; it returned {returned}" in message
 
 
 def test_an_unknown_option_is_an_error(capsys):

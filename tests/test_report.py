@@ -678,6 +678,7 @@ def test_intervals_over_few_problems_are_warned_of_once(made, problems, seen, to
     text = markdown(made._replace(cells=rows), {}, [])
     assert text.count("intervals over problems are too narrow for level-8\n") == bool(told)
     assert f"fewer than {told}" in text or not told
+    assert ("means of level-8 do not compare" in text) == (problems == (10, 9))
 
 
 @pytest.mark.parametrize(("names", "told"), [(("full-0", "full-1"), True), (("full,seed=0", "best,seed=0"), False),
