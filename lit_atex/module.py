@@ -182,7 +182,6 @@ class SelfDistillation(Solver):
         values = tokens.value.detach()
         self.seen = Seen(problems, prompts, teacher_prompts, ratios, rollouts, completions, verdicts, values)
         sums = {"loss": loss.detach()} | {name: getattr(tokens, name).sum() for name in tokens._fields[1:]}
-        sums |= {} if weights is None else {"weighted": (weights != 0).sum()}
         self._loss_is_finite &= bool(torch.isfinite(loss))
         self.window.add(
             Batch(
@@ -191,7 +190,7 @@ class SelfDistillation(Solver):
                 exposures=ratios,
                 verdicts=verdicts,
                 rollouts=rollouts,
-                sums=sums,
+                sums=sums if weights is None else sums | {"weighted": (weights != 0).sum()},
                 truncated=sum(t.truncated for t in teacher_prompts),
                 skipped=len(skipped),
                 seconds=self.clock.seconds,
@@ -281,7 +280,8 @@ class SelfDistillation(Solver):
 
     def _kinds(self) -> dict[str, str]:
         """What a resumed run must have too; from Python a part may have been exchanged, which no config shows."""
-        return {"teacher": type(self.teacher).__name__, "divergence": repr(self.divergence).partition(" at 0x")[0]}
+        told = {name: repr(getattr(self, name)).partition(" at 0x")[0] for name in ("divergence", "weighting")}
+        return {"teacher": type(self.teacher).__name__} | told
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the teacher's state and the counters; leave out what is read again at the start."""
@@ -293,7 +293,7 @@ class SelfDistillation(Solver):
         """Restore them."""
         open_next_pass(checkpoint)
         for part, kind in self._kinds().items():
-            if kind != (then := checkpoint["kinds"][part]):
+            if kind != (then := checkpoint["kinds"].get(part, "None")):  # earlier ones had no weighting
                 raise ValueError(f"model.{part} is {kind}, and the run had {then}: set it back, or begin a new run.")
         self.teacher.load_state_dict(checkpoint["teacher"])
         self.skipped.total, self.skipped.in_a_row = checkpoint["skipped_steps"]

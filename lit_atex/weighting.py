@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -20,7 +22,7 @@ from lit_atex.types import Verdict
 class Weighting(ABC):
     """Weights of rollouts: the loss is the sum of weight times divergence, over the number of completion tokens."""
 
-    least_samples: int = 1
+    least_samples: ClassVar[int] = 1
     """Rollouts of a problem (`model.samples`) without which it says nothing."""
 
     @abstractmethod
@@ -32,6 +34,7 @@ class Weighting(ABC):
         """
 
 
+@dataclass(frozen=True)
 class Correct(Weighting):
     """What was right counts 1, the rest nothing.
 
@@ -44,24 +47,21 @@ class Correct(Weighting):
         return correct
 
 
+@dataclass(frozen=True)
 class GroupRelative(Weighting):
     """How much better a rollout is than the problem's others: GRPO's advantage (Shao et al., arXiv:2402.03300).
 
     With `NegativeLogLikelihood` this is GRPO where each batch of rollouts is used for one step, so that the ratio to
     the policy that sampled them is 1 and nothing is clipped; without a KL term, and with the mean over all tokens of
     a step. A problem whose rollouts are all right, or all wrong, has no say.
+
+    Args:
+        scaled: Divide by the SD of the problem's rollouts, as GRPO does; without it a problem counts by its spread
+            (Dr. GRPO; Liu et al., arXiv:2503.20783).
     """
 
-    least_samples = 2
-
-    def __init__(self, scaled: bool = True) -> None:
-        """Set the form.
-
-        Args:
-            scaled: Divide by the SD of the problem's rollouts, as GRPO does; without it a problem counts by its spread
-                (Dr. GRPO; Liu et al., arXiv:2503.20783).
-        """
-        self.scaled = scaled
+    scaled: bool = True
+    least_samples: ClassVar[int] = 2
 
     def weights(self, correct: Float[Tensor, "problems samples"]) -> Float[Tensor, "problems samples"]:
         """(reward - mean) / SD over the problem's rollouts."""

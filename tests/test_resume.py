@@ -25,6 +25,7 @@ from lit_atex.module import SelfDistillation
 from lit_atex.rollout import TransformersEngine
 from lit_atex.teacher import Ema, Frozen, Gated, Live
 from lit_atex.types import StepFeedback
+from lit_atex.weighting import GroupRelative
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 
@@ -187,7 +188,7 @@ def test_a_run_that_is_stopped_in_the_midst_of_a_window_ends_with_it(tmp_path, n
     assert checkpoint["global_step"] == 2
 
 
-def test_another_teacher_or_divergence_is_refused(tmp_path, name):
+def test_another_teacher_divergence_or_weighting_is_refused(tmp_path, name):
     run(tmp_path, make(name, Frozen, None), 1, Fixed(1.0))
     for teacher in (Live, lambda: Ema(0.9)):
         with pytest.raises(ValueError, match=r"model\.teacher is (Live|Ema), and the run had Frozen"):
@@ -195,6 +196,10 @@ def test_another_teacher_or_divergence_is_refused(tmp_path, name):
     other = make(name, Frozen, None, divergence=ForwardKL(temperature=2.0))
     with pytest.raises(ValueError, match=r"model\.divergence is ForwardKL\(temperature=2\.0, .*and the run had Forw"):
         run(tmp_path, other, 2, Fixed(1.0), resume="step=1.ckpt")
+    weighted = make(name, Frozen, None)
+    weighted.weighting = GroupRelative(scaled=False)
+    with pytest.raises(ValueError, match=r"model\.weighting is GroupRelative\(scaled=False\), and the run had None"):
+        run(tmp_path, weighted, 2, Fixed(1.0), resume="step=1.ckpt")
 
 
 def test_the_length_of_training_may_be_asked_for_while_the_optimizer_is_made(tmp_path, name):
