@@ -189,3 +189,11 @@ def test_a_language_models_overlay_has_its_own_numbers_and_prompts():
         assert prompts.mark
         assert model["optimizer"]["init_args"]["lr"] < 1e-3
         assert model["sampling"]["max_new_tokens"] > 128
+
+
+def test_grpo_samples_from_the_policy_whose_gradient_it_takes():
+    """Whatever a model's config says of rollouts."""
+    model = resolve(BASE, CONFIGS / "model/qwen3.yaml", CONFIGS / "objective/grpo.yaml")["model"]
+    whole = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+    assert model["sampling"] == whole | {"max_new_tokens": 1024}
+    assert model["divergence"]["init_args"]["temperature"] == whole["temperature"]
