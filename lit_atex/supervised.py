@@ -18,7 +18,8 @@ from lit_atex.types import Rollouts
 class NegativeLogLikelihood(Divergence):
     """-log q(y) of the token y: cross-entropy with the tokens as they stand. The teacher has no say in it.
 
-    On the student's own rollouts its expected gradient is 0; it is meant for references.
+    On the student's own rollouts its expected gradient is 0, but under a weighting (`weighting.py`): it is meant for
+    these, and for references.
     """
 
     def _value(self, log_p: Entries, log_q: Entries, ids: Ids) -> tuple[Values, Values]:
