@@ -153,7 +153,8 @@ class Solver(pl.LightningModule):
             ValueError: If a verifier of the user's returns something else.
         """
         verdicts = self.verifier.verify(completions, [p.answer for p in problems for _ in range(samples)])
-        if len(verdicts) != len(completions) or not all(isinstance(v, Verdict) for v in verdicts):
+        known = isinstance(verdicts, list | tuple) and all(isinstance(v, Verdict) for v in verdicts)
+        if not known or len(verdicts) != len(completions):
             raise ValueError(
                 f"model.verifier: {type(self.verifier).__name__}.verify must return a Verdict (types.py) for each of "
                 f"{len(completions)} texts; it returned {verdicts!r:.200}"

@@ -225,6 +225,9 @@ def test_a_grader_of_ones_own_is_part_of_the_protocol(tmp_path, monkeypatch):
         class Few(Verifier):
             def verify(self, texts, answers):
                 return [Verdict.CORRECT]
+        class Nothing(Verifier):
+            def verify(self, texts, answers):
+                [Verdict.CORRECT for _ in texts]
     """
     (tmp_path / "my_grader.py").write_text(textwrap.dedent(grader))
     monkeypatch.syspath_prepend(tmp_path)
@@ -234,7 +237,8 @@ def test_a_grader_of_ones_own_is_part_of_the_protocol(tmp_path, monkeypatch):
     assert protocol["model.verifier"] == "my_grader.Kind"
     [result] = results(run)["test"]
     assert result["metrics"]["avg@2"]["value"] == 1.0
-    for kind, returned in (("Truths", "[True, True, True, True]"), ("Few", "[<Verdict.CORRECT: 'correct'>]")):
+    few = "[<Verdict.CORRECT: 'correct'>]"
+    for kind, returned in (("Truths", "[True, True, True, True]"), ("Few", few), ("Nothing", "None")):
         words = ["--model.verifier", f"my_grader.{kind}", "--run", tmp_path / kind]
         message = refused("embedded", "--sets", TINY, *FEW, *words)
         assert f"{kind}.verify must return a Verdict (types.py) for each of 4 texts; it returned {returned}" in message
