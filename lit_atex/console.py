@@ -60,10 +60,11 @@ def with_known_classes(message: str) -> str:
     from lit_atex.sources import Source
     from lit_atex.teacher import Teacher
     from lit_atex.verify import Verifier
+    from lit_atex.weighting import Weighting
 
     message = re.sub(r"- Expected a path but \S+ either not accessible or invalid -? ?", "", message)
     bases: dict[str, type] = {"strategy": Exposure, "progress": ProgressMeasure, "learner": Learner, "teacher": Teacher}
-    bases |= {"divergence": Divergence, "engine": RolloutEngine, "verifier": Verifier}
+    bases |= {"divergence": Divergence, "engine": RolloutEngine, "verifier": Verifier, "weighting": Weighting}
     bases |= dict.fromkeys(("train", "validation", "test", "probe"), Source)
     keys = re.findall(r'Parser key "([\w.-]+)"', message)
     base = bases.get(keys[-1].rsplit(".", 1)[-1]) if keys else None

@@ -215,6 +215,7 @@ def test_without_a_configuration_the_way_on_is_shown(capsys):
             ["no ProgressMeasure of the name Probe", "ProbeNLL"],
         ),
         (["fit", *TINY, "--model.verifier", "nowhere.Mine"], ["nowhere.Mine", "subclass of lit_atex.verify.Verifier"]),
+        (["fit", *TINY, "--model.weighting", "Corect"], ["no Weighting of the name Corect", "Is it Correct?"]),
         (["fit", *TINY, "--exposure.strategy.ratoi", "1"], ["exposure.strategy", "ratoi"]),
         (["fit", *TINY, "--exposure.hold", "often"], ["exposure.hold", "often"]),
     ],
