@@ -25,6 +25,7 @@ from lit_atex.measures import ProbeMatch, ProbeNLL
 from lit_atex.rollout import RolloutEngine
 from lit_atex.teacher import Ema, Frozen
 from lit_atex.types import Rollouts
+from lit_atex.weighting import GroupRelative
 
 TESTS = Path(__file__).parent
 STEPS = 4
@@ -71,6 +72,7 @@ def run(model: str, out: str, case: str, devices: int) -> None:
     )
     module.configure_model()
     if case == "accumulate":  # rank 0 has nothing to say in the first step
+        module.weighting = GroupRelative()
         module.engine.muted = [module.prompts.student(p, module.tokenizer) for p in (SIX[0], SIX[2])]
     per_batch = 4 // (devices * accumulate)
     other = Listed([p._replace(question=f"Again: {p.question}") for p in SIX])
@@ -154,6 +156,7 @@ def test_two_ranks_give_what_one_rank_gives(tmp_path, case):
         assert [*ours[0], *ours[1:]] == pytest.approx([*theirs[0], *theirs[1:]], rel=1e-3, abs=1e-5, nan_ok=True)
     if case == "accumulate":
         assert alone["log"][0]["length/share_empty"] == 0.5
+        assert max(alone["log"][step]["loss/weighted_share"] for step in steps) > 0
     result = json.loads(alone["results"])[0]
     assert result["problems"] == 6
     assert 0 < result["average"] < 1
