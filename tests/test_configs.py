@@ -197,3 +197,11 @@ def test_grpo_samples_from_the_policy_whose_gradient_it_takes():
     whole = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
     assert model["sampling"] == whole | {"max_new_tokens": 1024}
     assert model["divergence"]["init_args"]["temperature"] == whole["temperature"]
+
+
+@pytest.mark.parametrize("last", named(path for path in OVERLAYS if path.parent.name == "objective"))
+def test_the_last_objective_of_a_stack_holds(last):
+    """GRPO's weights on references, which are all alike, would train nothing."""
+    others = (path for path in OVERLAYS if path.parent == last.parent and path != last)
+    found, alone = (resolve(BASE, *paths)["model"] for paths in ((*others, last), (last,)))
+    assert all(found[key] == alone[key] for key in ("completions", "weighting"))
