@@ -211,8 +211,9 @@ def check_settings(run: Path, now: dict[str, Any]) -> None:
     kept = [k for k in changed(then, now) if k.startswith(OF_THE_METHOD) and not k.startswith(MAY_CHANGE)]
     if kept:
         raise ValueError(
-            f"--resume: {'; '.join(kept)}. Set it back; or begin another run where this one is: --run NEW --ckpt_path "
-            f"{run}/checkpoints/last.ckpt, or of its weights alone --model.student.init_args.name {run}/student."
+            f"--resume: {'; '.join(kept)}. Set it back; or begin another run, of its weights alone: "
+            f"--model.student.init_args.name {run}/student; or, if loss, teacher and all classes stay, where this one "
+            f"is: --run NEW --ckpt_path {run}/checkpoints/last.ckpt."
         )
 
 
