@@ -78,6 +78,7 @@ def trained(at: Path, *stack: str | dict[str, Any], **options: bool) -> list[dic
         return list(csv.DictReader(file))
 
 
+PARTS = {"model.part_tokens": 300, "model.samples": 2, "trainer.accumulate_grad_batches": 2}
 LEARNED = ("exposure/beta_policy", "progress/probe_accuracy", {"exposure.hold": 1})
 NLL, MATCH = ({"exposure.progress": {"class_path": f"lit_atex.measures.{name}"}} for name in ("ProbeNLL", "ProbeMatch"))
 
@@ -85,7 +86,7 @@ NLL, MATCH = ({"exposure.progress": {"class_path": f"lit_atex.measures.{name}"}}
 @pytest.mark.parametrize(
     ("stack", "float64"),
     [
-        (({"model.part_tokens": 300, "model.samples": 2, "trainer.accumulate_grad_batches": 2},), True),
+        (("objective/grpo", PARTS), True),
         (("model/lora", "hint/masked"), True),
         (("objective/off_policy", {"model.divergence": "JSD"}), True),
         (("teacher/gated", *LEARNED), False),
