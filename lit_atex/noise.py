@@ -66,7 +66,7 @@ def noise_interval(
     if trials is not None and not s.any():
         return share_interval(float(v.mean()), 0.0, trials)
     mean, reach = float(v.mean()), NORMAL_95 * float(np.sqrt(s.sum())) / v.size
-    if trials is None or not 0 < mean < 1:
+    if trials is None or not 1e-12 < mean < 1 - 1e-12:  # all of one kind, but for rounding
         return max(least, mean - reach), min(float("inf") if trials is None else 1.0, mean + reach)
     low, high = share_interval(mean, float(s.sum()) / v.size**2, trials)
     return max(0.0, min(low, mean - reach)), min(1.0, max(high, mean + reach))

@@ -176,9 +176,9 @@ def share_interval(mean: float, variance: float, trials: int, level: float = 0.9
         low, high = without_spread(mean, trials, level)
         other = high - low
         return max(0.0, mean - other), min(1.0, mean + other)
-    hits, draws = mean * mean * (1 - mean) / variance, mean * (1 - mean) / variance
-    tail = (1 - level) / 2
-    return beta_quantile(hits, draws - hits + 1, tail), 1 - beta_quantile(draws - hits, hits + 1, tail)
+    draws, tail = mean * (1 - mean) / variance, (1 - level) / 2
+    hits, misses = draws * mean, draws * (1 - mean)  # not draws - hits, which rounding may bring to 0
+    return beta_quantile(hits, misses + 1, tail), 1 - beta_quantile(misses, hits + 1, tail)
 
 
 def fixed_problems_interval(correct: ArrayLike, samples: ArrayLike, level: float = 0.95) -> tuple[float, float]:
