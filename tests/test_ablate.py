@@ -172,7 +172,7 @@ def test_every_cell_of_a_grid_that_ships_parses(path, monkeypatch):
 def test_the_grids_cover_what_the_method_leaves_open():
     names = {path.stem for path in GRIDS}
     parts = {"hold", "reward", "state", "progress", "controller", "margin"}
-    others = {"hint", "divergence", "reverse", "longer", "controls", "smollm2", "teacher", "greedy", "verdicts"}
+    others = {"hint", "divergence", "reverse", "longer", "controls", "smollm2", "teacher", "greedy", "verdicts", "slower"}
     assert names == {"exposure"} | others | parts
     grid = yaml.safe_load((ROOT / "configs/ablations/exposure.yaml").read_text(encoding="utf-8"))
     assert list(grid["axes"]["exposure"]) == [
