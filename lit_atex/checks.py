@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,8 +13,10 @@ from torch import Tensor, nn
 
 from lit_atex.decode import decoder_for
 from lit_atex.models import unwrap
+from lit_atex.prompts import PromptStyle
 from lit_atex.rollout import evaluating
 from lit_atex.scoring import head_of
+from lit_atex.types import Problem
 
 log = logging.getLogger("lit_atex")
 
@@ -95,6 +99,24 @@ def check_precision(model: nn.Module) -> None:
             "adapters (model.student.init_args.lora).",
             stacklevel=2,
         )
+
+
+def check_hints(prompts: PromptStyle, tokenizer: Any, room: int, data: Any) -> None:
+    """Make teacher prompts of the first training problems: what fails in them is told before a first evaluation.
+
+    Args:
+        prompts: Makes them.
+        tokenizer: The model's.
+        room: Longest prompt that leaves room for a completion, in tokens.
+        data: The data module; a user's own may have no `train`.
+
+    Raises:
+        ValueError: As `PromptStyle.teachers`, of a hint of the user's own above all.
+    """
+    source = getattr(data, "train", ())
+    found = [row for row in islice(source, 8) if isinstance(row, Problem)] if isinstance(source, Iterable) else []
+    for ratio in (0.5, 1.0):
+        prompts.teachers(found, [ratio] * len(found), tokenizer, room)
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, again: bool = False) -> None:

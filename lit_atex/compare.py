@@ -5,6 +5,7 @@ It reads the outcome files and protocols of two run folders, and nothing else.
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,28 @@ from lit_atex.paired import holm
 from lit_atex.protocol import KINDS, differences
 from lit_atex.text_tables import few_problems, interval_text, markdown_table
 from lit_atex.votes import majority_at_k
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options, each with the parameter of `compare` that it becomes."""
+    found = argparse.ArgumentParser(
+        prog="lit-atex compare",
+        description="Compare two evaluations problem by problem: difference, interval, p-value, and what these "
+        "problems could show.",
+    )
+    found.add_argument("first", metavar="A", help="run folder of an evaluation (of evaluate, test or validate)")
+    found.add_argument("second", metavar="B", help="run folder of another; differences are B minus A")
+    found.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder for comparison.md, comparison.json and changed.jsonl (default: comparison-A, in B)",
+    )
+    found.add_argument(
+        "--force",
+        action="store_true",
+        help="compare although the protocols differ (samples, sampling, prompts, exposure, sets), and say in what",
+    )
+    return found
 
 
 def compare(first: str, second: str, out: str | None = None, force: bool = False) -> None:
@@ -41,7 +64,7 @@ def compare(first: str, second: str, out: str | None = None, force: bool = False
     if any(pairs.values()) and changed_settings and not force:
         raise ValueError(
             f"the evaluations differ in more than the model: {'; '.join(changed_settings)}. Evaluate again with the "
-            "same settings, go on with one that was stopped (--resume), or compare all the same with --force true."
+            "same settings, go on with one that was stopped (--resume), or compare all the same with --force."
         )
     found = [d for s, of_set in pairs.items() for d in differences_of(s, of_set)]
     if not found:

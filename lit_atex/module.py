@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from lit_atex.checks import check_memory, check_optimizer, check_precision
+from lit_atex.checks import check_hints, check_memory, check_optimizer, check_precision
 from lit_atex.distil import distil
 from lit_atex.divergence import Divergence
 from lit_atex.frozen import FrozenWeights
@@ -33,7 +33,7 @@ from lit_atex.supervised import references
 from lit_atex.teacher import Frozen, Teacher
 from lit_atex.types import Problem, Rollouts, StepFeedback, row_generators, seeded
 from lit_atex.verify import Verifier
-from lit_atex.weighting import Weighting, rollout_weights
+from lit_atex.weighting import Weighting, check_weighting, rollout_weights
 from lit_atex.window import BadSteps, Batch, PhaseClock, Seen, StepWindow
 
 log = logging.getLogger("lit_atex")
@@ -104,7 +104,7 @@ class SelfDistillation(Solver):
         for name, value in {"samples": samples, "chunk_tokens": chunk_tokens, "part_tokens": part_tokens}.items():
             if value < 1:
                 raise ValueError(f"model.{name} must be at least 1, got {value}.")
-        rollout_weights(weighting, [], samples)  # refuses what it cannot work with before anything is evaluated
+        check_weighting(weighting, samples, completions)
         self.teacher, self.divergence, self.weighting, self.sampling = teacher, divergence, weighting, sampling
         self.make_optimizer, self.make_scheduler, self.completions = optimizer, lr_scheduler, completions
         self.samples, self.chunk_tokens, self.part_tokens = samples, chunk_tokens, part_tokens
@@ -144,6 +144,8 @@ class SelfDistillation(Solver):
     def on_fit_start(self) -> None:
         """Start the clock of the first step, and forget one that was interrupted."""
         give_back(self.student.parameters())
+        check_weighting(self.weighting, self.samples, self.completions)  # again: it may have been set from Python
+        check_hints(self.prompts, self.tokenizer, self.train_room, getattr(self.trainer, "datamodule", None))
         base = Frozen if isinstance(self.teacher, Frozen) else Teacher  # that one counts on weights that stay
         check_memory("model.teacher", type(self.teacher), base, "after_step")
         self._step_began, self.seconds_evaluating = time.perf_counter(), 0.0
@@ -206,10 +208,7 @@ class SelfDistillation(Solver):
         return ratios
 
     def rollout(self, problems: list[Problem], prompts: list[list[int]], drawn: Any = None) -> Rollouts:
-        """References, or completions of the student as it is now, seeded by run, step, problem and sample alone.
-
-        `drawn` counts how often a problem was sampled in this step: its samples go on.
-        """
+        """References, or the student's completions; seeded by run, step, problem, sample, and times `drawn` so far."""
         keys: list[tuple[int | str, ...]] = [(self.global_step, p.id) for p in problems]
         generators = row_generators(self.seed, "rollout", keys, self.samples, drawn)
         if not problems:

@@ -20,7 +20,10 @@ from lit_atex.types import Verdict
 
 
 class Weighting(ABC):
-    """Weights of rollouts: the loss is the sum of weight times divergence, over the number of completion tokens."""
+    """Weights of rollouts: the loss is the sum of weight times divergence, over the number of completion tokens.
+
+    It depends on a batch's verdicts alone: nothing of it is in a checkpoint.
+    """
 
     least_samples: ClassVar[int] = 1
     """Rollouts of a problem (`model.samples`) without which it says nothing."""
@@ -69,17 +72,32 @@ class GroupRelative(Weighting):
         return apart / correct.std(1, keepdim=True).clamp(min=1e-6) if self.scaled else apart
 
 
+def check_weighting(weighting: Weighting | None, samples: int, completions: str) -> None:
+    """Refuse, before anything is evaluated, what a weighting cannot work with.
+
+    Raises:
+        ValueError: If there are too few rollouts to a problem, or references in their place.
+    """
+    if weighting is None:
+        return
+    name = type(weighting).__name__
+    if completions != "student":
+        raise ValueError(
+            f"model.weighting: {name} weighs rollouts, and model.completions is {completions}: set one of them back "
+            "(weighting: null, completions: student)."
+        )
+    if samples < weighting.least_samples:
+        raise ValueError(f"model.samples must be at least {weighting.least_samples} for {name}, got {samples}.")
+
+
 def rollout_weights(weighting: Weighting | None, verdicts: Sequence[Verdict], samples: int) -> Tensor | None:
     """`[rollouts]` the weight of each; None if all count the same.
 
     Raises:
-        ValueError: If there are too few to a problem, or a weighting of the user's own returns something else.
+        ValueError: If a weighting of the user's own returns something else.
     """
     if weighting is None:
         return None
-    if samples < weighting.least_samples:
-        least = f"{weighting.least_samples} for {type(weighting).__name__}"
-        raise ValueError(f"model.samples must be at least {least}, got {samples}.")
     if not verdicts:
         return torch.zeros(0)
     correct = torch.tensor([float(v is Verdict.CORRECT) for v in verdicts]).view(len(verdicts) // samples, samples)

@@ -268,8 +268,8 @@ def test_other_protocols_are_refused_and_named_unless_told_to_go_on(runs, tmp_pa
     message = refused(runs[0], other)
     assert "model.eval_sampling.temperature: None and 0.5" in message
     assert "weights" not in message  # that is what is compared
-    assert "--force true" in message
-    main(["compare", runs[0], other, "--force", "true", "--out", str(tmp_path / "out")])
+    assert "--force" in message
+    main(["compare", runs[0], other, "--force", "--out", str(tmp_path / "out")])
     assert "**The protocols differ" in capsys.readouterr().out
     assert "**The protocols differ" in (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
 
@@ -277,7 +277,7 @@ def test_other_protocols_are_refused_and_named_unless_told_to_go_on(runs, tmp_pa
 def test_one_that_was_stopped_is_refused_unless_told_to_go_on(runs, tmp_path, capsys):
     stopped = evaluation(tmp_path / "stopped", SECOND[:2], weights=2)
     assert "s: 4 and 2 problems, 2 in common" in refused(runs[0], stopped)
-    main(["compare", runs[0], stopped, "--force", "true", "--out", str(tmp_path / "out")])
+    main(["compare", runs[0], stopped, "--force", "--out", str(tmp_path / "out")])
     assert "4 and 2 problems" in capsys.readouterr().out
 
 

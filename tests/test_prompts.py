@@ -8,6 +8,7 @@ import json
 import os
 from itertools import pairwise, product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import SIX, byte_tokenizer
@@ -17,6 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import lit_atex
+from lit_atex.checks import check_hints
 from lit_atex.cli import main
 from lit_atex.embedded.domain import make_problem
 from lit_atex.embedded.pretrain import build_tokenizer
@@ -544,6 +546,9 @@ def test_a_hint_of_the_users_own_goes_by_its_dotted_path(tmp_path, monkeypatch):
     for bad, told in (("text", r"must return a list of str.* 'Add the"), ("fails", "KeyError: 'x'")):
         with pytest.raises(ValueError, match=rf"prompts\.hint: my_hints\.{bad}, problem a, exposure 1\.0: .*{told}"):
             PromptStyle(hint=f"my_hints.{bad}").teacher(SIX[0], 1.0, BYTES)
+        with pytest.raises(ValueError, match=rf"my_hints\.{bad}, problem a, exposure 0\.5"):  # before an evaluation
+            check_hints(PromptStyle(hint=f"my_hints.{bad}"), BYTES, 999, SimpleNamespace(train=SIX))
+    check_hints(PromptStyle(hint="my_hints.fails"), BYTES, 999, SimpleNamespace(train=len))  # no data module of ours
     for wrong, told in (("sufix", "none of prefix, suffix"), ("my_hints.no", "my_hints"), ("nosuch.one", "nosuch")):
         with pytest.raises(ValueError, match=rf"prompts\.hint: .*{told}"):
             PromptStyle(hint=wrong)

@@ -15,7 +15,7 @@ from torch.optim import SGD
 
 from lit_atex.supervised import NegativeLogLikelihood
 from lit_atex.types import Verdict
-from lit_atex.weighting import Correct, GroupRelative, Weighting, rollout_weights
+from lit_atex.weighting import Correct, GroupRelative, Weighting, check_weighting, rollout_weights
 
 VERDICTS = st.lists(st.sampled_from(list(Verdict)), min_size=12, max_size=12)
 
@@ -119,3 +119,5 @@ def test_what_it_cannot_work_with_is_said(name) -> None:
     module.weighting = GroupRelative()  # set from Python; from a config it is refused before anything is read
     with pytest.raises(ValueError, match=r"model.samples must be at least 2 for GroupRelative, got 1"):
         fit(module)
+    with pytest.raises(ValueError, match=r"Correct weighs rollouts, and model\.completions is reference: .*null"):
+        check_weighting(Correct(), 1, "reference")
