@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from lit_atex.reward import FINITE
@@ -92,24 +93,30 @@ class BetaNet(nn.Module):
 
     def observe(self, state: list[float]) -> None:
         """Count a state in mean and variance (Welford); a statistic that is not finite is left out."""
-        x = torch.tensor(state, dtype=torch.float64)
-        known = x.isfinite()
-        x = torch.where(known, x, self.center).clamp(-FINITE, FINITE)
-        self.count += known
-        apart = x - self.center
-        self.center += apart / self.count.clamp(min=1)
-        self.squares += apart * (x - self.center)
+        count, center, squares = self._moments()
+        x = np.array(state)
+        known = np.isfinite(x)
+        x = np.where(known, x, center).clip(-FINITE, FINITE)
+        count += known
+        apart = x - center
+        center += apart / count.clip(1)
+        squares += apart * (x - center)
 
-    def standardise(self, state: Tensor) -> Tensor:
-        """Zero mean, unit variance, within +-5; 0 where a statistic is not finite or has never varied."""
-        spread = (self.squares / self.count.clamp(min=1)).sqrt()
-        varies = spread > 1e-9 * self.center.abs().clamp(min=1e-9)
-        z = (state.clamp(-FINITE, FINITE) - self.center) / torch.where(varies, spread, 1.0)
-        return torch.where(varies & z.isfinite(), z, 0.0).clamp(-CLIP, CLIP)
+    def standardise(self, state: ArrayLike) -> Array:
+        """`[..., features]` of zero mean and unit variance, within +-5; 0 where not finite or never varied."""
+        count, center, squares = self._moments()
+        spread = np.sqrt(squares / count.clip(1))
+        varies = spread > 1e-9 * abs(center).clip(1e-9)
+        z = (np.asarray(state).clip(-FINITE, FINITE) - center) / np.where(varies, spread, 1.0)
+        return np.where(varies & np.isfinite(z), z, 0.0).clip(-CLIP, CLIP)
+
+    def _moments(self) -> tuple[Array, Array, Array]:
+        """Count, mean and sum of squares of each statistic: the buffers' memory, in NumPy at a tenth of the time."""
+        return self.count.numpy(), self.center.numpy(), self.squares.numpy()
 
     def forward(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """A and b at the state(s) `[... features]`."""
-        hidden = torch.tanh(self.first(self.standardise(state)))
+        hidden = torch.tanh(self.first(torch.from_numpy(self.standardise(state.numpy()))))
         mode, width = Within.apply(hidden @ self.last.weight.T / DAMPING + self.last.bias).unbind(-1)
         excess = (LOW + (HIGH - LOW) * width).exp()
         return 1 + excess * mode, 1 + excess * (1 - mode)

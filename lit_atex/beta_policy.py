@@ -11,7 +11,6 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 
 from lit_atex.beta_net import EXCESS, BetaNet
 from lit_atex.exposure import TrainingState
@@ -123,7 +122,7 @@ class BetaPolicy(Rewarded):
         seen = self._seen(every)
         matured = [Matured(self._seen(d.details["state"]), d.details["action"], reward) for d, reward in earned]
         learned = self.learner.learn(matured, seen)
-        a, b = self.policy.at(self.policy.standardise(torch.tensor(seen, dtype=torch.float64)).numpy())
+        a, b = self.policy.at(self.policy.standardise(seen))
         # Counter-based, so that every rank and every resumed run draws the same; off the ends, where log Beta may end.
         action = min(max(float(seeded(self.seed, "exposure", self._number).beta(a, b)), 1e-6), 1 - 1e-6)
         density = math.exp((a - 1) * math.log(action) + (b - 1) * math.log1p(-action) - log_beta(a, b))

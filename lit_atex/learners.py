@@ -192,7 +192,7 @@ class Surrogate(Learner):
         rewards = self.rewards()
         mean, spread, relevance = self.believe(state, rewards)
         value, temperature = mean + self.optimism * spread, self.entropy * float(spread.mean()) ** 2
-        z = self.policy.standardise(torch.tensor(state, dtype=torch.float64)).numpy()
+        z = self.policy.standardise(state)
         for _ in range(self.steps):
             self.policy.slope(z, lambda a, b: uphill(a, b, value, temperature))
             self.optimizer.step()
@@ -219,8 +219,8 @@ class Surrogate(Learner):
         scale = rewards.std()
         # Equal rewards differ from their mean by rounding, which says nothing of exposure.
         rewards = rewards / scale if scale > 1e-9 * largest else np.zeros_like(rewards)
-        states = self.policy.standardise(torch.tensor([m.state for m in self.decisions], dtype=torch.float64)).numpy()
-        now = self.policy.standardise(torch.tensor(state, dtype=torch.float64)).numpy()
+        states = self.policy.standardise([m.state for m in self.decisions])
+        now = self.policy.standardise(state)
         exposures, every = (self.policy.exposure(x) for x in (np.array([m.action for m in self.decisions]), GRID))
         found = effect(states, exposures, rewards, now, self.memory, every)
         # A statistic that has never varied moves nothing.

@@ -71,7 +71,7 @@ def test_a_rising_statistic_is_told_apart_early_and_late() -> None:
     net = BetaNet(2, 8, 0.5, 4.0, 0)
     for k in range(100):
         net.observe([k / 99, math.nan if k % 2 else 5.0])
-    z = net.standardise(torch.tensor([[0.0, 5.0], [1.0, math.nan]], dtype=torch.float64))
+    z = net.standardise([[0.0, 5.0], [1.0, math.nan]])
     assert z[:, 0].tolist() == pytest.approx([-math.sqrt(3), math.sqrt(3)], rel=0.02)
     assert z[:, 1].tolist() == [0.0, 0.0]
 
@@ -145,7 +145,7 @@ def test_the_surrogate_climbs_along_autograds_gradient(start: tuple[float, float
     (-(share @ torch.from_numpy(value)) - temperature * policy.entropy()).backward()
     expected = [p.grad for p in net.parameters()]
     net.zero_grad()
-    net.slope(net.standardise(now).numpy(), lambda a, b: uphill(a, b, value, temperature))
+    net.slope(net.standardise(now), lambda a, b: uphill(a, b, value, temperature))
     assert max(float(grad.abs().max()) for grad in expected) > 1e-3
     for got, grad in zip(net.parameters(), expected):
         torch.testing.assert_close(got.grad, grad, rtol=1e-9, atol=1e-12)
@@ -243,7 +243,7 @@ def test_the_policy_is_the_same_in_numpy(state: list[float], seed: int) -> None:
     with torch.no_grad():
         net.last.weight.normal_(generator=generator)
     now = torch.tensor(state, dtype=torch.float64)
-    assert net.at(net.standardise(now).numpy()) == pytest.approx([x.item() for x in net(now)], rel=1e-12)
+    assert net.at(net.standardise(now)) == pytest.approx([x.item() for x in net(now)], rel=1e-12)
 
 
 def test_exposures_beyond_an_end_are_that_end() -> None:
