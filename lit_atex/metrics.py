@@ -138,7 +138,9 @@ def _at_least(correct: Tensor, samples: Tensor, k: int, least: int) -> Tensor:
     possible = (hits <= c) & (k - hits <= n - c)
     hits = hits.expand(possible.shape)
     log = _log_choose(c, hits.minimum(c)) + _log_choose(n - c, (k - hits).minimum(n - c)) - _log_choose(n, n * 0 + k)
-    return log.exp().where(possible, torch.zeros_like(log)).sum(1).clamp(max=1.0)
+    found = log.exp().where(possible, torch.zeros_like(log)).sum(1).clamp(max=1.0)
+    certain = (k - (n - c) >= least)[:, 0]  # there are too few others: 1, not 1 less what logarithms round
+    return found.where(~certain, torch.ones_like(found))
 
 
 def _log_choose(n: Tensor, k: Tensor) -> Tensor:

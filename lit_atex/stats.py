@@ -171,7 +171,7 @@ def share_interval(mean: float, variance: float, trials: int, level: float = 0.9
     Returns:
         `(low, high)` in [0, 1].
     """
-    if variance == 0.0:
+    if variance == 0.0 or mean in (0.0, 1.0):
         # what was not seen may all be of one kind: a success too few, or a failure
         low, high = without_spread(mean, trials, level)
         other = high - low

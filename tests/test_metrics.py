@@ -115,6 +115,15 @@ def test_g_pass_at_k_is_scipys_hypergeometric_tail(n: int, data: st.DataObject) 
     assert g_pass_at_k(tensor(c), tensor(n), k, tau).item() == pytest.approx(expected, abs=1e-9)
 
 
+def test_g_pass_at_k_is_exactly_1_where_too_few_samples_are_wrong() -> None:
+    """1 - 1e-16 for 1 gave an interval from 0 to 1, and once none at all."""
+    for n in range(1, 17):
+        wrong = torch.arange(n + 1)
+        for k, least in ((j, i) for j in range(1, n + 1) for i in range(1, j + 1)):
+            found = g_pass_at_k(n - wrong, torch.full_like(wrong, n), k, least / k)
+            assert ((found == 1) == (wrong <= k - least)).all()
+
+
 def test_g_pass_at_k_against_the_numbers_of_another_library() -> None:
     """The example in the metric card of huggingface/evaluate's `gpassk`: 8 of 16 predictions are correct."""
     published = {

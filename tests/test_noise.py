@@ -46,14 +46,15 @@ def test_without_noise_a_share_is_bounded_and_a_count_is_unknown():
 
 
 def test_a_mean_that_is_at_an_end_but_for_rounding_is_at_it():
-    """A run died of it in its last evaluation: pass@k of 1 - 1e-16, whose share of misses came to 0 of a Beta."""
+    """A run died of it in its last evaluation: G-Pass@4 of 1 - 1e-16, whose share of misses came to 0 of a Beta."""
     nearly, variances = np.full(100, np.nextafter(1, 0)), np.full(100, 1e-5)
     assert noise_interval(nearly, variances, trials=800) == pytest.approx(
         noise_interval(np.ones(100), variances, trials=800), abs=1e-12
     )
     assert noise_interval(1 - nearly, variances, trials=800) == pytest.approx((0, 1.959964 * (1e-5 / 100) ** 0.5))
-    low, high = share_interval(float(np.nextafter(1, 0)), 1e-9, 800)
-    assert 0 <= low < high <= 1
+    for mean in (0.0, 1e-16, float(np.nextafter(1, 0)), 1.0):
+        low, high = share_interval(mean, 1e-9, 800)
+        assert 0 <= low < high <= 1
 
 
 def test_means_over_samples_have_the_variance_of_avg_at_n():
