@@ -212,7 +212,7 @@ class Random(Exposure):
         Args:
             low: Least exposure, in [0, 1].
             high: Greatest exposure, in [low, 1].
-            per: One draw for all problems of an optimizer step, or one for each problem.
+            per: One draw for all problems of a window (`exposure.hold`), or one for each problem.
             seed: Of the draws. None: that of the run (`seed_everything`), 0 in Python.
             nothing: Share of the draws, in [0, 1], that are 0 whatever the range is.
 
@@ -223,7 +223,7 @@ class Random(Exposure):
         self.per, self.nothing, self.seed = per, in_unit("nothing", nothing), seed or 0
 
     def ratios(self, state: TrainingState) -> list[float]:
-        """Fresh draws, set by (seed, step) and, for `per: problem`, the problem's id."""
+        """Fresh draws, set by seed, the step at which the window opened, and, for `per: problem`, the problem's id."""
         if self.per == "step":
             return [self.draw(state.step)] * len(state.problem_ids)
         return [self.draw(state.step, name) for name in state.problem_ids]
