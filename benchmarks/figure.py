@@ -2,7 +2,7 @@
 
 for t in 0.0 1.0; do for e in 0.0 0.5 1.0; do
 lit-atex fit --config configs/base.yaml --run runs/figure/terseness-$t/exposure-$e \
-        --data.train.init_args.terseness $t --exposure.strategy.init_args.ratio $e
+        --data.train.init_args.terseness $t --exposure.strategy.init_args.ratio $e --model.optimizer.init_args.lr 1e-3
 done; done
 python benchmarks/figure.py runs/figure docs/demo.png
 """
