@@ -1,7 +1,7 @@
 """The method's loss: student and teacher score the same completions, each from its own prompt, and are compared.
 
-Done in parts of whole problems, so that memory does not grow with the batch. It knows no exposure and no optimizer, and
-leaves the means over tokens to its caller.
+Done in parts, of whole problems where these fit, so that memory does not grow with the batch. It knows no exposure and
+no optimizer, and leaves the means over tokens to its caller.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def distil(
         samples: Rollouts per problem.
         chunk_tokens: Most completion tokens whose logits are alive at a time.
         part_tokens: Most tokens, padding included, that go through the student, or through the teacher, at a time; at
-            least one problem does. If there are several parts, each is differentiated as soon as it is scored.
+            least one rollout does. If there are several parts, each is differentiated as soon as it is scored.
         weights: Of each rollout's tokens in the sum; 1 if left out.
         timed: Called with "teacher" and "student" around their parts of the work.
 
@@ -62,25 +62,23 @@ def distil(
         loss, tokens = fused_divergence(divergence, nothing, head, nothing, head, ids, chunk_tokens)
         return loss + sum(0.0 * p.sum() for p in student.parameters() if p.requires_grad), tokens
 
-    def score(problems: slice) -> tuple[Tensor, TokenDivergence]:
-        part = _rows(rollouts, problems, samples)
+    def score(rows: slice) -> tuple[Tensor, TokenDivergence]:
+        part, hinted = rollouts.some(rows), theirs[rows]
         ids = part.ids[part.mask]
-        mine = [p for p in prompts[problems] for _ in range(samples)]
         with timed("teacher"), _scorer(teacher, student) as scorer:
             # Hints are long, and nothing is kept of this pass: it is cut finer than the student's where it must be.
-            widths = [(len(p), n) for p, n in zip(teacher_prompts[problems], lengths[problems])]
-            found = []
-            for some in split(widths, samples, part_tokens):
-                theirs = [p for p in teacher_prompts[problems][some] for _ in range(samples)]
-                found.append(completion_hidden(scorer, theirs, _rows(part, some, samples)))
+            widths = [(len(p), n) for p, n in zip(hinted, lengths[rows])]
+            finer = split(widths, min(samples, len(hinted)), part_tokens)
+            found = [completion_hidden(scorer, hinted[some], part.some(some)) for some in finer]
             teacher_hidden, teacher_head = torch.cat(found) if len(found) > 1 else found[0], head_of(scorer)
         with timed("student"):
-            hidden = completion_hidden(student, mine, part)
+            hidden = completion_hidden(student, mine[rows], part)
             sides = (hidden, head_of(student), teacher_hidden, teacher_head)
-            return fused_divergence(divergence, *sides, ids, chunk_tokens, _of_tokens(weights, part, problems, samples))
+            return fused_divergence(divergence, *sides, ids, chunk_tokens, _of_tokens(weights, part, rows))
 
-    lengths = rollouts.lengths.view(-1, samples).amax(1).tolist()
-    parts = split([(len(p), n) for p, n in zip(prompts, lengths)], samples, part_tokens)
+    mine, theirs = ([p for p in some for _ in range(samples)] for some in (prompts, teacher_prompts))
+    lengths = rollouts.lengths.tolist()
+    parts = split([(len(p), n) for p, n in zip(mine, lengths)], samples, part_tokens)
     loss, found = sum_of_parts([partial(score, part) for part in parts], list(student.parameters()))
     return loss, found[0] if len(found) == 1 else TokenDivergence(*(torch.cat(field) for field in zip(*found)))
 
@@ -98,14 +96,6 @@ def _scorer(teacher: Teacher, student: Any) -> Iterator[nn.Module]:
         yield module
 
 
-def _of_tokens(weights: Tensor | None, part: Rollouts, problems: slice, samples: int) -> Tensor | None:
+def _of_tokens(weights: Tensor | None, part: Rollouts, rows: slice) -> Tensor | None:
     """Each rollout's weight, for each of its tokens."""
-    if weights is None:
-        return None
-    mine = weights[problems.start * samples : problems.stop * samples].to(part.lengths.device)
-    return mine.repeat_interleave(part.lengths)
-
-
-def _rows(rollouts: Rollouts, problems: slice, samples: int) -> Rollouts:
-    """Those of some problems."""
-    return rollouts.some(slice(problems.start * samples, problems.stop * samples))
+    return None if weights is None else weights[rows].to(part.lengths.device).repeat_interleave(part.lengths)
