@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lit_atex.checks import check_head
 from lit_atex.divergence import Divergence, TokenDivergence
 from lit_atex.fused import fused_divergence
 from lit_atex.micro import split, sum_of_parts
@@ -83,9 +85,13 @@ def distil(
     return loss, found[0] if len(found) == 1 else TokenDivergence(*(torch.cat(field) for field in zip(*found)))
 
 
+_CHECKED: WeakSet[nn.Module] = WeakSet()
+"""What teachers of the user's own score with, once its logits are known to be what `head_of` makes of its states."""
+
+
 @contextmanager
 def _scorer(teacher: Teacher, student: Any) -> Iterator[nn.Module]:
-    """The module that a teacher scores with, if it is one."""
+    """The module that a teacher scores with, if it is one, and one whose logits are known; ours are the student's."""
     scorer, name = teacher.scorer(student), f"model.teacher: {type(teacher).__name__}.scorer"
     if not isinstance(scorer, AbstractContextManager):
         raise ValueError(f"{name} must be a context manager: decorate it with contextlib's @contextmanager.")
@@ -93,6 +99,12 @@ def _scorer(teacher: Teacher, student: Any) -> Iterator[nn.Module]:
         if not isinstance(module, nn.Module) or module.training:
             found = "one in training mode" if isinstance(module, nn.Module) else f"a {type(module).__name__}"
             raise ValueError(f"{name} must yield a module in evaluation mode (rollout.evaluating); it yields {found}.")
+        if type(teacher).__module__ != Teacher.__module__ and module not in _CHECKED:
+            try:
+                check_head(module)
+            except ValueError as error:
+                raise ValueError(f"{name} yields a model that cannot be scored with: {error} Take another.") from error
+            _CHECKED.add(module)
         yield module
 
 
