@@ -1,8 +1,8 @@
 """What a rollout asks of a model: read the prompts, then one token a step for rows that end at different times.
 
 Any causal language model is driven through its own forward pass. Models of the Llama kind, most of today's, have the
-step written out here, for few rows: a cache allocated once, no copies of it, a third of the kernels. It knows token ids
-and weights; it refuses to know how a token is chosen, and when a row ends.
+step written out here, for few rows: a cache that is copied a few times, not at every step, and a third of the kernels.
+It knows token ids and weights; it refuses to know how a token is chosen, and when a row ends.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from lit_atex.products import linear, norm
 
 LLAMA_LIKE = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
 """Architectures of transformers whose layer is the one written out in `LlamaDecoder`."""
+
+FIRST = 256
+"""New tokens, at least, that a cache is made for: where the limit is below twice as many, it never grows."""
 
 Logits = Float[Tensor, "rows vocab"]
 
@@ -175,13 +178,11 @@ class LlamaDecoder(Decoder):
         output = self.model(**inputs, use_cache=True, logits_to_keep=1)
         layers = cache_of(output).layers
         count, self._seen = len(prompts) * samples, ids.shape[1]
-        heads, width = layers[0].keys.shape[1], layers[0].keys.shape[3]
-        # Under autocast keys may be wider than values; attention runs in the type of the values.
-        self._values = layers[0].values.new_empty(len(layers), count, heads, self._seen + room, width)
-        self._keys = torch.empty_like(self._values)
-        self._by_products = count >= 16 and device.type == "cpu" and self._values.dtype == torch.float32
-        if self._by_products:  # the tokens last in memory
-            self._keys = self._keys.view(len(layers), count, heads, width, -1).transpose(3, 4)
+        self._read, self._room = self._seen, room
+        like = layers[0].values  # under autocast keys may be wider; attention runs in the type of the values
+        self._by_products = count >= 16 and device.type == "cpu" and like.dtype == torch.float32
+        shape = (len(layers), count, like.shape[1], self._seen + allotted(0, room), like.shape[3])
+        self._keys, self._values = empty_cache(like, shape, self._by_products), empty_cache(like, shape)
         for i, layer in enumerate(layers):
             for cache, states in ((self._keys, layer.keys), (self._values, layer.values)):
                 cache[i, :, :, : self._seen].unflatten(0, (-1, samples)).copy_(states[:, None])
@@ -201,10 +202,13 @@ class LlamaDecoder(Decoder):
 
     def step(self, token: Int64[Tensor, " rows"]) -> Logits:
         """See `Decoder.step`."""
+        if self._seen == self._keys.shape[3]:
+            self._move()
         # Views of all layers at once: indexing costs as much as a kernel.
-        new = [cache[:, :, :, self._seen].unbind() for cache in (self._keys, self._values)]
+        count, caches = len(token), (self._keys, self._values)
+        new = [cache[:, :count, :, self._seen].unbind() for cache in caches]
         self._position, self._seen = self._position + 1, self._seen + 1
-        places = zip(*(cache[:, :, :, : self._seen].unbind() for cache in (self._keys, self._values)), *new)
+        places = zip(*(cache[:, :count, :, : self._seen].unbind() for cache in caches), *new)
         bias = None if self._bias is None else self._bias[..., : self._seen]
         cos, sin = self._cos[self._position].unsqueeze(1), self._sin[self._position].unsqueeze(1)
         x = self.model.model.embed_tokens(token)
@@ -222,13 +226,40 @@ class LlamaDecoder(Decoder):
         return self._head(self._norm(x))
 
     def keep(self, rows: Int64[Tensor, " kept"]) -> None:
-        """See `Decoder.keep`. Only rows that change place are copied."""
+        """See `Decoder.keep`. Only rows that change place are copied; all are once half have left, to free memory."""
         count, seen = len(rows), self._seen
         moved = (rows != torch.arange(count, device=rows.device)).nonzero()[:, 0]
         for cache in (self._keys, self._values) if len(moved) else ():
             cache[:, moved, :, :seen] = cache[:, rows[moved], :, :seen]
-        self._keys, self._values, self._position = self._keys[:, :count], self._values[:, :count], self._position[rows]
-        self._bias = None if self._bias is None else self._bias[rows]
+        self._position, self._bias = self._position[rows], None if self._bias is None else self._bias[rows]
+        if 2 * count <= self._keys.shape[1]:
+            self._move()
+
+    def _move(self) -> None:
+        """Into memory for the rows that are left and what comes next; keys first, so that half of it is held twice."""
+        layers, _, heads, _, width = self._keys.shape
+        count, seen = len(self._position), self._seen
+        shape = (layers, count, heads, self._read + allotted(seen + 1 - self._read, self._room), width)
+        for name, tokens_last in (("_keys", self._by_products), ("_values", False)):
+            cache = empty_cache(self._values, shape, tokens_last)
+            cache[:, :, :, :seen] = getattr(self, name)[:, :count, :, :seen]
+            setattr(self, name, cache)
+
+
+def allotted(new: int, room: int) -> int:
+    """New tokens to have memory for: `room`, or its half, quarter, ..., the least that is not below `new` and `FIRST`.
+
+    What is copied until there is memory for all is then less than all.
+    """
+    while (half := -(-room // 2)) >= max(new, FIRST):
+        room = half
+    return room
+
+
+def empty_cache(like: Tensor, shape: tuple[int, int, int, int, int], tokens_last: bool = False) -> Tensor:
+    """Memory for `[layers, rows, heads, tokens, width]`, whether or not tokens are last in memory."""
+    layers, rows, heads, tokens, width = shape
+    return like.new_empty(layers, rows, heads, width, tokens).transpose(3, 4) if tokens_last else like.new_empty(shape)
 
 
 def rotated(

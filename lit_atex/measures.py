@@ -118,7 +118,7 @@ class ProbeNLL(ProgressMeasure):
     def read(self, module: SelfDistillation, probe: list[Problem]) -> float | None:
         """Score the solutions, each followed by an end token, as far as they fit into the context."""
         prompts = [module.prompts.evaluation(p, module.tokenizer) for p in probe]
-        fits = [len(ids) < module.eval_room for ids in prompts]
+        fits = [len(ids) <= module.eval_room for ids in prompts]
         encoded = [module.prompts.solution(p, module.tokenizer) for p in probe]
         limit = module.eval_sampling.max_new_tokens
         rows = [(prompt, [*ids, module.end_id][:limit]) for prompt, ids, fit in zip(prompts, encoded, fits) if fit]

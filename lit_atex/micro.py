@@ -16,21 +16,35 @@ T = TypeVar("T")
 
 
 def split(widths: Sequence[tuple[int, int]], samples: int, budget: int) -> list[slice]:
-    """Which problems go together: as many in a row as fit into a budget of tokens, padding included; at least one.
+    """Which rollouts go together: those of as many problems in a row as fit into a budget of tokens, padding included.
+
+    A problem that does not fit alone is cut, into as many of its rollouts in a row as fit; at least one.
 
     Args:
-        widths: Tokens of each problem's longest prompt, and of its longest completion. They are padded apart: a part is
-            as wide as the longest prompt and the longest completion in it together.
-        samples: Rows per problem.
+        widths: Tokens of each rollout's prompt, and of its completion. They are padded apart: a part is as wide as the
+            longest prompt and the longest completion in it together.
+        samples: Rollouts per problem, which stand together.
         budget: Most tokens of a part.
     """
-    parts: list[slice] = []
-    for i in range(len(widths)):
-        first = parts[-1].start if parts else 0
-        prompts, completions = zip(*widths[first : i + 1])
-        fits = parts and (max(prompts) + max(completions)) * len(prompts) * samples <= budget
-        parts[-1:] = [slice(first, i + 1)] if fits else [*parts[-1:], slice(i, i + 1)]
-    return parts
+    problems = _runs(widths, range(0, len(widths), samples), budget)
+    return [part for run in problems for part in _runs(widths, range(run.start, run.stop), budget)]
+
+
+def _runs(widths: Sequence[tuple[int, int]], starts: range, budget: int) -> list[slice]:
+    """As many units of `starts.step` rollouts in a row as fit; at least one."""
+    found: list[slice] = []
+    first = prompt = completion = 0
+    for start in starts:
+        stop = start + starts.step
+        prompts, completions = zip(*widths[start:stop])
+        wide = max(prompt, *prompts), max(completion, *completions)
+        if found and sum(wide) * (stop - first) <= budget:
+            found[-1] = slice(first, stop)
+        else:
+            first, wide = start, (max(prompts), max(completions))
+            found.append(slice(start, stop))
+        prompt, completion = wide
+    return found
 
 
 def sum_of_parts(

@@ -11,8 +11,8 @@ from test_rollout import RAGGED, SHAPE, VOCAB, generate, generators, gpt2, lfm2,
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from lit_atex import products
-from lit_atex.decode import LlamaDecoder, ModelDecoder, attention, compaction, decoder_for
+from lit_atex import decode, products
+from lit_atex.decode import LlamaDecoder, ModelDecoder, allotted, attention, compaction, decoder_for
 from lit_atex.rollout import Sampling, evaluating, sample
 from lit_atex.types import seeded
 
@@ -151,6 +151,59 @@ def test_rows_that_leave_take_their_keys_along_however_these_lie(rows):
         for row, logits in zip(kept.tolist(), found):
             ids = torch.tensor([[*prompts[row], *[int(token[row])] * 2]])
             torch.testing.assert_close(logits, model(input_ids=ids).logits[0, -1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_a_cache_that_has_grown_gives_the_logits_of_one_made_for_all_tokens(samples, monkeypatch):
+    model, numbers, decoders = qwen3(), seeded(0, "test"), []
+    with torch.no_grad():
+        for first in (3, 10**9):
+            monkeypatch.setattr(decode, "FIRST", first)
+            decoders.append(decoder_for(model))
+            left = len(decoders[-1].read(RAGGED, samples, 40))
+        monkeypatch.setattr(decode, "FIRST", 3)
+        held = set()
+        for step in range(40):
+            if step in (2, 3, 11, 30):
+                kept = torch.from_numpy(numbers.permutation(left)[: max(1, left * 2 // 3)])
+                left = len(kept)
+                for decoder in decoders:
+                    decoder.keep(kept)
+            token = torch.from_numpy(numbers.integers(0, VOCAB, left))
+            found, whole = (decoder.step(token) for decoder in decoders)
+            torch.testing.assert_close(found, whole, rtol=1e-6, atol=1e-6 * float(whole.abs().max()))
+            held.add(decoders[0]._keys.shape[3])
+    assert len(held) == 5  # 3, 5, 10, 20 and 40 tokens, after the prompt
+
+
+@pytest.mark.parametrize("room", [300, 38_912])
+@pytest.mark.parametrize("copies", [1, 8])
+def test_a_cache_has_memory_for_little_more_than_the_rows_that_run_have_filled(room, copies):
+    """Within a factor of four, and of `FIRST` tokens a row; a long limit that is not reached costs nothing."""
+    model, numbers = qwen3(), seeded(0, "test")
+    decoder, steps = LlamaDecoder(model), min(room, 620)
+    heads, width = model.config.num_key_value_heads, model.config.head_dim
+    with torch.no_grad():
+        left = len(decoder.read(RAGGED, copies, room))
+        for new in range(1, steps):
+            if left > 1 and new % 20 == 0:
+                left -= 1
+                decoder.keep(torch.from_numpy(numbers.permutation(left + 1)[:left]))
+            decoder.step(torch.from_numpy(numbers.integers(0, VOCAB, left)))
+            held = sum(x.untyped_storage().nbytes() for x in (decoder._keys, decoder._values))
+            row = 2 * len(decoder._layers) * heads * width * 4
+            assert held < row * 2 * left * (max(map(len, RAGGED)) + 2 * max(new, decode.FIRST))
+
+
+def test_a_cache_is_made_for_a_share_of_the_limit_and_copied_less_often_than_it_is_long():
+    assert [allotted(0, room) for room in (2, 128, 510, 512, 2048, 38_912)] == [2, 128, 510, 256, 256, 304]
+    for room in (1, 300, 777, 38_912, 99_999):
+        sizes = [allotted(0, room)]
+        while sizes[-1] < room:
+            sizes.append(allotted(sizes[-1] + 1, room))
+            assert sizes[-2] < sizes[-1] <= 2 * sizes[-2]
+        assert sizes[-1] == room
+        assert sum(sizes[:-1]) <= room + len(sizes)
 
 
 def test_compaction_fills_the_places_of_the_ended_rows_and_moves_no_other():

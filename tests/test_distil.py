@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from conftest import two_layer_model
 from test_module import LORA, distillation, fit, saved_model, weights
 from torch.optim import SGD
+from transformers import Qwen3ForCausalLM
 
 from lit_atex.distil import distil
 from lit_atex.divergence import ForwardKL, SampledToken
-from lit_atex.teacher import Ema, Frozen, Live
+from lit_atex.rollout import evaluating
+from lit_atex.teacher import Ema, Frozen, Live, Teacher
 from lit_atex.types import Rollouts, seeded
 
 SAMPLES = 3
@@ -49,7 +53,7 @@ def by_rows(divergence, student, teacher, prompts, hints, rollouts):
     return total, torch.cat(values)
 
 
-@pytest.mark.parametrize("part_tokens", [1, 150, 10_000])
+@pytest.mark.parametrize("part_tokens", [1, 30, 150, 10_000])
 @pytest.mark.parametrize("divergence", [ForwardKL(temperature=0.7), SampledToken()], ids=repr)
 @pytest.mark.parametrize("kind", [Frozen, Live])
 def test_parts_add_up_to_the_plain_loss(kind, divergence, part_tokens):
@@ -68,7 +72,7 @@ def test_parts_add_up_to_the_plain_loss(kind, divergence, part_tokens):
             pass
 
     loss, tokens = distil(divergence, student, teacher, prompts, hints, rollouts, SAMPLES, 5, part_tokens, timed=Timed)
-    assert phases == ["teacher", "student"] * {1: 4, 150: 2, 10_000: 1}[part_tokens]
+    assert phases == ["teacher", "student"] * {1: 12, 30: 6, 150: 2, 10_000: 1}[part_tokens]
     (2 * loss).backward()
     got = [p.grad.clone() for p in student.parameters()]
     student.zero_grad()
@@ -83,9 +87,9 @@ def test_parts_add_up_to_the_plain_loss(kind, divergence, part_tokens):
         assert (ours - parameter.grad).norm() <= 2e-5 * parameter.grad.norm()
 
 
-@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("samples", [1, 2, 8])
 @pytest.mark.parametrize("hints", [0, 40])
-@pytest.mark.parametrize("budget", [70, 130, 10_000])
+@pytest.mark.parametrize("budget", [1, 70, 130, 10_000])
 def test_no_pass_of_student_or_teacher_has_more_tokens_than_a_part_may(samples, hints, budget):
     student, teacher = started(Frozen())
     prompts = [[1] * n for n in (20, 2, 20, 2, 3, 3)]
@@ -100,7 +104,7 @@ def test_no_pass_of_student_or_teacher_has_more_tokens_than_a_part_may(samples, 
                 lambda _, args, given, side=side: seen.append((side, given["input_ids"].numel())), with_kwargs=True
             )
     distil(ForwardKL(), student, teacher, prompts, longest, rollouts, samples, 5, budget)
-    alone = max((len(p) + n) * samples for p, n in zip(longest, lengths[::samples].tolist()))  # one problem always goes
+    alone = max(len(p) + n for p, n in zip(longest, lengths[::samples].tolist()))  # one rollout always goes
     assert {side for side, _ in seen} == {"student", "teacher"}
     assert max(count for _, count in seen) <= max(budget, alone)
 
@@ -114,6 +118,57 @@ def test_the_teachers_prompt_and_weights_of_the_student_cost_exactly_nothing():
         loss, tokens = distil(ForwardKL(), student, teacher, prompts, prompts, rollouts, SAMPLES, 5, part_tokens)
         assert loss.item() == 0.0
         assert (tokens.value == 0.0).all()
+
+
+class Own(Teacher):
+    """A user's: another model, or the student itself."""
+
+    def __init__(self, model=None):
+        self.model = model
+
+    @contextmanager
+    def scorer(self, student):
+        with evaluating(self.model or student):
+            yield self.model or student
+
+
+class Tempered(Qwen3ForCausalLM):
+    """A family that does something to its logits that no config tells."""
+
+    def forward(self, *args, **given):
+        output = super().forward(*args, **given)
+        output.logits = output.logits * 0.25
+        return output
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_teacher_of_ones_own_whose_logits_would_be_others_is_refused(half):
+    student, prompts, hints, rollouts = two_layer_model().train(), *batch()
+    model = Tempered(student.config)
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=half),
+        pytest.raises(ValueError, match=r"^model\.teacher: Own\.scorer yields .* Tempered changes its logits"),
+    ):
+        distil(ForwardKL(), student, Own(model), prompts, hints, rollouts, SAMPLES, 5, 10_000)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("itself", [False, True])
+def test_a_teacher_of_ones_own_is_looked_at_once_and_changes_nothing(half, itself):
+    student, prompts, hints, rollouts = two_layer_model().train(), *batch()
+    model = student if itself else two_layer_model().eval()
+    looks = []
+    model.register_forward_hook(lambda *args: looks.append(1))  # scoring takes the decoder alone
+    losses = []
+    for teacher in [Own(None if itself else model)] * 2:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss, _ = distil(ForwardKL(), student, teacher, prompts, hints, rollouts, SAMPLES, 5, 60)
+        losses.append(loss.item())
+    loss.backward()
+    assert looks == [1]
+    assert losses[0] == losses[1] > 0
+    assert student.training
+    assert all(p.grad is not None for p in student.parameters())
 
 
 def test_no_tokens_is_a_loss_of_zero_with_a_gradient():

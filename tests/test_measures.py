@@ -84,6 +84,15 @@ def test_probe_nll_is_the_mean_log_likelihood_of_the_solutions(tmp_path, lora):
     assert module.student.training is False or all(p.grad is None for p in module.student.parameters())
 
 
+def test_the_longest_prompt_that_fits_is_scored_and_no_longer_one(tmp_path):
+    module = ready(tmp_path)
+    empty = len(module.prompts.evaluation(PROBE[0]._replace(question=""), module.tokenizer))
+    longest, longer = (PROBE[0]._replace(question="x" * (module.eval_room - empty + more)) for more in (0, 1))
+    assert len(module.prompts.evaluation(longest, module.tokenizer)) == module.eval_room
+    assert ProbeNLL().read(module, [longest]) is not None
+    assert ProbeNLL().read(module, [longer]) is None
+
+
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 def test_probe_match_is_minus_the_kl_to_the_teacher_at_full_exposure_on_fixed_rollouts(tmp_path, lora):
     module = ready(tmp_path, lora)

@@ -9,15 +9,42 @@ import torch
 from conftest import two_layer_model
 
 from lit_atex.micro import split, sum_of_parts
+from lit_atex.types import seeded
 
 
-def test_parts_fill_the_budget_and_hold_every_problem_once():
+def test_parts_fill_the_budget_and_hold_every_rollout_once():
     assert split([(4, 6)] * 4, 1, 20) == [slice(0, 2), slice(2, 4)]
-    assert split([(4, 6)] * 4, 2, 20) == [slice(i, i + 1) for i in range(4)]
+    assert split([(4, 6)] * 8, 2, 20) == [slice(i, i + 2) for i in range(0, 8, 2)]
     assert split([(2, 3), (20, 30), (2, 3), (1, 4)], 1, 20) == [slice(0, 1), slice(1, 2), slice(2, 4)]
     assert split([(9, 1), (1, 9)], 1, 20) == [slice(0, 1), slice(1, 2)]  # 18 wide, not 10
-    assert split([(1, 2), (2, 2)], 2, 1000) == [slice(0, 2)]
+    assert split([(1, 2)] * 2 + [(2, 2)] * 2, 2, 1000) == [slice(0, 4)]
     assert split([], 1, 10) == []
+
+
+def test_a_problem_that_alone_is_too_much_is_cut_and_no_other():
+    widths = [(4, 6)] * 3 + [(4, 96), (4, 1), (4, 6)] + [(4, 6)] * 6
+    assert split(widths, 3, 60) == [slice(0, 3), slice(3, 4), slice(4, 6), slice(6, 12)]
+    assert split([(1, 1)] * 4, 2, 1) == [slice(i, i + 1) for i in range(4)]
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5])
+@pytest.mark.parametrize("budget", [1, 40, 130, 400, 10_000])
+def test_a_part_is_as_many_as_fit_and_a_problem_that_fits_is_whole(samples, budget):
+    numbers = seeded(0, "test")
+    prompts = numbers.integers(1, 20, 12).repeat(samples).tolist()
+    widths = [(p, int(n)) for p, n in zip(prompts, numbers.integers(0, 40, 12 * samples))]
+
+    def tokens(start, stop):
+        return (stop - start) * sum(max(sides) for sides in zip(*widths[start:stop]))
+
+    parts = split(widths, samples, budget)
+    assert [i for part in parts for i in range(part.start, part.stop)] == list(range(len(widths)))
+    for part in parts:
+        assert tokens(part.start, part.stop) <= budget or part.stop == part.start + 1
+    edges = {part.start for part in parts}
+    for start in range(0, len(widths), samples):
+        if tokens(start, start + samples) <= budget:
+            assert not edges & set(range(start + 1, start + samples))
 
 
 @pytest.mark.parametrize("sizes", [[6], [3, 3], [1, 2, 3], [1] * 6])
