@@ -108,15 +108,8 @@ class ProblemDataModule(pl.LightningDataModule):
 
     # Held-out sets
 
-    @property
-    def validation_names(self) -> list[str]:
-        """Of the validation sets, in their order; from Python they may have been exchanged."""
-        return list(self.validation)
-
-    @property
-    def test_names(self) -> list[str]:
-        """Of the test sets, in their order."""
-        return list(self.test)
+    validation_names = property(lambda self: list(self.validation), doc="Names of the validation sets, in their order.")
+    test_names = property(lambda self: list(self.test), doc="The same of the test sets; both may be exchanged.")
 
     def setup(self, stage: str | None = None) -> None:
         """Read the held-out sets, and begin at the first batch unless the trainer has trained already.
