@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from lit_atex.callbacks import ExposureControl
 from lit_atex.cli import Cli
 from lit_atex.console import quiet
 from lit_atex.evaluate import find_config
@@ -18,12 +19,19 @@ class Run(Cli):
 
     Attributes:
         model: The `SelfDistillation` module; its weights are read when the trainer starts.
-        datamodule: The `ProblemDataModule`.
+        datamodule: The `ProblemDataModule`, with its sets: `validation` and `test`, by name.
         trainer: Lightning's trainer, with the callbacks of the configuration.
+        exposure: That of them which decides how much the teacher sees, by its `strategy`.
         run_folder: Where it writes.
     """
 
     _begun = False
+
+    @property
+    def exposure(self) -> ExposureControl:
+        """The callback that asks the strategy and sets `model.exposure`, at each step."""
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return next(one for one in callbacks if isinstance(one, ExposureControl))
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Made, not run."""
@@ -33,11 +41,17 @@ class Run(Cli):
 
         Raises:
             RuntimeError: If it was called before, whether or not it came to its end.
+            ValueError: If an exposure was set that the strategy would replace.
         """
         if self._begun:
             raise RuntimeError(
                 f"this run has been trained: load(..., run={str(self.run_folder)!r}, resume=True) goes on with it, "
                 'at its end with a higher {"trainer.max_steps": ...}.'
+            )
+        if self.model.exposure != 1.0:
+            raise ValueError(
+                f"run.model.exposure = {self.model.exposure} would be replaced by the strategy's at each step: set "
+                f"run.exposure.strategy, to a Fixed (lit_atex.exposure) for one."
             )
         self._begun = True
         super()._run_subcommand("fit")
@@ -53,16 +67,29 @@ def load(*stack: str | dict[str, Any], run: str | None = None, **options: bool) 
 
     Raises:
         SystemExit: If something in it is wrong, with the message of the command line.
-        ValueError: The same, where it takes the parts to find out.
+        ValueError: The same, where it takes the parts to find out; or a value is an object.
     """
     quiet()
     words = ["fit"]
     for one in stack:
         for key, value in one.items() if isinstance(one, dict) else [("", one)]:
             if "." in key:  # as a file's key it could not name one of several sets
-                words.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
+                words.append(f"--{key}={value if isinstance(value, str) else _json(key, value)}")
             else:
-                words += ["--config", json.dumps({key: value}) if key else str(find_config(value))]
+                words += ["--config", _json(key, {key: value}) if key else str(find_config(value))]
     words += ["--run", run] if run else []
     words += [f"--{name}={json.dumps(value)}" for name, value in options.items()]
     return Run(words)
+
+
+def _json(key: str, value: Any) -> str:
+    """A value as YAML has it, which JSON is."""
+
+    def refuse(part: object) -> None:
+        place = key.replace("data.", "datamodule.") if key.startswith("data.") else key
+        raise ValueError(
+            f"{key}: an object ({type(part).__name__}) is no value of a config: set it after `run = load(...)` and "
+            f"before `run.train()`, as in `run.{place} = ...`; or give its class_path and init_args."
+        )
+
+    return json.dumps(value, default=refuse)

@@ -209,8 +209,6 @@ class Cli(LightningCLI):
             callbacks.append(CustomScalars())
             purge = purge_step(self.config_init[self.subcommand].ckpt_path, self.run_folder)
             loggers = [TensorBoardLogger(run, "tensorboard", "", purge_step=purge), MetricsCsv(run), *loggers]
-        if not self.datamodule.validation_names:
-            kwargs["limit_val_batches"] = 0  # else Lightning warns of an empty list of loaders
         trainer = super().instantiate_trainer(default_root_dir=run, logger=loggers, callbacks=callbacks, **kwargs)
         if (started := int(os.environ.get("WORLD_SIZE", 1))) not in (1, trainer.world_size):
             raise ValueError(
@@ -223,6 +221,11 @@ class Cli(LightningCLI):
         own.remove(self.folder)  # the prompts that it shows hold the exposure that is decided in the same hook
         own.insert(1 + next(i for i, c in enumerate(own) if isinstance(c, ExposureControl)), self.folder)
         return trainer
+
+    def before_fit(self) -> None:
+        """Leave out validations of nothing: Lightning would warn of an empty list of loaders."""
+        if not self.datamodule.validation_names:
+            self.trainer.limit_val_batches = 0
 
     def after_fit(self) -> None:
         """Evaluate the last step if that was not done, and say what came of the run; then others may train here."""

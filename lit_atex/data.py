@@ -95,7 +95,6 @@ class ProblemDataModule(pl.LightningDataModule):
         self.batch_size, self.eval_batch_size, self.shuffle_buffer = batch_size, eval_batch_size, shuffle_buffer
         self.max_bad_share, self.num_workers, self.seed = max_bad_share, num_workers, seed
         self.limit_held_out = limit_held_out
-        self.validation_names, self.test_names = list(self.validation), list(self.test)
         self.answered: dict[str, int] = {}
         """Problems of this rank's share, by config key, that an evaluation which goes on has the answers of."""
         self._held_out: dict[str, list[Problem]] = {}  # config key -> problems, all of them
@@ -108,6 +107,9 @@ class ProblemDataModule(pl.LightningDataModule):
         self._lengths: dict[int, int] = {}  # batches per pass, once a pass has been read to its end
 
     # Held-out sets
+
+    validation_names = property(lambda self: list(self.validation), doc="Names of the validation sets, in their order.")
+    test_names = property(lambda self: list(self.test), doc="The same of the test sets; both may be exchanged.")
 
     def setup(self, stage: str | None = None) -> None:
         """Read the held-out sets, and begin at the first batch unless the trainer has trained already.
@@ -122,6 +124,7 @@ class ProblemDataModule(pl.LightningDataModule):
                 self._start_at(0, 0)
         if self._held_out:
             return
+        check_names({"validation": self.validation, "test": self.test})  # again: they may have been set from Python
         sources = {"data.probe": self.probe} if self.probe is not None else {}
         sources |= {f"data.validation.{name}": source for name, source in self.validation.items()}
         sources |= {f"data.test.{name}": source for name, source in self.test.items()}

@@ -127,13 +127,11 @@ def translate(words: Sequence[str]) -> list[str]:
         raise ValueError(f"{given.model!r} was read as MODEL: name it before {others[0]}.")  # whose value it may be
     kind, other = ("validation", "test") if given.validation else ("test", "validation")
     run = run_of(given.model)
-    stack = [run / "config.yaml" if run else find_config("base")]
+    stack: list[Path | str] = [of_evaluations(run / "config.yaml", other) if run else find_config("base")]
     keys: dict[str, Any] = {"data.probe": None, f"data.{other}": None}
     chosen: list[str] = []
     if run:
-        # what the run read may be gone; an evaluation takes the sets alone
         chosen = trained(run, given.checkpoint)
-        keys |= {"exposure.progress": None, "trainer.logger": None, "trainer.callbacks": None}
     else:
         if given.checkpoint == "best":
             raise ValueError(f"--checkpoint best: {given.model} is no run folder, which has a best checkpoint.")
@@ -148,7 +146,7 @@ def translate(words: Sequence[str]) -> list[str]:
             raise ValueError(f"--sets has {', '.join(sorted(twice))} more than once: give each set a name of its own.")
         keys[f"data.{kind}"] = {name: source for sets in of_each for name, source in sets.items()}
     out = ["validate" if given.validation else "test"]
-    out += [word for path in stack for word in ("--config", str(path))] + chosen
+    out += [word for one in stack for word in ("--config", str(one))] + chosen
     options = {"model.eval_samples": given.samples, "data.limit_held_out": given.limit}
     options |= {f"model.eval_sampling.{k}": getattr(given, k) for k in ("temperature", "top_p", "max_new_tokens")}
     options |= {f"model.prompts.init_args.{'teacher' if given.exposure else 'eval'}_thinking": given.thinking}
@@ -257,6 +255,22 @@ def trained(run: Path, which: str) -> list[str]:
         raise ValueError(f"{run} has no student/: {why}")
     return ["--model.student.init_args.name", str(run / "student"), "--model.student.init_args.lora", "null",
             "--model.student.init_args.gguf_file", "null", "--model.student.init_args.revision", "null"]  # fmt: skip
+
+
+OF_TRAINING = (
+    *(f"model.{part}" for part in ("teacher", "divergence", "weighting", "optimizer", "lr_scheduler")),
+    *("exposure.strategy", "exposure.progress", "data.train", "data.probe", "trainer.logger", "trainer.callbacks"),
+)
+"""Keys of what no evaluation asks: the user's classes there, and what a run read, may be gone."""
+
+
+def of_evaluations(path: Path, other: str) -> str:
+    """The configuration of a run as YAML: what trains is that of base.yaml, and there are no sets of the other kind."""
+    config, base = _read(path), _read(find_config("base"))
+    for section, _, name in (key.partition(".") for key in OF_TRAINING):
+        config.setdefault(section, {})[name] = base[section].get(name)
+    config["data"][other] = None
+    return yaml.safe_dump(config, default_flow_style=True, width=float("inf"))
 
 
 def sets_of(path: Path, kind: str) -> dict[str, Any]:

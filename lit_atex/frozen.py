@@ -85,8 +85,12 @@ class FrozenWeights:
         checkpoint["state_dict"] = {n: w for n, w in checkpoint["state_dict"].items() if n not in set(self._names)}
         checkpoint[self.KEY] = self._fingerprint
 
-    def put_back(self, checkpoint: dict[str, Any]) -> None:
+    def put_back(self, checkpoint: dict[str, Any], exactly: bool = True) -> None:
         """Complete a checkpoint that was read.
+
+        Args:
+            checkpoint: The checkpoint.
+            exactly: Refuse others, bit for bit; else only warn: an evaluation may read them in another dtype.
 
         Raises:
             ValueError: If the model in memory has others.
@@ -94,8 +98,11 @@ class FrozenWeights:
         if self.KEY not in checkpoint:
             return
         if checkpoint[self.KEY] != self._fingerprint:
-            raise ValueError(
+            told = (
                 "the checkpoint holds adapters of another base model: model.student.init_args (name, dtype, lora) now "
-                "give other frozen weights than when the run began. Put the original ones back, or start a new run."
+                "give other frozen weights than when the run began."
             )
+            if exactly:
+                raise ValueError(f"{told} Put the original ones back, or start a new run.")
+            log.warning("%s", told)
         checkpoint["state_dict"] = self._weights() | checkpoint["state_dict"]

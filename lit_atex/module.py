@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -24,11 +25,12 @@ from lit_atex.divergence import Divergence
 from lit_atex.frozen import FrozenWeights
 from lit_atex.heap import give_back
 from lit_atex.models import LanguageModel
+from lit_atex.parts import Parts
 from lit_atex.prompts import PromptStyle
 from lit_atex.resume import open_next_pass
 from lit_atex.rollout import RolloutEngine, Sampling
 from lit_atex.solver import Solver
-from lit_atex.step_log import StepLog
+from lit_atex.step_log import SHOWN, StepLog
 from lit_atex.supervised import references
 from lit_atex.teacher import Frozen, Teacher
 from lit_atex.types import Problem, Rollouts, StepFeedback, row_generators, seeded
@@ -37,15 +39,6 @@ from lit_atex.weighting import Weighting, check_weighting, rollout_weights
 from lit_atex.window import BadSteps, Batch, PhaseClock, Seen, StepWindow
 
 log = logging.getLogger("lit_atex")
-
-SHOWN = {
-    "loss": "loss/divergence",
-    "exposure": "exposure/ratio",
-    "mismatch": "mismatch/forward_kl",
-    "accuracy": "competence/correct",
-    "tok/s": "throughput/completion_tokens_per_s",
-}
-"""The few numbers of the progress bar."""
 
 
 class SelfDistillation(Solver):
@@ -113,18 +106,27 @@ class SelfDistillation(Solver):
         self.feedback: StepFeedback | None = None
         """What came of the optimizer step that was just taken; None between steps and after a skipped one."""
         self.seen: Seen | None = None
-        self.step_log, self.window, self.skipped = StepLog(), StepWindow(), BadSteps()
+        self.step_log, self.window, self.skipped, self._parts = StepLog(), StepWindow(), BadSteps(), Parts()
         self.clock, self._loss_is_finite = PhaseClock(), True
+        self._attached: Teacher | None = None
         self.step_seconds = self._step_began = 0.0
 
     def configure_model(self) -> None:
-        """Read the weights once; the teacher takes its own from memory, before a checkpoint is restored."""
-        if hasattr(self, "student"):
-            return
+        """Read the weights once; to train, the teacher takes its own from memory, before a checkpoint is restored."""
         super().configure_model()
-        self.train_room = self.room(self.sampling, "model.sampling")
-        self.teacher.attach(self.student)
-        self._frozen = FrozenWeights(self.student, "student.")
+        if not hasattr(self, "_frozen"):
+            self._frozen = FrozenWeights(self.student, "student.")
+        if not self._trains():
+            return
+        self._parts.note(teacher=self.teacher, divergence=self.divergence, weighting=self.weighting)
+        if self._attached is not self.teacher:
+            self.train_room = self.room(self.sampling, "model.sampling")
+            self.teacher.attach(self.student)
+            self._attached = self.teacher
+
+    def _trains(self) -> bool:
+        """False in an evaluation by itself, which needs no teacher: a second set of weights, or another model."""
+        return self._trainer is None or self._trainer.state.fn == TrainerFn.FITTING
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer over what is trainable, and its schedule in optimizer steps."""
@@ -277,23 +279,18 @@ class SelfDistillation(Solver):
         """The feedback of the step before has been read by now."""
         self.feedback = None
 
-    def _kinds(self) -> dict[str, str]:
-        """What a resumed run must have too; from Python a part may have been exchanged, which no config shows."""
-        told = {name: repr(getattr(self, name)).partition(" at 0x")[0] for name in ("divergence", "weighting")}
-        return {"teacher": type(self.teacher).__name__} | told
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the teacher's state and the counters; leave out what is read again at the start."""
-        checkpoint["kinds"], checkpoint["teacher"] = self._kinds(), self.teacher.state_dict()
+        checkpoint["kinds"], checkpoint["teacher"] = self._parts.told(), self.teacher.state_dict()
         checkpoint["skipped_steps"] = (self.skipped.total, self.skipped.in_a_row)
         self._frozen.leave_out(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore them; an evaluation by itself takes the weights alone."""
+        self._frozen.put_back(checkpoint, exactly=self._trains())
+        if not self._trains():
+            return
         open_next_pass(checkpoint)
-        for part, kind in self._kinds().items():
-            if kind != (then := checkpoint["kinds"].get(part, "None")):  # earlier ones had no weighting
-                raise ValueError(f"model.{part} is {kind}, and the run had {then}: set it back, or begin a new run.")
+        self._parts.check(checkpoint["kinds"])
         self.teacher.load_state_dict(checkpoint["teacher"])
         self.skipped.total, self.skipped.in_a_row = checkpoint["skipped_steps"]
-        self._frozen.put_back(checkpoint)

@@ -69,8 +69,9 @@ def claim(run: Path, command: str, given: Any, settings: Callable[[Any], dict[st
         log.warning("--resume: no checkpoint in %s: the run begins at step 0", run / "checkpoints")
     check_format(checkpoint, trains)
     if trains:
-        if checkpoint is not None and Path(checkpoint).resolve().is_relative_to(run.resolve()):
-            check_settings(run, settings(given))
+        if checkpoint is not None:
+            own = Path(checkpoint).resolve().is_relative_to(run.resolve())
+            check_settings(run if own else Path(checkpoint).resolve().parents[1], settings(given), own)
         prepare(run, checkpoint, given.ckpt_path == "last", given.overwrite, first)
     elif given.ckpt_path and checkpoint is None:
         raise ValueError(f"--ckpt_path last: there is no checkpoint in {run / 'checkpoints'}.")
@@ -196,24 +197,30 @@ OF_THE_METHOD = (
 """Beginnings of keys that may not change: part of the run would contradict its config.yaml."""
 
 
-def check_settings(run: Path, now: dict[str, Any]) -> None:
+RESTORED = ("model.optimizer", "model.lr_scheduler")
+"""Beginnings of those that a new run takes from the checkpoint that it begins with: what its config says is lost."""
+
+
+def check_settings(run: Path, now: dict[str, Any], own: bool = True) -> None:
     """Whether a run goes on with the method that it began with; the data module checks what it is trained on.
 
     Args:
-        run: Its folder; without a `config.yaml` there is nothing to hold it to.
+        run: The folder of the run that wrote the checkpoint; without a `config.yaml` there is nothing to hold it to.
         now: The settings of now.
+        own: Whether this run is the one that goes on, and no new one with its checkpoint.
 
     Raises:
         ValueError: If not; names the keys.
     """
     path = run / "config.yaml"
     then = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    kept = [k for k in changed(then, now) if k.startswith(OF_THE_METHOD) and not k.startswith(MAY_CHANGE)]
+    held = OF_THE_METHOD if own else RESTORED
+    kept = [k for k in changed(then, now) if k.startswith(held) and not k.startswith(MAY_CHANGE)]
     if kept:
         raise ValueError(
-            f"--resume: {'; '.join(kept)}. Set it back; or begin another run, of its weights alone: "
-            f"--model.student.init_args.name {run}/student; or, if loss, teacher and all classes stay, where this one "
-            f"is: --run NEW --ckpt_path {run}/checkpoints/last.ckpt."
+            f"{'--resume' if own else '--ckpt_path'}: {'; '.join(kept)}. Set it back; or begin another run, of its "
+            f"trained weights alone: --model.student.init_args.name {run}/student; or, if optimizer, schedule, loss, "
+            f"teacher and all classes stay, where this one is: --run NEW --ckpt_path {run}/checkpoints/last.ckpt."
         )
 
 

@@ -15,6 +15,15 @@ import torch
 
 from lit_atex.metrics_csv import write
 
+SHOWN = {
+    "loss": "loss/divergence",
+    "exposure": "exposure/ratio",
+    "mismatch": "mismatch/forward_kl",
+    "accuracy": "competence/correct",
+    "tok/s": "throughput/completion_tokens_per_s",
+}
+"""The few numbers of the progress bar."""
+
 
 class StepLog(pl.Callback):
     """Hands the step's numbers to the loggers, under the step and as often as Lightning would.

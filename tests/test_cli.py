@@ -1,6 +1,8 @@
 """The command line: help, unknown keys, the errors that a user meets, resuming, what it imports. In one process."""
 
 import ast
+import csv
+import json
 import os
 import re
 import subprocess
@@ -14,7 +16,9 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lit_atex.api import load
 from lit_atex.cli import Cli, default_run, main
-from lit_atex.exposure import Exposure
+from lit_atex.divergence import ReverseKL
+from lit_atex.exposure import Exposure, Fixed
+from lit_atex.sources import Embedded
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--config", str(ROOT / "configs/base.yaml"), "--config", str(ROOT / "configs/tiny.yaml")]
@@ -434,3 +438,60 @@ def test_keys_given_to_load_are_those_of_the_command_line(tmp_path):
     assert len(run.datamodule.validation) > 1
     assert run.config.fit.model.optimizer.class_path == "torch.optim.SGD"
     assert run.config.fit.model.student.init_args.revision == "007"
+
+
+def embedded(split, size=3):
+    return Embedded(level=4, size=size, split=split)
+
+
+@pytest.mark.parametrize("before", ["null", "{a: {class_path: Embedded, init_args: {size: 2, split: other}}}"])
+def test_sets_and_strategy_are_exchanged_from_python(tmp_path, before):
+    keys = {"data.validation": before, "trainer.max_steps": 1, "trainer.val_check_interval": 1}
+    run = load("base", "tiny", keys, run=str(tmp_path / "run"))
+    run.datamodule.validation, run.datamodule.test = {"mine": embedded("validation")}, {}
+    assert (run.datamodule.validation_names, run.datamodule.test_names) == (["mine"], [])
+    run.exposure.strategy = Fixed(0.25)
+    run.train()
+    results = json.loads((tmp_path / "run/results.json").read_text(encoding="utf-8"))
+    assert {(step, one["name"]) for step, many in results.items() for one in many} >= {("step-1", "mine")}
+    assert {one["name"] for many in results.values() for one in many} == {"mine"}
+    with open(tmp_path / "run/metrics.csv", newline="", encoding="utf-8") as file:
+        assert [row["exposure/ratio"] for row in csv.DictReader(file) if row["exposure/ratio"]] == ["0.25"]
+
+
+def test_sets_may_be_taken_away_from_python(tmp_path, recwarn):
+    run = load("base", "tiny", {"trainer.max_steps": 1}, run=str(tmp_path / "run"))
+    run.datamodule.validation = {}
+    run.train()
+    assert not (tmp_path / "run/results.json").exists() or not json.loads((tmp_path / "run/results.json").read_text())
+    assert not [one for one in recwarn if "dataloader" in str(one.message)]
+
+
+def test_a_set_of_a_name_that_no_file_can_have_is_refused_from_python_too(tmp_path):
+    run = load("base", "tiny", run=str(tmp_path / "run"))
+    run.datamodule.validation = {"a/b": embedded("validation")}
+    with pytest.raises(ValueError, match=r"data\.validation: 'a/b' becomes part of the names of files"):
+        run.train()
+
+
+def test_an_exposure_that_a_strategy_would_replace_is_refused(tmp_path):
+    run = load("base", "tiny", run=str(tmp_path / "run"))
+    run.model.exposure = 0.25
+    with pytest.raises(ValueError, match=r"run\.model\.exposure = 0\.25 .*run\.exposure\.strategy"):
+        run.train()
+    run.model.exposure = 1.0
+    run.exposure.strategy = Fixed(0.25)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "place"),
+    [
+        ("model.divergence", ReverseKL(), "run.model.divergence = "),
+        ("data.validation", {"a": embedded("test")}, "run.datamodule.validation = "),
+    ],
+)
+def test_an_object_in_the_place_of_a_key_is_refused(tmp_path, key, value, place):
+    with pytest.raises(ValueError, match=re.escape(key)) as refusal:
+        load("base", "tiny", {key: value}, run=str(tmp_path / "run"))
+    assert place in str(refusal.value)
+    assert not (tmp_path / "run").exists()

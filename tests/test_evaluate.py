@@ -287,6 +287,42 @@ def test_a_run_folder_last_and_best(trained, tmp_path):
 
 
 @pytest.mark.slow
+def test_classes_that_trained_a_run_may_be_gone(trained, tmp_path):
+    """What no evaluation asks; of the rest nothing changes: not the numbers, nor what they depend on."""
+    run, gone = tmp_path / "run", {"class_path": "gone.Mine", "init_args": {"a": 1}}
+    shutil.copytree(trained, run)
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    for part in ("teacher", "divergence", "weighting", "optimizer", "lr_scheduler"):
+        config["model"][part] = gone
+    config["exposure"] |= {"strategy": gone, "progress": gone}
+    config["data"] |= {"train": gone, "probe": gone, "validation": {"mine": gone}}
+    config["trainer"] |= {"logger": gone, "callbacks": [gone]}
+    (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    for one in (trained, run):
+        main(["evaluate", str(one), *FEW, "--run", str(tmp_path / f"of-{one.name}")])
+    folders = [tmp_path / f"of-{one.name}" for one in (trained, run)]
+    files = [[json.loads(p.read_text()) for p in sorted(f.glob("outcomes/*.protocol.json"))] for f in folders]
+    assert len(files[0]) == 1
+    assert files[0][0].pop("model.student.name") != files[1][0].pop("model.student.name")
+    assert files[0] == files[1]
+    assert results(folders[0]) == results(folders[1])
+    config["model"]["engine"] = gone
+    (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert refused(run, *FEW, "--run", tmp_path / "engine") == 2  # it samples
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["last", "best"])
+def test_weights_are_evaluated_in_another_precision_whatever_trained_them(trained, tmp_path, which):
+    """Neither has an average in half precision been built, nor is a frozen teacher's fingerprint compared."""
+    words = ["--checkpoint", which, "--config", "teacher/ema", "--model.student.init_args.dtype", "bfloat16"]
+    main(["evaluate", str(trained), *FEW, *words, "--run", str(tmp_path / which)])
+    protocol = json.loads((tmp_path / which / "outcomes/test.protocol.json").read_text(encoding="utf-8"))
+    assert protocol["model.student.dtype"] == "bfloat16"
+    assert results(tmp_path / which)["test"]
+
+
+@pytest.mark.slow
 def test_sets_of_the_words_then_of_a_config_then_of_the_run(trained, tmp_path):
     run, source = (
         tmp_path / "run",

@@ -30,6 +30,7 @@ from lit_atex.sources import BadRow, Source
 from lit_atex.teacher import Ema, Frozen, Teacher
 from lit_atex.types import Problem, Rollouts, Verdict, seeded
 from lit_atex.verify import Verifier
+from lit_atex.weighting import Weighting
 
 # ---------------------------------------------------------------- parts, which test_resume and test_ranks use too
 
@@ -103,6 +104,7 @@ def distillation(
     max_new_tokens: int = 9,
     max_prompt_tokens: int = 200,
     seed: int = 0,
+    weighting: Weighting | None = None,
 ) -> SelfDistillation:
     sampling = Sampling(max_new_tokens=max_new_tokens)
     return SelfDistillation(
@@ -121,6 +123,7 @@ def distillation(
         chunk_tokens=chunk_tokens,
         part_tokens=part_tokens,
         seed=seed,
+        weighting=weighting,
     )
 
 

@@ -25,7 +25,7 @@ from lit_atex.module import SelfDistillation
 from lit_atex.rollout import TransformersEngine
 from lit_atex.teacher import Ema, Frozen, Gated, Live
 from lit_atex.types import StepFeedback
-from lit_atex.weighting import GroupRelative
+from lit_atex.weighting import GroupRelative, Weighting
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 
@@ -200,6 +200,55 @@ def test_another_teacher_divergence_or_weighting_is_refused(tmp_path, name):
     weighted.weighting = GroupRelative(scaled=False)
     with pytest.raises(ValueError, match=r"model\.weighting is GroupRelative\(scaled=False\), and the run had None"):
         run(tmp_path, weighted, 2, Fixed(1.0), resume="step=1.ckpt")
+
+
+class Counting(Ema):
+    """Of a user, with an attribute that changes as it trains, and another that may be set."""
+
+    def __init__(self, decay: float, every: int = 1) -> None:
+        super().__init__(decay)
+        self.every, self.steps, self.anything = every, 0, object()
+
+    def after_step(self, student, feedback):
+        super().after_step(student, feedback)
+        self.steps += 1
+
+
+class Lenient(Weighting):
+    """Of a user: a plain class, whose `repr` has none of its settings."""
+
+    def __init__(self, wrong: float = 0.5) -> None:
+        self.wrong = wrong
+
+    def weights(self, correct):
+        return correct + self.wrong * (1 - correct)
+
+
+def test_other_settings_of_a_part_are_refused(tmp_path, name):
+    """From Python: no config shows them."""
+    made = lambda decay=0.9, every=1, wrong=0.5: make(  # noqa: E731
+        name, lambda: Counting(decay, every), None, weighting=Lenient(wrong)
+    )
+    run(tmp_path, made(), 2, Fixed(1.0))
+    for change in ({"decay": 0.5}, {"every": 2}, {"wrong": 0.25}):
+        [(key, value)] = change.items()
+        part = "weighting" if key == "wrong" else "teacher"
+        with pytest.raises(ValueError, match=rf"model\.{part}\.{key} is {value}, and the run had"):
+            run(tmp_path, made(**change), 3, Fixed(1.0), resume="step=2.ckpt")
+    run(tmp_path, made(), 3, Fixed(1.0), resume="step=2.ckpt")  # what it has counted is no setting
+    run(tmp_path, made(), 4, Fixed(1.0), resume="step=3.ckpt")
+
+
+def test_a_checkpoint_without_settings_goes_on(tmp_path, name):
+    """Those of commit 96f7758 and before had the classes alone."""
+    run(tmp_path, make(name, lambda: Ema(0.9), None), 1, Fixed(1.0))
+    path = tmp_path / "step=1.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["kinds"].pop("teacher.decay") == 0.9
+    assert checkpoint["kinds"].pop("weighting") == "None"
+    assert set(checkpoint["kinds"]) == {"teacher", "divergence"}
+    torch.save(checkpoint, path)
+    run(tmp_path, make(name, lambda: Ema(0.9), None), 2, Fixed(1.0), resume="step=1.ckpt")
 
 
 def test_the_length_of_training_may_be_asked_for_while_the_optimizer_is_made(tmp_path, name):

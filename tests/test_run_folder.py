@@ -390,7 +390,7 @@ class Stops(pl.Callback):
         (["--exposure.strategy", "Bandit"], r"exposure\.strategy\.class_path was .*Fixed, is .*Bandit"),
         (["--exposure.hold", "3"], r"exposure\.hold was 1, is 3"),
         (["--model.samples", "2"], r"model\.samples was 1, is 2"),
-        (["--model.teacher", "Live"], r"model\.teacher\.class_path was .*Frozen, is .*Live.*if loss, teacher and all"),
+        (["--model.teacher", "Live"], r"model\.teacher\.class_path was .*Frozen, is .*Live.*loss, teacher and all"),
         (["--model.weighting", "Correct"], r"model\.weighting was null, is set"),
         (["--seed_everything", "9"], r"seed_everything was 0, is 9"),
         (["--trainer.gradient_clip_algorithm", "value"], r"gradient_clip_algorithm was None, is value"),
@@ -413,6 +413,28 @@ def test_an_earlier_checkpoint_of_the_run_is_held_to_its_method_too(short, tmp_p
     earlier = next(path for path in (run / "checkpoints").glob("*.ckpt") if path.name != "best.ckpt")
     words = ["fit", *STACK, *OFTEN, "--run", str(run), "--trainer.max_steps", "6", "--model.samples", "2"]
     assert "model.samples was 1, is 2" in refused(*words, "--ckpt_path", str(earlier))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--model.optimizer.init_args.lr", "1e-5"], ["--model.lr_scheduler.init_args.factor", "0.5"],
+     ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.001"]],
+)  # fmt: skip
+def test_a_new_run_does_not_keep_another_optimizer_than_its_config_says(short, tmp_path, words):
+    """Lightning restores the learning rate with the optimizer's state, and the schedule: the config's had no effect."""
+    checkpoint = ["--ckpt_path", str(short / "checkpoints/last.ckpt"), "--trainer.max_steps", "4"]
+    message = refused("fit", *STACK, *OFTEN, "--run", str(tmp_path / "new"), *checkpoint, *words)
+    key = words[0].removeprefix("--")
+    assert f"--ckpt_path: {key}" in message
+    assert f"--model.student.init_args.name {short}/student" in message
+    assert not (tmp_path / "new").exists()
+    assert (short / "student").is_dir()  # and that is a way that leads somewhere
+
+
+def test_a_new_run_goes_on_from_a_checkpoint_with_other_settings(short, tmp_path):
+    words = ["--ckpt_path", str(short / "checkpoints/last.ckpt"), "--model.samples", "2"]
+    fit(tmp_path, 4, *words)
+    assert load(tmp_path / "manifest.json")["optimizer_steps"] == 4
 
 
 def test_processes_that_are_forked_are_refused(tmp_path):

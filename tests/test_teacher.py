@@ -10,7 +10,7 @@ from conftest import SIX, ScriptedEngine, byte_tokenizer, two_layer_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
-from test_module import Spoiled, distillation, fit, problems_of, saved_model, trainer
+from test_module import Listed, Spoiled, distillation, fit, problems_of, saved_model, trainer
 from torch import nn
 from torch.optim import SGD
 
@@ -231,6 +231,53 @@ def test_a_live_teacher_stops_the_gradient(name):
     frozen, live = distillation(name), distillation(name, teacher=Live())
     fit(frozen), fit(live)  # at the first step, teacher and gradient are the same for both
     torch.testing.assert_close(dict(live.student.state_dict()), dict(frozen.student.state_dict()), rtol=0, atol=0)
+
+
+class Unwanted(Teacher):
+    """Another model, say."""
+
+    def attach(self, student):
+        raise AssertionError("the teacher was built")
+
+    def scorer(self, student):
+        raise AssertionError("the teacher was asked")
+
+
+@pytest.mark.parametrize("how", ["validate", "test", "predict"])
+def test_an_evaluation_builds_no_teacher(name, how):
+    """It would be a second set of weights, or another model's."""
+    module = distillation(name, teacher=Unwanted())
+    sets = {"validation" if how == "validate" else "test": {"v": Listed([SIX[0]])}}
+    getattr(trainer(1, limit_val_batches=1), how)(module, problems_of(3, **sets))
+    with pytest.raises(AssertionError, match="was built"):
+        trainer(1).fit(module, problems_of(3))
+
+
+def test_a_module_that_was_evaluated_first_trains_as_one_that_was_not(name):
+    modules = [distillation(name, teacher=Ema(0.5)) for _ in range(2)]
+    data = lambda: problems_of(3, test={"t": Listed([SIX[0]._replace(id="t", question="9+9")])})  # noqa: E731
+    trainer(1).test(modules[0], data())
+    for module in modules:
+        trainer(2).fit(module, data())
+    weights = [m.student.state_dict() | m.teacher.state_dict()["copy"] for m in modules]
+    torch.testing.assert_close(dict(weights[0]), dict(weights[1]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_a_checkpoint_may_be_evaluated_in_another_precision_and_without_its_teacher(tmp_path, name, lora, caplog):
+    module, one = distillation(name, lora, Frozen(), optimizer=lambda p: SGD(p, lr=0.5)), trainer(2)
+    one.fit(module, problems_of(3))
+    one.save_checkpoint(tmp_path / "best.ckpt", weights_only=True)
+    other = distillation(name, lora, Unwanted())
+    other.source = LanguageModel(name, lora=lora, dtype="bfloat16")
+    data = problems_of(3, test={"t": Listed([SIX[0]])})
+    trainer(1).test(other, data, ckpt_path=tmp_path / "best.ckpt", weights_only=True)
+    trained = {n: p for n, p in module.student.named_parameters() if p.requires_grad}
+    found = dict(other.student.named_parameters())
+    for n, p in trained.items():
+        assert torch.equal(found[n], p.to(found[n]))
+    assert any(p.dtype == torch.bfloat16 for p in found.values())
+    assert ("adapters of another base model" in caplog.text) == (lora is not None)
 
 
 # ---------------------------------------------------------------- the average
