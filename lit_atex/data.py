@@ -60,11 +60,11 @@ class ProblemDataModule(pl.LightningDataModule):
 
         The position in the training data is the number of batches that were trained on. It is in the checkpoint; a
         resumed run replays the text stream up to it, so it sees what the undisturbed run would have seen, whatever
-        Lightning and the workers had fetched ahead. With `trainer.limit_train_batches` the next Lightning epoch goes
-        on in the pass; it does not start over.
+        Lightning and the workers had fetched ahead. With `trainer.limit_train_batches` an epoch is exactly so many
+        batches: it begins where the one before it ended in the pass, and where the pass ends goes on in the next.
 
         Args:
-            train: Problems to train on. An epoch is one pass; an endless source is one endless epoch.
+            train: Problems to train on. Without that limit, an epoch is one pass; of an endless source, it never ends.
             probe: A small fixed set that learning progress is measured on; held out from training and evaluation.
             validation: Held-out sets by name; without any, set `trainer.limit_val_batches` to 0.
             test: Held-out sets by name.
@@ -188,7 +188,12 @@ class ProblemDataModule(pl.LightningDataModule):
         return TrainBatches(self)
 
     def train_batches(self) -> Iterator[list[Problem]]:
-        """The rest of the pass that training stands in; the whole next pass if that one is complete."""
+        """The rest of the pass that training stands in; the whole next pass if that one is complete.
+
+        With `trainer.limit_train_batches`, pass after pass without end: Lightning then counts and does not fetch ahead,
+        so it would not know that a pass ends before the limit, and would neither step nor evaluate there.
+        """
+        limited = self.trainer is not None and isinstance(self.trainer.limit_train_batches, int)
         self._fetched.clear()
         epoch, first = self._position
         while True:
@@ -204,14 +209,14 @@ class ProblemDataModule(pl.LightningDataModule):
                     self._fetched.append((epoch, index))
                     index += 1
                     yield problems
-            if index > first:
-                break
-            if first == 0:
+            if index == 0:
                 raise ValueError(f"data.train has no problem. {self._tallies['data.train'].describe()}")
-            epoch, first = epoch + 1, 0  # training stood at the very end of the pass
-        self._lengths[epoch] = index
-        if self._position == (epoch, index):
-            self._position = (epoch + 1, 0)
+            self._lengths[epoch] = index
+            if self._position == (epoch, index):
+                self._position = (epoch + 1, 0)
+            if index > first and not limited:
+                return
+            epoch, first = epoch + 1, 0  # if index == first, training stood at the very end of the pass
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Count the batch: Lightning calls this for the very batch that is trained on next."""

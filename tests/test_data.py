@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 import lightning.pytorch as pl
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from lit_atex.contamination import ContaminationCheck
 from lit_atex.data import ProblemDataModule
+from lit_atex.resume import open_next_pass
 from lit_atex.rows import Columns
 from lit_atex.sources import Embedded, JsonLines, Source
 from lit_atex.stream import EvalBatches, Tally, TrainStream, read, shuffle
@@ -53,6 +55,7 @@ class Recorder(pl.LightningModule):
         self.layer = torch.nn.Linear(1, 1)
         self.seen: list[tuple[int, list[str]]] = []
         self.evaluated: list[tuple[int, list[str]]] = []
+        self.steps_after: list[int] = []  # batches seen at each optimizer step
         self.save_at, self.path, self.hook, self.fail_at = save_at, path, hook, fail_at
 
     def training_step(self, batch: list[Problem], batch_idx: int) -> torch.Tensor:
@@ -67,8 +70,14 @@ class Recorder(pl.LightningModule):
         if self.hook == hook and len(self.seen) == self.save_at:
             self.trainer.save_checkpoint(self.path)
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.steps_after.append(len(self.seen))
+
     def on_train_batch_end(self, *args: object) -> None:
         self.save("end")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        open_next_pass(checkpoint)  # as the real module does
 
     def on_train_epoch_end(self) -> None:
         self.save("epoch_end")
@@ -154,16 +163,25 @@ def test_stopped_after_three_steps_and_resumed_to_eight(tmp_path, num_workers):
     assert whole.seen[0][1] != whole.seen[5][1]  # passes are shuffled differently
 
 
-@pytest.mark.parametrize("save_at", [2, 3, 4, 5, 6])
-def test_short_lightning_epochs_go_on_in_the_pass(tmp_path, save_at):
-    """`limit_train_batches` makes Lightning ask for a new iterator every two batches, without fetching ahead."""
-    args = {"max_steps": 11, "limit_train_batches": 2, "limit_val_batches": 0}
-    plain, whole, resumed = Recorder(), Recorder(save_at, tmp_path / "x.ckpt"), Recorder()
-    train(tmp_path, data(), plain, max_steps=11)
+@pytest.mark.parametrize("limit", [2, 4, 7])  # of 5 batches a pass
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("save_at", [2, 4, 5, 6, 8])
+def test_with_a_limit_an_epoch_is_so_many_batches_and_goes_on_in_the_passes(tmp_path, limit, accumulate, save_at):
+    """Lightning asks for a new iterator every `limit` batches, without fetching ahead; a pass ends within an epoch."""
+    args = {"max_steps": 13, "limit_train_batches": limit, "limit_val_batches": 0}
+    args |= {"accumulate_grad_batches": accumulate}
+    plain, resumed = Recorder(), Recorder()
+    whole = Recorder(save_at, tmp_path / "x.ckpt", "epoch_end" if save_at % limit == 0 else "end")
     train(tmp_path, data(), whole, **args)
+    train(tmp_path, data(), plain, max_steps=len(whole.seen))
     train(tmp_path, data(), resumed, tmp_path / "x.ckpt", **args)
     assert [x for _, x in whole.seen] == [x for _, x in plain.seen]
+    assert [epoch for epoch, _ in whole.seen] == [i // limit for i in range(len(whole.seen))]
+    # every batch is in a step: a step takes `accumulate`, or what is left of the epoch
+    ends = [i for i in range(1, len(whole.seen) + 1) if i % limit == 0 or i % limit % accumulate == 0]
+    assert whole.steps_after == ends
     assert [x for _, x in resumed.seen] == [x for _, x in whole.seen[save_at:]]
+    assert resumed.steps_after == [i - save_at for i in whole.steps_after if i > save_at]
 
 
 def test_an_endless_source_is_one_epoch_and_resumes(tmp_path):
