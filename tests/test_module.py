@@ -352,6 +352,11 @@ def test_a_precision_that_cannot_be_is_refused(name):
             module.setup("fit")
 
 
+def test_overfit_batches_is_refused_with_what_to_do_instead(name):
+    with pytest.raises(ValueError, match=r"trainer\.overfit_batches .* data\.train\.init_args\.size"):
+        fit(distillation(name), overfit_batches=1)
+
+
 def test_bf16_mixed_runs_and_stays_near_float32(name):
     logs = {}
     for precision in ("32-true", "bf16-mixed"):
