@@ -100,7 +100,7 @@ class ProblemDataModule(pl.LightningDataModule):
         """Problems of this rank's share, by config key, that an evaluation which goes on has the answers of."""
         self._held_out: dict[str, list[Problem]] = {}  # config key -> problems, all of them
         self._tallies: dict[str, Tally] = {}
-        self._shown: dict[str, int] = {}  # broken rows that the log has told of
+        self._shown: dict[str, int] = {}  # rows left out that the log has told of
         self._loaded: dict[str, Any] = {}  # of the checkpoint that was read
         self._train_settings = train.settings()  # before a pass: a source may keep count
         self._position = self._previous = (0, 0)  # what training needs next; the same before the last counted batch
@@ -113,15 +113,18 @@ class ProblemDataModule(pl.LightningDataModule):
         """Read the held-out sets, and begin at the first batch unless the trainer has trained already.
 
         Raises:
-            ValueError: If a set is not there, endless or empty, has an id twice, or shares a question with another set.
+            ValueError: If a set is endless or empty, has an id twice or another's question; or if training has none.
         """
         if stage == "fit":
             self._train_settings = self.train.settings()
-            look_at(self.train, "data.train")
             if self.trainer is not None and self.trainer.global_step == 0:
                 self._start_at(0, 0)
-        if self._held_out:
-            return
+        if not self._held_out:
+            self._read_held_out()
+        if stage == "fit":
+            look_at(self.train, "data.train", self.max_bad_share, self._held_out_questions())
+
+    def _read_held_out(self) -> None:
         sources = {"data.probe": self.probe} if self.probe is not None else {}
         sources |= {f"data.validation.{name}": source for name, source in self.validation.items()}
         sources |= {f"data.test.{name}": source for name, source in self.test.items()}
@@ -188,10 +191,10 @@ class ProblemDataModule(pl.LightningDataModule):
         return TrainBatches(self)
 
     def train_batches(self) -> Iterator[list[Problem]]:
-        """The rest of the pass that training stands in; the whole next pass if that one is complete.
+        """The rest of the pass that training stands in, or all of the next one.
 
-        With `trainer.limit_train_batches`, pass after pass without end: Lightning then counts and does not fetch ahead,
-        so it would not know that a pass ends before the limit, and would neither step nor evaluate there.
+        With `trainer.limit_train_batches`, pass after pass: Lightning then does not fetch ahead, so it would not know
+        of a pass that ends first, and would leave a step open there.
         """
         limited = self.trainer is not None and isinstance(self.trainer.limit_train_batches, int)
         self._fetched.clear()
@@ -281,10 +284,10 @@ class ProblemDataModule(pl.LightningDataModule):
         return {key.removeprefix("data."): tally.counts() for key, tally in self._tallies.items()}
 
     def _warn(self, key: str, tally: Tally, final: bool = True) -> None:
-        """Show broken rows each time that their number has doubled, and at the end of the pass."""
-        broken, shown = tally.bad.total(), self._shown.get(key, 0)
-        if self._ranks()[1] == 0 and broken > shown and (final or broken >= 2 * shown):
-            self._shown[key] = broken
+        """Say how many rows are left out, each time that their number has doubled, and at the end of the pass."""
+        left_out, shown = tally.rows - tally.problems, self._shown.get(key, 0)
+        if self._ranks()[1] == 0 and left_out > shown and (final or left_out >= 2 * shown):
+            self._shown[key] = left_out
             log.warning("%s: %s", key, tally.describe())
 
     def _ranks(self) -> tuple[int, int]:

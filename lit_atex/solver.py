@@ -120,7 +120,7 @@ class Solver(pl.LightningModule):
                 f"trainer.precision: {precision} {why}: take bf16-mixed; or leave it out, and for adapters on "
                 "a base model in half precision set model.student.init_args.dtype to bfloat16."
             )
-        if self.trainer.overfit_batches:
+        if self.trainer.overfit_batches:  # type: ignore[attr-defined]
             raise ValueError(
                 "trainer.overfit_batches repeats nothing here, where training goes on in its source: to train on a few "
                 "problems again and again, set data.train.init_args.size to their number, or data.train to a file of "

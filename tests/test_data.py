@@ -357,7 +357,7 @@ def test_an_endless_source_is_read_only_as_far_as_needed():
 # Held out
 
 
-def test_held_out_questions_are_skipped_in_training_and_counted():
+def test_held_out_questions_are_skipped_in_training_counted_and_said(caplog):
     datamodule = data(train=Numbers(14), validation={"v": Numbers(2)}, test={"t": Numbers(3, "Q 1")}, shuffle_buffer=0)
     datamodule.test["t"] = Renamed(["  Q5\n", "q7"])
     datamodule.setup("fit")
@@ -368,6 +368,11 @@ def test_held_out_questions_are_skipped_in_training_and_counted():
         "test.t": {"rows": 2, "problems": 2, "held out": 0},
         "train": {"rows": 14, "problems": 10, "held out": 4},
     }
+    said = [r.getMessage() for r in caplog.records]
+    assert said[-1].endswith(" rows are broken, 4 are held out for evaluation")
+    assert len(said) <= 3  # as the count doubles
+    assert len(list(datamodule.train_dataloader())) == 4
+    assert len(caplog.records) == len(said)  # once, not in each pass
 
 
 class Made(Source):
@@ -468,7 +473,7 @@ def test_a_source_that_begins_otherwise_each_time_is_warned_of(caplog):
     data(train=Numbers(9)).setup("fit")
     assert not caplog.records
     data(train=Shuffled(9)).setup("fit")
-    assert "data.train: Shuffled begins with another row each time" in caplog.records[0].getMessage()
+    assert "data.train: Shuffled begins with another problem each time" in caplog.records[0].getMessage()
 
 
 def test_a_source_that_does_not_start_over_is_refused():
@@ -508,10 +513,8 @@ def test_a_source_that_is_held_out_whole_does_not_hang():
     held_out = frozenset(f"q{i}" for i in range(20_000))
     with pytest.raises(ValueError, match=r"data\.train: 10000 questions in a row are held out"):
         batches(source=Numbers(None), held_out=held_out)
-    datamodule = data(train=Numbers(3, "v"))
-    datamodule.setup("fit")
     with pytest.raises(ValueError, match=r"no problem. 0 of 3 rows are broken, 3 are held out for evaluation"):
-        next(datamodule.train_batches())
+        data(train=Numbers(3, "v")).setup("fit")
 
 
 @settings(deadline=None)
@@ -588,10 +591,20 @@ def test_a_short_source_is_judged_at_its_end():
 
 @pytest.mark.parametrize("source", [Numbers(0), Numbers(3)])
 def test_no_training_problem_is_an_error(source):
-    datamodule = data(train=source, validation={"v": Numbers(3)})
+    with pytest.raises(ValueError, match=r"data\.train has no problem"):  # before a first evaluation
+        data(train=source, validation={"v": Numbers(3)}).setup("fit")
+
+
+def test_a_source_that_begins_with_held_out_and_broken_rows_is_read_on():
+    rows = [Problem(f"v{i}", f"v{i}", "#### 2", "2") for i in range(999)]
+    datamodule = data(train=Made(BadRow("odd", "x"), *rows[:3], GOOD), max_bad_share=0.3)
     datamodule.setup("fit")
-    with pytest.raises(ValueError, match=r"data\.train has no problem"):
-        list(datamodule.train_dataloader())
+    assert [p.id for batch in datamodule.train_batches() for p in batch] == ["a"]
+    with pytest.raises(ValueError, match=r"data\.train has no problem\. 0 of 999 rows are broken, 999 are held out"):
+        data(train=Made(*rows), validation={"v": Numbers(999, "v")}).setup("fit")
+    many = data(train=Made(*rows, rows[0], GOOD), validation={"v": Numbers(999, "v")})
+    many.setup("fit")  # the look is bounded
+    assert [p.id for batch in many.train_batches() for p in batch] == ["a"]
 
 
 @pytest.mark.parametrize(
