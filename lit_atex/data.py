@@ -15,6 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
+from lit_atex.settings import brief
 from lit_atex.sources import Source
 from lit_atex.stream import EvalBatches, Tally, TrainStream, check_ids, check_names, look_at, read, same
 from lit_atex.types import Problem
@@ -200,8 +201,7 @@ class ProblemDataModule(pl.LightningDataModule):
         self._fetched.clear()
         epoch, first = self._position
         while True:
-            index = first
-            stream = self._train_stream(epoch, first)
+            index, stream = first, self._train_stream(epoch, first)
             for problems, tally in DataLoader(
                 stream, batch_size=None, num_workers=self.num_workers, collate_fn=_as_it_is
             ):
@@ -260,10 +260,10 @@ class ProblemDataModule(pl.LightningDataModule):
     def _settings(self) -> dict[str, str]:
         settings = {f"data.{key}": repr(getattr(self, key)) for key in ("batch_size", "shuffle_buffer", "seed")}
         settings["trainer.devices x trainer.num_nodes"] = repr(self._ranks()[0])
-        return settings | {f"data.train ({key})": value for key, value in self._train_settings.items()}
+        return settings | {f"data.train ({key})": brief(value) for key, value in self._train_settings.items()}
 
     def _check_settings(self) -> None:
-        then, now = self._loaded.get("settings", {}), self._settings()
+        then, now = {k: brief(v) for k, v in self._loaded.get("settings", {}).items()}, self._settings()
         for key in sorted(then.keys() | now.keys()) if then else ():
             if then.get(key) != now.get(key):
                 raise ValueError(

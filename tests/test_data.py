@@ -265,6 +265,24 @@ def test_a_source_that_keeps_count_and_holds_objects_resumes(tmp_path):
         train(tmp_path, data(train=Counted(15)), Recorder(), tmp_path / "x.ckpt", max_steps=12)
 
 
+def test_of_problems_that_a_source_holds_a_checkpoint_keeps_a_digest():
+    problems = [Problem(str(i), f"q{i}", "x" * 500 + "#### 2", "2") for i in range(100)]
+    first, same = data(train=Made(*problems)), data(train=Made(*problems))
+    first.setup("fit")
+    state = first.state_dict()
+    assert max(map(len, state["settings"].values())) < 200
+    same.load_state_dict(state)
+    same.train_dataloader()
+    state["settings"]["data.train (rows)"] = repr(tuple(problems))  # as earlier checkpoints have it
+    same.load_state_dict(state)
+    same.train_dataloader()
+    other = data(train=Made(*problems[:-1], problems[0]))
+    other.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"data\.train \(rows\) is .*q0.*SHA-256.* with .*q0.*SHA-256") as caught:
+        other.train_dataloader()
+    assert len(str(caught.value)) < 700
+
+
 def test_another_number_of_ranks_is_refused():
     datamodule = data()
     datamodule.setup("fit")
