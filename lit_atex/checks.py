@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from lit_atex.decode import decoder_for
 from lit_atex.models import unwrap
@@ -132,6 +133,28 @@ def check_optimizer(optimizer: torch.optim.Optimizer, again: bool = False) -> No
     if again or isinstance(optimizer, torch.optim.LBFGS):
         name = type(optimizer).__name__
         raise ValueError(f"model.optimizer: {name} evaluates a step several times; take one that does so once.")
+
+
+def check_schedule(scheduler: Any, steps: int) -> None:
+    """Whether a learning-rate schedule can be followed to the end of a run.
+
+    Args:
+        scheduler: The schedule.
+        steps: Optimizer steps of the run; -1: not known.
+
+    Raises:
+        ValueError: If it asks for a metric, or would fail in the midst of the run.
+    """
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise ValueError(
+            "model.lr_scheduler: ReduceLROnPlateau reads a metric, and a schedule is stepped here once an optimizer "
+            "step, where there is none: take one that counts steps, such as torch.optim.lr_scheduler.OneCycleLR."
+        )
+    if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < steps:
+        raise ValueError(
+            f"model.lr_scheduler: OneCycleLR ends at step {scheduler.total_steps}, and trainer.max_steps is {steps}: "
+            "set model.lr_scheduler.init_args.total_steps to that."
+        )
 
 
 def check_memory(key: str, kind: type[Any], base: type[Any], learns: str) -> None:
