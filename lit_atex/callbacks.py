@@ -60,21 +60,21 @@ class ExposureControl(pl.Callback):
         """Refuse what cannot work, and warn of what would surprise.
 
         Raises:
-            ValueError: If the progress measure needs a probe and there is none, windows last an endless pass, or a
+            ValueError: If the progress measure needs a probe and there is none, windows last an endless epoch, or a
                 strategy or measure saves what it does not load.
         """
         source = getattr(getattr(trainer, "datamodule", None), "train", None)
-        if self.hold == "epoch" and source is not None and not source.finite:
+        endless = source is not None and not source.finite and not isinstance(trainer.limit_train_batches, int)
+        if self.hold == "epoch" and endless:
             raise ValueError(
                 "exposure.hold: epoch holds a decision for a pass over data.train, which never ends: set "
-                "data.train.init_args.size, or exposure.hold to a number of optimizer steps."
+                "data.train.init_args.size, trainer.limit_train_batches, or exposure.hold to a number of steps."
             )
         if trainer.max_steps > 0 and trainer.max_epochs not in (None, -1):
             log.warning(
-                "exposure strategies measure time by trainer.max_steps (%d), and trainer.max_epochs (%d) may end the "
-                "run before: leave out the latter.",
-                trainer.max_steps,
-                trainer.max_epochs,
+                "trainer.max_steps (%d), by which exposure strategies measure time, and trainer.max_epochs (%d) are "
+                "both set: the first to be reached ends the run. For epochs alone, --trainer.max_steps -1.",
+                *(trainer.max_steps, trainer.max_epochs),
             )
         check_memory("exposure.strategy", type(self.strategy), Exposure, "update")
         check_memory("exposure.progress", type(self.progress), ProgressMeasure, "update")

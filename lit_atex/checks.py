@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from lit_atex.decode import decoder_for
 from lit_atex.models import unwrap
 from lit_atex.prompts import PromptStyle
+from lit_atex.reveal import KINDS
 from lit_atex.rollout import evaluating
 from lit_atex.scoring import head_of
 from lit_atex.types import Problem
@@ -102,19 +104,21 @@ def check_precision(model: nn.Module) -> None:
 
 
 def check_hints(prompts: PromptStyle, tokenizer: Any, room: int, data: Any) -> None:
-    """Make teacher prompts of the first training problems: what fails in them is told before a first evaluation.
+    """Try a hint function of the user's own on the first training problems, before a first evaluation.
 
     Args:
-        prompts: Makes them.
+        prompts: Makes the prompts.
         tokenizer: The model's.
         room: Longest prompt that leaves room for a completion, in tokens.
         data: The data module; a user's own may have no `train`.
 
     Raises:
-        ValueError: As `PromptStyle.teachers`, of a hint of the user's own above all.
+        ValueError: As `PromptStyle.teachers`.
     """
     source = getattr(data, "train", ())
-    found = [row for row in islice(source, 8) if isinstance(row, Problem)] if isinstance(source, Iterable) else []
+    if prompts.hint in KINDS or not isinstance(source, Iterable):
+        return
+    found = [row for row in islice(source, 8) if isinstance(row, Problem)]
     for ratio in (0.5, 1.0):
         prompts.teachers(found, [ratio] * len(found), tokenizer, room)
 
@@ -132,6 +136,28 @@ def check_optimizer(optimizer: torch.optim.Optimizer, again: bool = False) -> No
     if again or isinstance(optimizer, torch.optim.LBFGS):
         name = type(optimizer).__name__
         raise ValueError(f"model.optimizer: {name} evaluates a step several times; take one that does so once.")
+
+
+def check_schedule(scheduler: Any, steps: int) -> None:
+    """Whether a learning-rate schedule can be followed to the end of a run.
+
+    Args:
+        scheduler: The schedule.
+        steps: Optimizer steps of the run; -1: not known.
+
+    Raises:
+        ValueError: If it asks for a metric, or would fail in the midst of the run.
+    """
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise ValueError(
+            "model.lr_scheduler: ReduceLROnPlateau reads a metric, and a schedule is stepped here once an optimizer "
+            "step, where there is none: take one that counts steps, such as torch.optim.lr_scheduler.OneCycleLR."
+        )
+    if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < steps:
+        raise ValueError(
+            f"model.lr_scheduler: OneCycleLR ends at step {scheduler.total_steps}, and trainer.max_steps is {steps}: "
+            "set model.lr_scheduler.init_args.total_steps to that."
+        )
 
 
 def check_memory(key: str, kind: type[Any], base: type[Any], learns: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
+from lit_atex.settings import brief
 from lit_atex.sources import Source
 from lit_atex.stream import EvalBatches, Tally, TrainStream, check_ids, check_names, look_at, read, same
 from lit_atex.types import Problem
@@ -60,11 +61,11 @@ class ProblemDataModule(pl.LightningDataModule):
 
         The position in the training data is the number of batches that were trained on. It is in the checkpoint; a
         resumed run replays the text stream up to it, so it sees what the undisturbed run would have seen, whatever
-        Lightning and the workers had fetched ahead. With `trainer.limit_train_batches` the next Lightning epoch goes
-        on in the pass; it does not start over.
+        Lightning and the workers had fetched ahead. With `trainer.limit_train_batches` an epoch is exactly so many
+        batches: it begins where the one before it ended in the pass, and where the pass ends goes on in the next.
 
         Args:
-            train: Problems to train on. An epoch is one pass; an endless source is one endless epoch.
+            train: Problems to train on. Without that limit, an epoch is one pass; of an endless source, it never ends.
             probe: A small fixed set that learning progress is measured on; held out from training and evaluation.
             validation: Held-out sets by name; without any, set `trainer.limit_val_batches` to 0.
             test: Held-out sets by name.
@@ -99,7 +100,7 @@ class ProblemDataModule(pl.LightningDataModule):
         """Problems of this rank's share, by config key, that an evaluation which goes on has the answers of."""
         self._held_out: dict[str, list[Problem]] = {}  # config key -> problems, all of them
         self._tallies: dict[str, Tally] = {}
-        self._shown: dict[str, int] = {}  # broken rows that the log has told of
+        self._shown: dict[str, int] = {}  # rows left out that the log has told of
         self._loaded: dict[str, Any] = {}  # of the checkpoint that was read
         self._train_settings = train.settings()  # before a pass: a source may keep count
         self._position = self._previous = (0, 0)  # what training needs next; the same before the last counted batch
@@ -115,15 +116,17 @@ class ProblemDataModule(pl.LightningDataModule):
         """Read the held-out sets, and begin at the first batch unless the trainer has trained already.
 
         Raises:
-            ValueError: If a set is not there, endless or empty, has an id twice, or shares a question with another set.
+            ValueError: If a set is endless or empty, has an id twice or another's question; or if training has none.
         """
+        if not self._held_out:
+            self._read_held_out()
         if stage == "fit":
             self._train_settings = self.train.settings()
-            look_at(self.train, "data.train")
+            look_at(self.train, "data.train", self.max_bad_share, self._held_out_questions())
             if self.trainer is not None and self.trainer.global_step == 0:
                 self._start_at(0, 0)
-        if self._held_out:
-            return
+
+    def _read_held_out(self) -> None:
         check_names({"validation": self.validation, "test": self.test})  # again: they may have been set from Python
         sources = {"data.probe": self.probe} if self.probe is not None else {}
         sources |= {f"data.validation.{name}": source for name, source in self.validation.items()}
@@ -191,12 +194,16 @@ class ProblemDataModule(pl.LightningDataModule):
         return TrainBatches(self)
 
     def train_batches(self) -> Iterator[list[Problem]]:
-        """The rest of the pass that training stands in; the whole next pass if that one is complete."""
+        """The rest of the pass that training stands in, or all of the next one.
+
+        With `trainer.limit_train_batches`, pass after pass: Lightning then does not fetch ahead, so it would not know
+        of a pass that ends first, and would leave a step open there.
+        """
+        limited = self.trainer is not None and isinstance(self.trainer.limit_train_batches, int)
         self._fetched.clear()
         epoch, first = self._position
         while True:
-            index = first
-            stream = self._train_stream(epoch, first)
+            index, stream = first, self._train_stream(epoch, first)
             for problems, tally in DataLoader(
                 stream, batch_size=None, num_workers=self.num_workers, collate_fn=_as_it_is
             ):
@@ -207,14 +214,14 @@ class ProblemDataModule(pl.LightningDataModule):
                     self._fetched.append((epoch, index))
                     index += 1
                     yield problems
-            if index > first:
-                break
-            if first == 0:
+            if index == 0:
                 raise ValueError(f"data.train has no problem. {self._tallies['data.train'].describe()}")
-            epoch, first = epoch + 1, 0  # training stood at the very end of the pass
-        self._lengths[epoch] = index
-        if self._position == (epoch, index):
-            self._position = (epoch + 1, 0)
+            self._lengths[epoch] = index
+            if self._position == (epoch, index):
+                self._position = (epoch + 1, 0)
+            if index > first and not limited:
+                return
+            epoch, first = epoch + 1, 0  # if index == first, training stood at the very end of the pass
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Count the batch: Lightning calls this for the very batch that is trained on next."""
@@ -247,18 +254,16 @@ class ProblemDataModule(pl.LightningDataModule):
 
     def _in_flight(self) -> bool:
         """Whether a batch was counted whose training step has not ended: a checkpoint of an exception, say."""
-        if self.trainer is None:
-            return False
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return progress.ready > progress.processed
+        progress: Any = self.trainer and self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return progress is not None and progress.ready > progress.processed
 
     def _settings(self) -> dict[str, str]:
         settings = {f"data.{key}": repr(getattr(self, key)) for key in ("batch_size", "shuffle_buffer", "seed")}
         settings["trainer.devices x trainer.num_nodes"] = repr(self._ranks()[0])
-        return settings | {f"data.train ({key})": value for key, value in self._train_settings.items()}
+        return settings | {f"data.train ({key})": brief(value) for key, value in self._train_settings.items()}
 
     def _check_settings(self) -> None:
-        then, now = self._loaded.get("settings", {}), self._settings()
+        then, now = {k: brief(v) for k, v in self._loaded.get("settings", {}).items()}, self._settings()
         for key in sorted(then.keys() | now.keys()) if then else ():
             if then.get(key) != now.get(key):
                 raise ValueError(
@@ -279,10 +284,10 @@ class ProblemDataModule(pl.LightningDataModule):
         return {key.removeprefix("data."): tally.counts() for key, tally in self._tallies.items()}
 
     def _warn(self, key: str, tally: Tally, final: bool = True) -> None:
-        """Show broken rows each time that their number has doubled, and at the end of the pass."""
-        broken, shown = tally.bad.total(), self._shown.get(key, 0)
-        if self._ranks()[1] == 0 and broken > shown and (final or broken >= 2 * shown):
-            self._shown[key] = broken
+        """Say how many rows are left out, each time that their number has doubled, and at the end of the pass."""
+        left_out, shown = tally.rows - tally.problems, self._shown.get(key, 0)
+        if self._ranks()[1] == 0 and left_out > shown and (final or left_out >= 2 * shown):
+            self._shown[key] = left_out
             log.warning("%s: %s", key, tally.describe())
 
     def _ranks(self) -> tuple[int, int]:

@@ -19,7 +19,7 @@ class TrainingState(NamedTuple):
     Attributes:
         step: Optimizer steps done as the window opened: all of its steps are decided by the same state.
         max_steps: Optimizer steps in all; 0 if not known.
-        epoch: Epochs of the trainer done: passes over the source, unless `trainer.limit_train_batches` cuts them.
+        epoch: Epochs of the trainer done: passes over the source, or `trainer.limit_train_batches` batches each.
         problem_ids: The problems of the coming batch.
         levels: Their level labels.
         competence: The estimate of the student's success as the window opened, read only; None without a

@@ -19,7 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from lit_atex.checks import check_hints, check_memory, check_optimizer, check_precision
+from lit_atex.checks import check_hints, check_memory, check_optimizer, check_precision, check_schedule
 from lit_atex.distil import distil
 from lit_atex.divergence import Divergence
 from lit_atex.frozen import FrozenWeights
@@ -137,6 +137,7 @@ class SelfDistillation(Solver):
             raise ValueError(f"model.optimizer: {error}") from error
         check_optimizer(optimizer)
         schedule: Any = {"scheduler": self.make_scheduler(optimizer), "interval": "step"}
+        check_schedule(schedule["scheduler"], self._trainer.max_steps if self._trainer else -1)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def configure_callbacks(self) -> StepLog:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
@@ -38,6 +39,15 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{key}"] = value
     return found
+
+
+def brief(value: Any) -> str:
+    """A setting for a checkpoint: of one as long as a source's own problems, the beginning and a digest."""
+    text = str(value)
+    if len(text) <= 200:
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{text[:100]}... ({len(text)} characters, SHA-256 {digest[:16]})"
 
 
 OF_THE_START = ("run", "resume", "overwrite", "ckpt_path", "weights_only", "config", "checkpoint.dirpath")

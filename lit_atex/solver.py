@@ -120,6 +120,12 @@ class Solver(pl.LightningModule):
                 f"trainer.precision: {precision} {why}: take bf16-mixed; or leave it out, and for adapters on "
                 "a base model in half precision set model.student.init_args.dtype to bfloat16."
             )
+        if self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            raise ValueError(
+                "trainer.overfit_batches repeats nothing here, where training goes on in its source: to train on a few "
+                "problems again and again, set data.train.init_args.size to their number, or data.train to a file of "
+                "them; data.validation must hold others."
+            )
         if self.prompts.hint == "other" and getattr(data, "batch_size", 2) < 2:
             raise ValueError(
                 "model.prompts.hint: other shows a solution of the same batch: set data.batch_size to 2 or more."

@@ -28,6 +28,8 @@ _ROWS_BEFORE_JUDGEMENT = 50
 _HELD_OUT_IN_A_ROW = 10_000
 """So many held-out questions in a row mean that training has none left: an endless source would never say so."""
 _EXAMPLES = 3
+_LOOK = 1000
+"""Rows among which the first that can be trained on is looked for before training."""
 _IDS = 10_000
 """Problems of a pass whose ids are compared."""
 
@@ -187,13 +189,22 @@ def named(source: Source, key: str) -> Iterator[Problem | BadRow]:
         raise ValueError(f"{key}{joint}{where}{error}") from error
 
 
-def look_at(source: Source, key: str) -> None:
-    """Read a source's first row, before a first evaluation; of a class of the user's twice, as each pass must be one.
+def look_at(source: Source, key: str, max_bad_share: float, held_out: frozenset[str]) -> None:
+    """Read to the first problem to train on, before a first evaluation; of a user's class twice, as each pass begins.
 
     Raises:
-        ValueError: If the source fails, or would not begin anew.
+        ValueError: If the source fails, has no problem that is not held out (looked at in the first 1,000 rows), or
+            would not begin anew.
     """
-    first, name = next(named(source, key), None), type(source).__name__
+
+    def begin() -> Problem | None:
+        tally = Tally()
+        first = next(read(source, tally, key, max_bad_share, held_out, _LOOK), None)
+        if first is None and tally.rows < _LOOK:
+            raise ValueError(f"{key} has no problem. {tally.describe()}")
+        return first
+
+    first, name = begin(), type(source).__name__
     if type(source).__module__.startswith("lit_atex."):
         return
     if iter(source) is iter(source):
@@ -201,8 +212,8 @@ def look_at(source: Source, key: str) -> None:
             f"{key}: {name}.__iter__ returns the same iterator each time, so a second pass would lack what the first "
             "has read: let it make a new one, as a method with `yield` does."
         )
-    if next(named(source, key), None) != first:
-        told = "%s: %s begins with another row each time: a resumed run would see other problems than one that was not "
+    if begin() != first:
+        told = "%s: %s begins with another problem each time: a resumed run would see others than one that was not "
         log.warning(told + "stopped. Let its order be fixed; data.shuffle_buffer shuffles.", key, name)
 
 

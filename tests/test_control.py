@@ -308,6 +308,11 @@ def test_a_pass_that_never_ends_is_no_window(tmp_path, name):
     endless.finite = False
     with pytest.raises(ValueError, match=r"exposure\.hold: epoch .* never ends: set data\.train\.init_args\.size"):
         trainer(1, callbacks=[control]).fit(distillation(name), ProblemDataModule(endless, batch_size=2))
+    diary, limit = Diary(), {"limit_train_batches": 2, "max_epochs": -1}
+    six = ProblemDataModule(endless, batch_size=1)
+    callbacks = [ExposureControl(diary, hold="epoch"), CompetenceEstimator()]
+    trainer(5, callbacks=callbacks, **limit).fit(distillation(name), six)
+    assert [step for what, step in diary.calls if what == "window"] == [0, 2, 4]
 
 
 class Forgetful(RolloutAccuracy):
@@ -328,8 +333,11 @@ def test_a_measure_that_is_not_saved_or_not_read_is_said(tmp_path, name, caplog)
 
 
 def test_two_ends_of_a_run_are_warned_of(tmp_path, name, caplog):
-    train(tmp_path, name, Fixed(), 2, max_epochs=1)
-    assert "trainer.max_epochs (1) may end the run before" in caplog.text
+    assert train(tmp_path, name, Fixed(), 2, max_epochs=2)[0].trainer.global_step == 2
+    assert "trainer.max_epochs (2) are both set: the first to be reached ends the run." in caplog.text
+    caplog.clear()
+    assert train(tmp_path / "epochs", name, Fixed(), -1, max_epochs=2)[0].trainer.global_step == 6
+    assert "ends the run" not in caplog.text
 
 
 @pytest.mark.parametrize("progress", [ProbeNLL, ProbeMatch])

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 import lightning.pytorch as pl
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from lit_atex.contamination import ContaminationCheck
 from lit_atex.data import ProblemDataModule
+from lit_atex.resume import open_next_pass
 from lit_atex.rows import Columns
 from lit_atex.sources import Embedded, JsonLines, Source
 from lit_atex.stream import EvalBatches, Tally, TrainStream, read, shuffle
@@ -53,6 +55,7 @@ class Recorder(pl.LightningModule):
         self.layer = torch.nn.Linear(1, 1)
         self.seen: list[tuple[int, list[str]]] = []
         self.evaluated: list[tuple[int, list[str]]] = []
+        self.steps_after: list[int] = []  # batches seen at each optimizer step
         self.save_at, self.path, self.hook, self.fail_at = save_at, path, hook, fail_at
 
     def training_step(self, batch: list[Problem], batch_idx: int) -> torch.Tensor:
@@ -67,8 +70,14 @@ class Recorder(pl.LightningModule):
         if self.hook == hook and len(self.seen) == self.save_at:
             self.trainer.save_checkpoint(self.path)
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.steps_after.append(len(self.seen))
+
     def on_train_batch_end(self, *args: object) -> None:
         self.save("end")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        open_next_pass(checkpoint)  # as the real module does
 
     def on_train_epoch_end(self) -> None:
         self.save("epoch_end")
@@ -154,16 +163,25 @@ def test_stopped_after_three_steps_and_resumed_to_eight(tmp_path, num_workers):
     assert whole.seen[0][1] != whole.seen[5][1]  # passes are shuffled differently
 
 
-@pytest.mark.parametrize("save_at", [2, 3, 4, 5, 6])
-def test_short_lightning_epochs_go_on_in_the_pass(tmp_path, save_at):
-    """`limit_train_batches` makes Lightning ask for a new iterator every two batches, without fetching ahead."""
-    args = {"max_steps": 11, "limit_train_batches": 2, "limit_val_batches": 0}
-    plain, whole, resumed = Recorder(), Recorder(save_at, tmp_path / "x.ckpt"), Recorder()
-    train(tmp_path, data(), plain, max_steps=11)
+@pytest.mark.parametrize("limit", [2, 4, 7])  # of 5 batches a pass
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("save_at", [2, 4, 5, 6, 8])
+def test_with_a_limit_an_epoch_is_so_many_batches_and_goes_on_in_the_passes(tmp_path, limit, accumulate, save_at):
+    """Lightning asks for a new iterator every `limit` batches, without fetching ahead; a pass ends within an epoch."""
+    args = {"max_steps": 13, "limit_train_batches": limit, "limit_val_batches": 0}
+    args |= {"accumulate_grad_batches": accumulate}
+    plain, resumed = Recorder(), Recorder()
+    whole = Recorder(save_at, tmp_path / "x.ckpt", "epoch_end" if save_at % limit == 0 else "end")
     train(tmp_path, data(), whole, **args)
+    train(tmp_path, data(), plain, max_steps=len(whole.seen))
     train(tmp_path, data(), resumed, tmp_path / "x.ckpt", **args)
     assert [x for _, x in whole.seen] == [x for _, x in plain.seen]
+    assert [epoch for epoch, _ in whole.seen] == [i // limit for i in range(len(whole.seen))]
+    # every batch is in a step: a step takes `accumulate`, or what is left of the epoch
+    ends = [i for i in range(1, len(whole.seen) + 1) if i % limit == 0 or i % limit % accumulate == 0]
+    assert whole.steps_after == ends
     assert [x for _, x in resumed.seen] == [x for _, x in whole.seen[save_at:]]
+    assert resumed.steps_after == [i - save_at for i in whole.steps_after if i > save_at]
 
 
 def test_an_endless_source_is_one_epoch_and_resumes(tmp_path):
@@ -245,6 +263,24 @@ def test_a_source_that_keeps_count_and_holds_objects_resumes(tmp_path):
     assert len(second.seen) == 2
     with pytest.raises(ValueError, match=r"data\.train \(size\)"):
         train(tmp_path, data(train=Counted(15)), Recorder(), tmp_path / "x.ckpt", max_steps=12)
+
+
+def test_of_problems_that_a_source_holds_a_checkpoint_keeps_a_digest():
+    problems = [Problem(str(i), f"q{i}", "x" * 500 + "#### 2", "2") for i in range(100)]
+    first, same = data(train=Made(*problems)), data(train=Made(*problems))
+    first.setup("fit")
+    state = first.state_dict()
+    assert max(map(len, state["settings"].values())) < 200
+    same.load_state_dict(state)
+    same.train_dataloader()
+    state["settings"]["data.train (rows)"] = repr(tuple(problems))  # as earlier checkpoints have it
+    same.load_state_dict(state)
+    same.train_dataloader()
+    other = data(train=Made(*problems[:-1], problems[0]))
+    other.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"data\.train \(rows\) is .*q0.*SHA-256.* with .*q0.*SHA-256") as caught:
+        other.train_dataloader()
+    assert len(str(caught.value)) < 700
 
 
 def test_another_number_of_ranks_is_refused():
@@ -339,7 +375,7 @@ def test_an_endless_source_is_read_only_as_far_as_needed():
 # Held out
 
 
-def test_held_out_questions_are_skipped_in_training_and_counted():
+def test_held_out_questions_are_skipped_in_training_counted_and_said(caplog):
     datamodule = data(train=Numbers(14), validation={"v": Numbers(2)}, test={"t": Numbers(3, "Q 1")}, shuffle_buffer=0)
     datamodule.test["t"] = Renamed(["  Q5\n", "q7"])
     datamodule.setup("fit")
@@ -350,6 +386,11 @@ def test_held_out_questions_are_skipped_in_training_and_counted():
         "test.t": {"rows": 2, "problems": 2, "held out": 0},
         "train": {"rows": 14, "problems": 10, "held out": 4},
     }
+    said = [r.getMessage() for r in caplog.records]
+    assert said[-1].endswith(" rows are broken, 4 are held out for evaluation")
+    assert len(said) <= 3  # as the count doubles
+    assert len(list(datamodule.train_dataloader())) == 4
+    assert len(caplog.records) == len(said)  # once, not in each pass
 
 
 class Made(Source):
@@ -450,7 +491,7 @@ def test_a_source_that_begins_otherwise_each_time_is_warned_of(caplog):
     data(train=Numbers(9)).setup("fit")
     assert not caplog.records
     data(train=Shuffled(9)).setup("fit")
-    assert "data.train: Shuffled begins with another row each time" in caplog.records[0].getMessage()
+    assert "data.train: Shuffled begins with another problem each time" in caplog.records[0].getMessage()
 
 
 def test_a_source_that_does_not_start_over_is_refused():
@@ -490,10 +531,8 @@ def test_a_source_that_is_held_out_whole_does_not_hang():
     held_out = frozenset(f"q{i}" for i in range(20_000))
     with pytest.raises(ValueError, match=r"data\.train: 10000 questions in a row are held out"):
         batches(source=Numbers(None), held_out=held_out)
-    datamodule = data(train=Numbers(3, "v"))
-    datamodule.setup("fit")
     with pytest.raises(ValueError, match=r"no problem. 0 of 3 rows are broken, 3 are held out for evaluation"):
-        next(datamodule.train_batches())
+        data(train=Numbers(3, "v")).setup("fit")
 
 
 @settings(deadline=None)
@@ -570,10 +609,20 @@ def test_a_short_source_is_judged_at_its_end():
 
 @pytest.mark.parametrize("source", [Numbers(0), Numbers(3)])
 def test_no_training_problem_is_an_error(source):
-    datamodule = data(train=source, validation={"v": Numbers(3)})
+    with pytest.raises(ValueError, match=r"data\.train has no problem"):  # before a first evaluation
+        data(train=source, validation={"v": Numbers(3)}).setup("fit")
+
+
+def test_a_source_that_begins_with_held_out_and_broken_rows_is_read_on():
+    rows = [Problem(f"v{i}", f"v{i}", "#### 2", "2") for i in range(999)]
+    datamodule = data(train=Made(BadRow("odd", "x"), *rows[:3], GOOD), max_bad_share=0.3)
     datamodule.setup("fit")
-    with pytest.raises(ValueError, match=r"data\.train has no problem"):
-        list(datamodule.train_dataloader())
+    assert [p.id for batch in datamodule.train_batches() for p in batch] == ["a"]
+    with pytest.raises(ValueError, match=r"data\.train has no problem\. 0 of 999 rows are broken, 999 are held out"):
+        data(train=Made(*rows), validation={"v": Numbers(999, "v")}).setup("fit")
+    many = data(train=Made(*rows, rows[0], GOOD), validation={"v": Numbers(999, "v")})
+    many.setup("fit")  # the look is bounded
+    assert [p.id for batch in many.train_batches() for p in batch] == ["a"]
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 from conftest import SIX, ScriptedEngine, byte_tokenizer, two_layer_model
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 from lit_atex.callbacks import ExposureControl
 from lit_atex.data import ProblemDataModule
@@ -25,6 +26,7 @@ from lit_atex.models import LanguageModel, Lora
 from lit_atex.module import SelfDistillation
 from lit_atex.prompts import PromptStyle
 from lit_atex.rollout import RolloutEngine, Sampling, TransformersEngine
+from lit_atex.settings import resolve
 from lit_atex.solver import Solver
 from lit_atex.sources import BadRow, Source
 from lit_atex.teacher import Ema, Frozen, Teacher
@@ -353,6 +355,43 @@ def test_a_precision_that_cannot_be_is_refused(name):
         module.trainer = SimpleNamespace(precision=precision, strategy=object())
         with pytest.raises(ValueError, match=rf"trainer\.precision: {precision} {why}.*bf16-mixed"):
             module.setup("fit")
+
+
+def test_overfit_batches_is_refused_with_what_to_do_instead(name):
+    with pytest.raises(ValueError, match=r"trainer\.overfit_batches .* data\.train\.init_args\.size"):
+        fit(distillation(name), overfit_batches=1)
+
+
+def test_a_schedule_that_cannot_be_followed_is_refused_at_once(name):
+    module = distillation(name)
+    module.make_scheduler = ReduceLROnPlateau
+    with pytest.raises(ValueError, match=r"model\.lr_scheduler: ReduceLROnPlateau reads a metric.*OneCycleLR"):
+        fit(module)
+    module = distillation(name)
+    module.make_scheduler = lambda optimizer: OneCycleLR(optimizer, 1e-3, total_steps=3)
+    with pytest.raises(ValueError, match=r"OneCycleLR ends at step 3, and trainer\.max_steps is 4: set .*total_steps"):
+        fit(module, 4)
+
+
+def test_warm_up_and_cosine_from_a_config(name):
+    """What base.yaml's comment says; the oracle is the formula: half a cosine up, half a cosine down to nothing."""
+    base = Path(__file__).parents[1] / "configs/base.yaml"
+    line = next(line for line in base.read_text(encoding="utf-8").splitlines() if line.startswith("  lr_scheduler:"))
+    given = yaml.safe_load("{" + line.partition("{")[2])
+    words = ["--model.lr_scheduler", "OneCycleLR", *(f"--model.lr_scheduler.{k}={v}" for k, v in given.items())]
+    told = resolve(["fit", "--config", str(base), *words])
+    assert told["model"]["lr_scheduler"]["class_path"] == "torch.optim.lr_scheduler.OneCycleLR"
+    assert {k: told["model"]["lr_scheduler"]["init_args"][k] for k in given} == given
+    total, warm, top = 12, 3, given["max_lr"]
+    module = distillation(name)
+    module.make_scheduler = lambda optimizer: OneCycleLR(
+        optimizer, **given | {"total_steps": total, "pct_start": warm / total}
+    )
+    found = fit(module, total, max_epochs=-1).values("loss/lr")
+    start, end, peak = top / 25, top / 25 / 1e4, warm - 1
+    up = [start + (top - start) * (1 - math.cos(math.pi * i / peak)) / 2 for i in range(warm)]
+    down = [end + (top - end) * (1 + math.cos(math.pi * i / (total - warm))) / 2 for i in range(1, total - warm + 1)]
+    assert found == pytest.approx(up + down, rel=1e-9)
 
 
 def test_bf16_mixed_runs_and_stays_near_float32(name):
