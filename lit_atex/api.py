@@ -6,6 +6,7 @@ For notebooks and scripts. Whoever wants the parts alone makes them from their c
 from __future__ import annotations
 
 import json
+from os import PathLike
 from typing import Any
 
 from lit_atex.callbacks import ExposureControl
@@ -74,7 +75,7 @@ def load(*stack: str | dict[str, Any], run: str | None = None, **options: bool) 
     for one in stack:
         for key, value in one.items() if isinstance(one, dict) else [("", one)]:
             if "." in key:  # as a file's key it could not name one of several sets
-                words.append(f"--{key}={value if isinstance(value, str) else _json(key, value)}")
+                words.append(f"--{key}={value if isinstance(value, str | PathLike) else _json(key, value)}")
             else:
                 words += ["--config", _json(key, {key: value}) if key else str(find_config(value))]
     words += ["--run", run] if run else []
@@ -85,11 +86,13 @@ def load(*stack: str | dict[str, Any], run: str | None = None, **options: bool) 
 def _json(key: str, value: Any) -> str:
     """A value as YAML has it, which JSON is."""
 
-    def refuse(part: object) -> None:
-        place = key.replace("data.", "datamodule.") if key.startswith("data.") else key
+    def plain(part: object) -> str:
+        if isinstance(part, PathLike):
+            return str(part)
         raise ValueError(
-            f"{key}: an object ({type(part).__name__}) is no value of a config: set it after `run = load(...)` and "
-            f"before `run.train()`, as in `run.{place} = ...`; or give its class_path and init_args."
+            f"{key}: an object ({type(part).__name__}) is no value of a config: give its class_path and init_args. "
+            "Between load and `run.train()` these can be set: teacher, divergence, weighting and prompts of run.model, "
+            "run.exposure.strategy, and run.datamodule.validation and .test."
         )
 
-    return json.dumps(value, default=refuse)
+    return json.dumps(value, default=plain)

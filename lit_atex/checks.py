@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
@@ -18,7 +17,8 @@ from lit_atex.prompts import PromptStyle
 from lit_atex.reveal import KINDS
 from lit_atex.rollout import evaluating
 from lit_atex.scoring import head_of
-from lit_atex.types import Problem
+from lit_atex.sources import Source
+from lit_atex.stream import Tally, read
 
 log = logging.getLogger("lit_atex")
 
@@ -115,10 +115,10 @@ def check_hints(prompts: PromptStyle, tokenizer: Any, room: int, data: Any) -> N
     Raises:
         ValueError: As `PromptStyle.teachers`.
     """
-    source = getattr(data, "train", ())
-    if prompts.hint in KINDS or not isinstance(source, Iterable):
+    source = getattr(data, "train", None)
+    if prompts.hint in KINDS or not isinstance(source, Source):
         return
-    found = [row for row in islice(source, 8) if isinstance(row, Problem)]
+    found = list(islice(read(source, Tally(), "data.train", 1.0), 8))
     for ratio in (0.5, 1.0):
         prompts.teachers(found, [ratio] * len(found), tokenizer, room)
 
@@ -156,7 +156,7 @@ def check_schedule(scheduler: Any, steps: int) -> None:
     if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < steps:
         raise ValueError(
             f"model.lr_scheduler: OneCycleLR ends at step {scheduler.total_steps}, and trainer.max_steps is {steps}: "
-            "set model.lr_scheduler.init_args.total_steps to that."
+            "set model.lr_scheduler.init_args.total_steps to that; a run that goes on cannot, and ends where it ends."
         )
 
 

@@ -99,6 +99,7 @@ class ProblemDataModule(pl.LightningDataModule):
         self.answered: dict[str, int] = {}
         """Problems of this rank's share, by config key, that an evaluation which goes on has the answers of."""
         self._held_out: dict[str, list[Problem]] = {}  # config key -> problems, all of them
+        self._read: dict[str, Source] = {}  # where they are from
         self._tallies: dict[str, Tally] = {}
         self._shown: dict[str, int] = {}  # rows left out that the log has told of
         self._loaded: dict[str, Any] = {}  # of the checkpoint that was read
@@ -118,8 +119,7 @@ class ProblemDataModule(pl.LightningDataModule):
         Raises:
             ValueError: If a set is endless or empty, has an id twice or another's question; or if training has none.
         """
-        if not self._held_out:
-            self._read_held_out()
+        self._read_held_out()
         if stage == "fit":
             self._train_settings = self.train.settings()
             look_at(self.train, "data.train", self.max_bad_share, self._held_out_questions())
@@ -127,31 +127,32 @@ class ProblemDataModule(pl.LightningDataModule):
                 self._start_at(0, 0)
 
     def _read_held_out(self) -> None:
-        check_names({"validation": self.validation, "test": self.test})  # again: they may have been set from Python
         sources = {"data.probe": self.probe} if self.probe is not None else {}
         sources |= {f"data.validation.{name}": source for name, source in self.validation.items()}
         sources |= {f"data.test.{name}": source for name, source in self.test.items()}
+        if sources == self._read:
+            return
+        check_names({"validation": self.validation, "test": self.test})
         owners: dict[str, str] = {}
+        self._held_out = {}
         for key, source in sources.items():
             if not source.finite and self.limit_held_out is None:
                 raise ValueError(f"{key} never ends: set {key}.init_args.size, or data.limit_held_out.")
             tally = self._tallies[key] = Tally()
-            problems = read(source, tally, key, self.max_bad_share)
-            self._held_out[key] = list(islice(problems, None if source.finite else self.limit_held_out))
+            rows = read(source, tally, key, self.max_bad_share)
+            held = self._held_out[key] = list(islice(rows, None if source.finite else self.limit_held_out))
             self._warn(key, tally)
-            if not self._held_out[key]:
+            if not held:
                 raise ValueError(f"{key} has no problem. {tally.describe()}")
-            repeated = check_ids(key, source, self._held_out[key])
-            if repeated and self._ranks()[1] == 0:
-                told = "%s: %d of %d questions repeat one before them, and count again"
-                log.warning(told, key, repeated, len(self._held_out[key]))
-            for problem in self._held_out[key]:
-                owner = owners.setdefault(same(problem.question), key)
-                if owner != key:
+            if (repeated := check_ids(key, source, held)) and self._ranks()[1] == 0:
+                log.warning("%s: %d of %d questions repeat one before them, and count again", key, repeated, len(held))
+            for problem in held:
+                if (owner := owners.setdefault(same(problem.question), key)) != key:
                     raise ValueError(
                         f"{owner} and {key} share the question {problem.question[:200]!r}: give them different files,"
                         " splits or seeds."
                     )
+        self._read = sources
 
     def val_dataloader(self) -> list[EvalBatches]:
         """One loader per validation set, in the order of `validation_names`."""

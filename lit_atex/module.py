@@ -109,6 +109,7 @@ class SelfDistillation(Solver):
         self.step_log, self.window, self.skipped, self._parts = StepLog(), StepWindow(), BadSteps(), Parts()
         self.clock, self._loss_is_finite = PhaseClock(), True
         self._attached: Teacher | None = None
+        self._is_restored = False  # whether the student holds a checkpoint's weights, of which no teacher is made
         self.step_seconds = self._step_began = 0.0
 
     def configure_model(self) -> None:
@@ -121,7 +122,7 @@ class SelfDistillation(Solver):
         self._parts.note(teacher=self.teacher, divergence=self.divergence, weighting=self.weighting)
         if self._attached is not self.teacher:
             self.train_room = self.room(self.sampling, "model.sampling")
-            self.teacher.attach(self.student)
+            self.teacher.attach(self._load()[0] if self._is_restored else self.student)
             self._attached = self.teacher
 
     def _trains(self) -> bool:
@@ -289,6 +290,7 @@ class SelfDistillation(Solver):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore them; an evaluation by itself takes the weights alone."""
         self._frozen.put_back(checkpoint, exactly=self._trains())
+        self._is_restored = True
         if not self._trains():
             return
         open_next_pass(checkpoint)

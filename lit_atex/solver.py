@@ -65,9 +65,7 @@ class Solver(pl.LightningModule):
         """Read the weights and the tokenizer, once."""
         if hasattr(self, "student"):
             return
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)  # new adapters: the same on every rank, as a teacher copies them at once
-            self.student, self.tokenizer = self.source.load()
+        self.student, self.tokenizer = self._load()
         self.end_ids = end_ids(self.student, self.tokenizer)
         self.end_id = self.prompts.end(self.tokenizer, self.end_ids)
         for doubt in self.prompts.doubts(self.tokenizer, self.end_ids):
@@ -76,6 +74,12 @@ class Solver(pl.LightningModule):
         if isinstance(self.engine, TransformersEngine):
             check_rows(self.student)
         self.eval_room = self.room(self.eval_sampling, "model.eval_sampling")
+
+    def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """What the run begins with; new adapters are the same on every rank, as a teacher copies them at once."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return self.source.load()
 
     def room(self, sampling: Sampling, key: str) -> int:
         """Longest prompt in tokens that leaves room for a completion in the model's context.

@@ -712,3 +712,16 @@ def test_an_error_of_a_source_says_which_set_it_is(tmp_path):
     data.setup("validate")
     with pytest.raises(ValueError, match=r"^data\.train\.init_args\.path: there is no file"):
         data.setup("fit")  # not after an evaluation, when the first batch is read
+
+
+def test_held_out_sets_that_are_exchanged_are_read_anew():
+    first, second, third = (Embedded(level=2, size=3, split="test", seed=seed) for seed in (1, 2, 3))
+    data = ProblemDataModule(Embedded(), test={"t": first})
+    data.setup("test")
+    data.test = {"t": second, "other": third}
+    data.setup("test")
+    found = [[p for batch in loader for p in batch] for loader in data.test_dataloader()]
+    assert found == [list(second), list(third)] != [list(first), list(third)]
+    kept = data.held_out("data.test.t")[0]
+    data.setup("test")
+    assert data.held_out("data.test.t")[0] is kept

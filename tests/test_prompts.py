@@ -14,6 +14,7 @@ import pytest
 from conftest import SIX, byte_tokenizer
 from hypothesis import example, given
 from hypothesis import strategies as st
+from test_module import Listed
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -547,8 +548,10 @@ def test_a_hint_of_the_users_own_goes_by_its_dotted_path(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=rf"prompts\.hint: my_hints\.{bad}, problem a, exposure 1\.0: .*{told}"):
             PromptStyle(hint=f"my_hints.{bad}").teacher(SIX[0], 1.0, BYTES)
         with pytest.raises(ValueError, match=rf"my_hints\.{bad}, problem a, exposure 0\.5"):  # before an evaluation
-            check_hints(PromptStyle(hint=f"my_hints.{bad}"), BYTES, 999, SimpleNamespace(train=SIX))
-    check_hints(PromptStyle(hint="my_hints.fails"), BYTES, 999, SimpleNamespace(train=len))  # no data module of ours
+            check_hints(PromptStyle(hint=f"my_hints.{bad}"), BYTES, 999, SimpleNamespace(train=Listed(SIX)))
+    check_hints(PromptStyle(hint="my_hints.fails"), BYTES, 999, SimpleNamespace(train=SIX))  # no data module of ours
+    broken = SIX[0]._replace(id="broken", solution="")  # is counted and skipped in training
+    check_hints(style, BYTES, 999, SimpleNamespace(train=Listed([broken, *SIX])))
     for wrong, told in (("sufix", "none of prefix, suffix"), ("my_hints.no", "my_hints"), ("nosuch.one", "nosuch")):
         with pytest.raises(ValueError, match=rf"prompts\.hint: .*{told}"):
             PromptStyle(hint=wrong)

@@ -264,6 +264,27 @@ def test_a_module_that_was_evaluated_first_trains_as_one_that_was_not(name):
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_checkpoint_that_is_evaluated_is_not_the_teacher_of_what_follows(tmp_path, name, lora, goes_on):
+    """The teacher is the model that the run began with, whatever weights the student holds by then."""
+    first, one = distillation(name, lora, Frozen(), optimizer=lambda p: SGD(p, lr=0.5)), trainer(2)
+    one.fit(first, problems_of(3))
+    one.save_checkpoint(tmp_path / "a.ckpt")
+    begun = {n: w.clone() for n, w in distillation(name, lora).source.load()[0].state_dict().items() if "lora" not in n}
+    modules = [distillation(name, lora, Frozen(), optimizer=lambda p: SGD(p, lr=0.5)) for _ in range(2)]
+    data = problems_of(3, test={"t": Listed([SIX[0]._replace(id="t", question="9+9")])})
+    trainer(1).test(modules[0], data, ckpt_path=tmp_path / "a.ckpt")
+    for module in modules:
+        trainer(3 if goes_on else 1).fit(module, problems_of(3), ckpt_path=tmp_path / "a.ckpt" if goes_on else None)
+        with module.teacher.scorer(module.student) as teacher:
+            found = {n: w for n, w in teacher.state_dict().items() if "lora" not in n}
+        torch.testing.assert_close(found, begun, rtol=0, atol=0)
+    if goes_on:
+        ours, theirs = (dict(module.student.state_dict()) for module in modules)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 def test_a_checkpoint_may_be_evaluated_in_another_precision_and_without_its_teacher(tmp_path, name, lora, caplog):
     module, one = distillation(name, lora, Frozen(), optimizer=lambda p: SGD(p, lr=0.5)), trainer(2)
     one.fit(module, problems_of(3))
