@@ -133,8 +133,7 @@ class ProblemDataModule(pl.LightningDataModule):
         if sources == self._read:
             return
         check_names({"validation": self.validation, "test": self.test})
-        owners: dict[str, str] = {}
-        self._held_out = {}
+        self._held_out, owners = {}, dict[str, str]()
         for key, source in sources.items():
             if not source.finite and self.limit_held_out is None:
                 raise ValueError(f"{key} never ends: set {key}.init_args.size, or data.limit_held_out.")
