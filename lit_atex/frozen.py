@@ -38,10 +38,16 @@ def freeze_unread(model: nn.Module) -> None:
         log.warning("%d weights of %s are not trained: they see or hear, and text does not reach them.", size, kind)
 
 
-def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """A hash of weights, bit for bit, about a second per gigabyte; sums would depend on the number of threads."""
+def fingerprint(weights: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
+    """A hash of weights, bit for bit, about a second per gigabyte; sums would depend on the number of threads.
+
+    Args:
+        weights: By name.
+        dtype: The type that they are rounded to before; None: their own.
+    """
     digest = hashlib.sha256()
     for name, weight in weights.items():
+        weight = weight.to(dtype or weight.dtype)
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         digest.update(weight.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
@@ -54,7 +60,7 @@ class FrozenWeights:
     Which they are is found once; of a student without adapters there are none.
     """
 
-    KEY = "frozen_weights"
+    KEY, ROUNDED = "frozen_weights", "frozen_weights_rounded"
 
     def __init__(self, student: nn.Module, prefix: str) -> None:
         """Find them.
@@ -73,6 +79,13 @@ class FrozenWeights:
     def _fingerprint(self) -> str:
         return fingerprint(self._weights())
 
+    @cached_property
+    def _rounded(self) -> str:
+        """The same whether the weights were read as float32 or as bfloat16."""
+        weights, half = self._weights(), torch.bfloat16
+        exact = all(weight.dtype == half for weight in weights.values())
+        return self._fingerprint if exact else fingerprint(weights, half)
+
     def _weights(self) -> dict[str, Tensor]:
         weights = self._student.state_dict(prefix=self._prefix)
         return {name: weights[name] for name in self._names}
@@ -83,14 +96,14 @@ class FrozenWeights:
         if not self._names or trained.intersection(self._names):
             return
         checkpoint["state_dict"] = {n: w for n, w in checkpoint["state_dict"].items() if n not in set(self._names)}
-        checkpoint[self.KEY] = self._fingerprint
+        checkpoint |= {self.KEY: self._fingerprint, self.ROUNDED: self._rounded}
 
     def put_back(self, checkpoint: dict[str, Any], exactly: bool = True) -> None:
         """Complete a checkpoint that was read.
 
         Args:
             checkpoint: The checkpoint.
-            exactly: Refuse others, bit for bit; else only warn: an evaluation may read them in another dtype.
+            exactly: Refuse others, bit for bit; else an evaluation may read the same ones in another dtype.
 
         Raises:
             ValueError: If the model in memory has others.
@@ -98,11 +111,11 @@ class FrozenWeights:
         if self.KEY not in checkpoint:
             return
         if checkpoint[self.KEY] != self._fingerprint:
-            told = (
-                "the checkpoint holds adapters of another base model: model.student.init_args (name, dtype, lora) now "
-                "give other frozen weights than when the run began."
-            )
-            if exactly:
-                raise ValueError(f"{told} Put the original ones back, or start a new run.")
-            log.warning("%s", told)
+            if exactly or checkpoint.get(self.ROUNDED) != self._rounded:
+                raise ValueError(
+                    "the checkpoint holds adapters of another base model: model.student.init_args (name, dtype, lora) "
+                    "now give other frozen weights than when the run began. Put the original ones back, or start a new "
+                    "run."
+                )
+            log.warning("the checkpoint's adapters were trained on this base model in another dtype.")
         checkpoint["state_dict"] = self._weights() | checkpoint["state_dict"]

@@ -298,7 +298,22 @@ def test_a_checkpoint_may_be_evaluated_in_another_precision_and_without_its_teac
     for n, p in trained.items():
         assert torch.equal(found[n], p.to(found[n]))
     assert any(p.dtype == torch.bfloat16 for p in found.values())
-    assert ("adapters of another base model" in caplog.text) == (lora is not None)
+    assert ("base model in another dtype" in caplog.text) == (lora is not None)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_are_not_evaluated_on_another_base_model(tmp_path, name, dtype):
+    """Its weights are not those of the run, nor those of the run rounded."""
+    one = trainer(1)
+    one.fit(distillation(name, LORA), problems_of(3))
+    one.save_checkpoint(tmp_path / "best.ckpt", weights_only=True)
+    other = distillation(name, LORA)
+    other.source = LanguageModel(name, lora=LORA, dtype=dtype)
+    other.configure_model()
+    next(p for p in other.student.parameters() if not p.requires_grad).data[0, 0] += 1
+    data = problems_of(3, test={"t": Listed([SIX[0]])})
+    with pytest.raises(ValueError, match=r"adapters of another base model.*model\.student\.init_args.*start"):
+        trainer(1).test(other, data, ckpt_path=tmp_path / "best.ckpt", weights_only=True)
 
 
 # ---------------------------------------------------------------- the average
