@@ -143,7 +143,7 @@ def check_schedule(scheduler: Any, steps: int) -> None:
 
     Args:
         scheduler: The schedule.
-        steps: Optimizer steps of the run; -1: not known.
+        steps: Optimizer steps of the run; -1: not known, as where it ends after `trainer.max_epochs`.
 
     Raises:
         ValueError: If it asks for a metric, or would fail in the midst of the run.
@@ -153,7 +153,14 @@ def check_schedule(scheduler: Any, steps: int) -> None:
             "model.lr_scheduler: ReduceLROnPlateau reads a metric, and a schedule is stepped here once an optimizer "
             "step, where there is none: take one that counts steps, such as torch.optim.lr_scheduler.OneCycleLR."
         )
-    if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < steps:
+    if not isinstance(scheduler, OneCycleLR):
+        return
+    if steps < 0:
+        raise ValueError(
+            f"model.lr_scheduler: OneCycleLR ends at step {scheduler.total_steps}, and trainer.max_steps sets no end: "
+            f"set it to {scheduler.total_steps} or less; trainer.max_epochs may end the run earlier."
+        )
+    if scheduler.total_steps < steps:
         raise ValueError(
             f"model.lr_scheduler: OneCycleLR ends at step {scheduler.total_steps}, and trainer.max_steps is {steps}: "
             "set model.lr_scheduler.init_args.total_steps to that; a run that goes on cannot, and ends where it ends."

@@ -138,7 +138,7 @@ class SelfDistillation(Solver):
             raise ValueError(f"model.optimizer: {error}") from error
         check_optimizer(optimizer)
         schedule: Any = {"scheduler": self.make_scheduler(optimizer), "interval": "step"}
-        check_schedule(schedule["scheduler"], self._trainer.max_steps if self._trainer else -1)
+        check_schedule(schedule["scheduler"], self._trainer.max_steps if self._trainer else 0)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def configure_callbacks(self) -> StepLog:

@@ -371,6 +371,8 @@ def test_a_schedule_that_cannot_be_followed_is_refused_at_once(name):
     module.make_scheduler = lambda optimizer: OneCycleLR(optimizer, 1e-3, total_steps=3)
     with pytest.raises(ValueError, match=r"OneCycleLR ends at step 3, and trainer\.max_steps is 4: set .*total_steps"):
         fit(module, 4)
+    with pytest.raises(ValueError, match=r"OneCycleLR ends at step 3, and trainer\.max_steps sets no end: set it to 3"):
+        fit(module, -1, max_epochs=9)  # how many steps these are is known when they are done
 
 
 def test_warm_up_and_cosine_from_a_config(name):
