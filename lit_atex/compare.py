@@ -15,6 +15,7 @@ import numpy as np
 
 from lit_atex import outcomes, whole
 from lit_atex.difference import Difference, Row, differences_of, p_text, paired
+from lit_atex.evaluate import yes
 from lit_atex.evaluation import without_nan
 from lit_atex.paired import holm
 from lit_atex.protocol import KINDS, differences
@@ -38,7 +39,11 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument(
         "--force",
-        action="store_true",
+        nargs="?",
+        const=True,
+        default=False,
+        type=yes,
+        metavar="true",
         help="compare although the protocols differ (samples, sampling, prompts, exposure, sets), and say in what",
     )
     return found

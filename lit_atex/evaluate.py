@@ -81,10 +81,10 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"lit-atex: error: {message} (see `lit-atex evaluate --help`)\n")
 
 
-def _yes(text: str) -> bool:
+def yes(text: str) -> bool:
     """A flag with its value, as the other commands have it."""
     if text.casefold() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
+        raise argparse.ArgumentTypeError(f"true or false, not {text!r}: by itself it goes last")
     return text.casefold() == "true"
 
 
@@ -111,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of a run folder (default: last)")
     one.add_argument("--run", metavar="DIR", help="where to write; default: runs/<date>-evaluate-<model>")
     one.add_argument("--resume", action="store_true", help="go on where the evaluation in --run was stopped")
-    one.add_argument("--overwrite", nargs="?", const=True, default=False, type=_yes, metavar="true",
+    one.add_argument("--overwrite", nargs="?", const=True, default=False, type=yes, metavar="true",
                      help="delete an evaluation that is in --run")  # fmt: skip
     return one
 

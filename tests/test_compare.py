@@ -269,8 +269,10 @@ def test_other_protocols_are_refused_and_named_unless_told_to_go_on(runs, tmp_pa
     assert "model.eval_sampling.temperature: None and 0.5" in message
     assert "weights" not in message  # that is what is compared
     assert "--force" in message
-    main(["compare", runs[0], other, "--force", "--out", str(tmp_path / "out")])
-    assert "**The protocols differ" in capsys.readouterr().out
+    assert refused(runs[0], other, "--force", "false") == message
+    for forced in (["--force", "true"], ["--force"]):
+        main(["compare", runs[0], other, *forced, "--out", str(tmp_path / "out")])
+        assert "**The protocols differ" in capsys.readouterr().out
     assert "**The protocols differ" in (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
 
 
@@ -287,7 +289,7 @@ def test_problems_that_share_an_id_alone_are_not_paired():
     assert paired([same], [other]) == []
 
 
-def test_what_cannot_be_compared(runs, tmp_path):
+def test_what_cannot_be_compared(runs, tmp_path, capsys):
     missing = tmp_path / "nosuch"
     told = refused(runs[0], str(missing))
     assert "both need an evaluation by itself" in told
@@ -295,6 +297,9 @@ def test_what_cannot_be_compared(runs, tmp_path):
     apart = evaluation(tmp_path / "apart", [row("z", ["1"] * 4)])
     assert "no problem in common" in refused(runs[0], apart)
     assert "are one run" in refused(runs[0], f"{runs[1]}/../first")
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", "--force", *runs])
+    assert f"--force: true or false, not {runs[0]!r}: by itself it goes last" in capsys.readouterr().err
 
 
 def test_a_difference_that_is_there_is_called_one():
