@@ -97,7 +97,7 @@ class Cli(LightningCLI):
         self.trainer.predict(return_predictions=False, **given)
 
     def _look(self, kind: str) -> None:
-        """Whether there is a set of this kind, and the model, before either is read.
+        """Whether there is a set of this kind, the model, and a hint that is shown, before anything is read.
 
         Raises:
             ValueError: If not.
@@ -108,6 +108,8 @@ class Cli(LightningCLI):
                 "evaluate`, --sets NAME or FILE, or --validation for the validation sets."
             )
         self.model.source.check()
+        if self.model.eval_exposure > 0:
+            self.model.prompts.check()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add --run, --resume, --overwrite, and one key per callback of ours."""
@@ -223,7 +225,8 @@ class Cli(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        """Leave out validations of nothing: Lightning would warn of an empty list of loaders."""
+        """Look for the hint; leave out validations of nothing: Lightning would warn of an empty list of loaders."""
+        self.model.prompts.check()
         if not self.datamodule.validation_names:
             self.trainer.limit_val_batches = 0
 

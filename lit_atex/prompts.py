@@ -110,8 +110,17 @@ class PromptStyle:
         self.student_thinking, self.teacher_thinking = student_thinking, teacher_thinking
         self.eval_thinking = eval_thinking
         self.hint, self.mark, self.unit, self.hide_answer = hint, mark, unit, hide_answer
-        self._kind = kind_of(hint)
         self.max_prompt_tokens, self.max_teacher_tokens = max_prompt_tokens, max_teacher_tokens
+        if "." not in hint:
+            self.check()
+
+    def check(self) -> None:
+        """Look whether there is such a hint: a function of the user's own may be gone where none is shown.
+
+        Raises:
+            ValueError: If not.
+        """
+        kind_of(self.hint)
 
     def student(self, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Token ids of the prompt that rollouts continue."""
@@ -161,11 +170,12 @@ class PromptStyle:
         Raises:
             ValueError: If a function of the user's fails, or returns no list of texts.
         """
+        kind = kind_of(self.hint)
         if self.hint in KINDS:
-            return self._kind(given, ratio)
+            return kind(given, ratio)
         where = f"model.prompts.hint: {self.hint}, problem {problem.id}, exposure {ratio}"
         try:
-            parts: object = self._kind(given, ratio)
+            parts: object = kind(given, ratio)
         except Exception as error:
             raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
         if isinstance(parts, list) and all(isinstance(part, str) for part in parts):

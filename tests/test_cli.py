@@ -255,6 +255,12 @@ def test_a_model_that_is_not_there(tmp_path, name):
     assert f"model.student.init_args.name='{name}'" in message
 
 
+def test_a_hint_function_that_is_not_there_is_told_of_before_data_are_read(tmp_path):
+    words = ["--model.prompts.init_args.hint", "nosuch.hint", "--data.train", "lit_atex.sources.JsonLines"]
+    message = leave("fit", *TINY, "--run", str(tmp_path), *words, "--data.train.path", "nosuch")
+    assert "model.prompts.hint: nosuch.hint could not be imported" in message
+
+
 def test_a_run_that_failed_before_its_first_checkpoint_may_be_started_again(tmp_path, capsys):
     words = ["fit", *TINY, "--run", str(tmp_path), "--trainer.max_steps", "1", "--data.validation", "null"]
     assert "no file" in leave(*words, "--data.train", "lit_atex.sources.JsonLines", "--data.train.path", "nosuch")

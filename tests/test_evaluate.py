@@ -298,6 +298,7 @@ def test_classes_that_trained_a_run_may_be_gone(trained, tmp_path):
     config["exposure"] |= {"strategy": gone, "progress": gone}
     config["data"] |= {"train": gone, "probe": gone, "validation": {"mine": gone}}
     config["trainer"] |= {"logger": gone, "callbacks": [gone]}
+    config["model"]["prompts"]["init_args"]["hint"] = "gone.hint"
     (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     for one in (trained, run):
         main(["evaluate", str(one), *FEW, "--run", str(tmp_path / f"of-{one.name}")])
@@ -307,6 +308,8 @@ def test_classes_that_trained_a_run_may_be_gone(trained, tmp_path):
     assert files[0][0].pop("model.student.name") != files[1][0].pop("model.student.name")
     assert files[0] == files[1]
     assert results(folders[0]) == results(folders[1])
+    told = refused(run, *FEW, "--exposure", "0.5", "--run", tmp_path / "hint")  # it shows what the function makes
+    assert "model.prompts.hint: gone.hint could not be imported" in told
     config["model"]["engine"] = gone
     (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     assert refused(run, *FEW, "--run", tmp_path / "engine") == 2  # it samples

@@ -554,4 +554,4 @@ def test_a_hint_of_the_users_own_goes_by_its_dotted_path(tmp_path, monkeypatch):
     check_hints(style, BYTES, 999, SimpleNamespace(train=Listed([broken, *SIX])))
     for wrong, told in (("sufix", "none of prefix, suffix"), ("my_hints.no", "my_hints"), ("nosuch.one", "nosuch")):
         with pytest.raises(ValueError, match=rf"prompts\.hint: .*{told}"):
-            PromptStyle(hint=wrong)
+            PromptStyle(hint=wrong).check()
