@@ -65,14 +65,14 @@ class RunFolder(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write the manifest before anything can fail."""
-        if self._stage:  # the evaluation after training
+        if self._stage == "fit":  # the evaluation after training
             return
         stage = str(getattr(stage, "value", stage))
         self.run = Path(trainer.default_root_dir)
         if stage == "fit" and trainer.is_global_zero:
             self.run.mkdir(parents=True, exist_ok=True)
             hold(self.run)  # before anything is written
-        self._stage = stage
+        self._stage, self._outcomes = stage, None
         if stage in KINDS:
             self._outcomes = Outcomes(self.run / "outcomes", stage, _rank(trainer))
             self._outcomes.find(trainer.datamodule, KINDS[stage])  # type: ignore[attr-defined]
@@ -105,6 +105,7 @@ class RunFolder(pl.Callback):
         self.protocol = protocol(trainer, pl_module, self._stage)
         self.first_prompt = describe(trainer, pl_module, self._stage)
         rows = self._outcomes.begin(self.protocol)
+        trainer.datamodule.answered.clear()  # type: ignore[attr-defined]  # its loaders know by now
         for index, name in enumerate(pl_module.evaluation.names):
             pl_module.evaluation.add(index, rows[name])
         if any(rows.values()):

@@ -465,6 +465,25 @@ def test_sets_and_strategy_are_exchanged_from_python(tmp_path, before):
         assert [row["exposure/ratio"] for row in csv.DictReader(file) if row["exposure/ratio"]] == ["0.25"]
 
 
+def test_an_evaluation_before_the_training_changes_nothing_of_it(tmp_path):
+    """Of one that finds its answers already there too: training evaluates all problems again."""
+    found, left_out = [], ("time/", "throughput/completion", "test/")
+    for name, kinds in (("plain", ()), ("after", ("validate", "test", "validate"))):
+        run = load("base", "tiny", {"trainer.max_steps": 2}, run=str(tmp_path / name))
+        for kind in kinds:
+            getattr(run.trainer, kind)(run.model, datamodule=run.datamodule, verbose=False)
+        run.train()
+        results = json.loads((tmp_path / name / "results.json").read_text(encoding="utf-8"))
+        assert results.keys() == {"step-0", "step-2", *kinds}
+        assert all(results[kind][0]["problems"] == 8 for kind in results)
+        with open(tmp_path / name / "metrics.csv", newline="", encoding="utf-8") as file:
+            rows = [{k: v for k, v in row.items() if not k.startswith(left_out)} for row in csv.DictReader(file)]
+        config = yaml.safe_load((tmp_path / name / "config.yaml").read_text(encoding="utf-8"))
+        manifest = json.loads((tmp_path / name / "manifest.json").read_text(encoding="utf-8"))
+        found.append((rows, results["step-2"], config | {"run": None}, manifest["finished"], manifest["weights"]))
+    assert found[0] == found[1]
+
+
 def test_sets_may_be_taken_away_from_python(tmp_path, recwarn):
     run = load("base", "tiny", {"trainer.max_steps": 1}, run=str(tmp_path / "run"))
     run.datamodule.validation = {}
