@@ -14,6 +14,8 @@ from torch.optim import SGD
 from lit_atex.cli import main
 from lit_atex.divergence import ForwardKL
 from lit_atex.supervised import NegativeLogLikelihood, references
+from lit_atex.teacher import Frozen, Live
+from lit_atex.weighting import GroupRelative
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -79,6 +81,18 @@ def test_a_hint_that_does_not_fit_is_shortened_before_the_reference(name):
     assert any(short)
     assert all(len(ids) <= 50 for ids in module.seen.student_prompts)
     assert all(ended for ended in module.seen.rollouts.ended)  # no reference was
+
+
+def test_a_loss_that_reads_no_teacher_trains_the_same_student_without_a_second_set_of_weights(name):
+    """As configs/objective/grpo.yaml says."""
+    found = []
+    for teacher in (Frozen(), Live()):
+        module = distillation(name, None, teacher, NegativeLogLikelihood(), samples=2, weighting=GroupRelative())
+        module.exposure = 0.0
+        found.append((module, fit(module, 3).values("mismatch/forward_kl")))
+    (frozen, drift), (live, none) = found
+    torch.testing.assert_close(weights(live), weights(frozen), rtol=0, atol=0)
+    assert drift[2] > drift[0] == 0 == max(none)
 
 
 def test_references_end_with_the_end_token_and_are_cut_at_the_limit():
