@@ -3,8 +3,8 @@
 A held-out problem counts as contaminated if 13 consecutive words of its question stand in the question or solution of a
 training problem. Words are compared without case and punctuation. What stands in more than 10 training problems is a
 template or a common phrase and does not count (both numbers: GPT-3, Brown et al., arXiv:2005.14165, appendix C). A
-shorter question is matched as a whole, by the stream itself, which never trains on a held-out question. Of Chinese and
-Japanese, which have no spaces, it is twice as many signs.
+shorter question is matched as a whole, by the stream itself, which never trains on a held-out question (`left_out`). Of
+Chinese and Japanese, which have no spaces, it is twice as many signs.
 
 The held-out sets are indexed, and training problems stream past: the memory is that of the sets. An endless source, or
 a long one, is read as far as `scan` says, from its beginning; the report says how far.
@@ -48,7 +48,8 @@ class Overlap:
 
     def __init__(self, sets: dict[str, list[Problem]], n: int = 13, common: int = 10) -> None:
         self.sets, self.n, self.common = sets, n, common
-        self._held_out = {same(p.question) for problems in sets.values() for p in problems}
+        self._held_out = {same(p.question): key for key, problems in sets.items() for p in problems}
+        self._left_out: dict[str, str] = {}  # those of them that were among the training problems
         self._where: dict[str, set[tuple[str, int]]] = {}  # words in a row -> set and place of problems that have them
         self._long = dict.fromkeys(sets, 0)
         self._lengths: set[int] = set()
@@ -75,8 +76,9 @@ class Overlap:
 
     def add(self, problem: Problem) -> None:
         """Look at a training problem; one whose question is held out is never trained on, and does not count."""
-        if same(problem.question) in self._held_out:
+        if (question := same(problem.question)) in self._held_out:
             self.left_out += 1
+            self._left_out[question] = self._held_out[question]
             return
         self.read += 1
         text, found = words(f"{problem.question}\n{problem.solution}"), set()
@@ -88,7 +90,7 @@ class Overlap:
                 ids.append(problem.id)
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """Per set: problems, how many are long enough, how many are contaminated, and examples."""
+        """Per set: problems, how many are long enough, contaminated, left out of training as a whole; and examples."""
         hits: dict[str, dict[int, tuple[str, str]]] = {key: {} for key in self.sets}
         for gram, ids in sorted(self._seen.items()):  # any order of the training problems gives the same examples
             if len(ids) <= self.common:
@@ -97,6 +99,7 @@ class Overlap:
         return {
             key: {
                 **{"problems": len(problems), "long_enough": self._long[key], "contaminated": len(hits[key])},
+                "left_out": list(self._left_out.values()).count(key),
                 "share": len(hits[key]) / max(len(problems), 1),
                 "examples": [
                     {"id": problems[i].id, "question": problems[i].question[:300], "in_training": id_, "words": gram}
@@ -152,7 +155,7 @@ class ContaminationCheck(pl.Callback):
             counts = {
                 "training_problems": overlap.read,
                 "left_out": overlap.left_out,
-                "there_may_be_more": tally.rows == self.scan,
+                "there_may_be_more": tally.rows == self.scan or not overlap,
             }
             path = Path(trainer.default_root_dir) / "contamination.json"
             whole.write_json(path, {**settings, **counts, "sets": found})

@@ -87,10 +87,14 @@ def test_what_stands_everywhere_is_a_template():
 
 
 def test_a_held_out_question_is_not_trained_on_and_does_not_count():
-    overlap = Overlap({"test.a": [problem("t", LONG)]})
-    overlap.add(problem("x", f"  {LONG.upper()} "))
-    assert (overlap.read, overlap.left_out) == (0, 1)
-    assert overlap.report()["test.a"]["contaminated"] == 0
+    """Of which set it is, is told, also of a short one."""
+    sets = {"test.a": [problem("t", LONG), problem("short", "1+1?")], "test.b": [problem("o", f"Or {LONG}")]}
+    overlap = Overlap(sets)
+    for question in (f"  {LONG.upper()} ", LONG, "1+1?"):
+        overlap.add(problem("x", question))
+    assert (overlap.read, overlap.left_out) == (0, 3)
+    found = overlap.report()
+    assert [(one["contaminated"], one["left_out"]) for one in found.values()] == [(0, 2), (0, 0)]
 
 
 def test_the_index_does_not_grow_with_the_training_problems():
@@ -178,7 +182,7 @@ def test_the_embedded_domain_is_not_scanned(tmp_path):
     words = ["fit", *(w for name in ("base", "tiny") for w in ("--config", str(ROOT / f"configs/{name}.yaml")))]
     main([*words, "--trainer.max_steps", "0", "--trainer.num_sanity_val_steps", "0", "--run", str(tmp_path)])
     report = json.loads((tmp_path / "contamination.json").read_text(encoding="utf-8"))
-    assert report["training_problems"] == 0
+    assert (report["training_problems"], report["there_may_be_more"]) == (0, True)
     assert {key: one["long_enough"] for key, one in report["sets"].items()} == {
         "validation.level-4": 0,
         "test.level-4": 0,
