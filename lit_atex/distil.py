@@ -67,7 +67,7 @@ def distil(
     def score(rows: slice) -> tuple[Tensor, TokenDivergence]:
         part, hinted = rollouts.some(rows), theirs[rows]
         ids = part.ids[part.mask]
-        with timed("teacher"), _scorer(teacher, student) as scorer:
+        with timed("teacher"), scorer_of(teacher, student) as scorer:
             # Hints are long, and nothing is kept of this pass: it is cut finer than the student's where it must be.
             widths = [(len(p), n) for p, n in zip(hinted, lengths[rows])]
             finer = split(widths, min(samples, len(hinted)), part_tokens)
@@ -90,8 +90,12 @@ _CHECKED: WeakSet[nn.Module] = WeakSet()
 
 
 @contextmanager
-def _scorer(teacher: Teacher, student: Any) -> Iterator[nn.Module]:
-    """The module that a teacher scores with, if it is one, and one whose logits are known; ours are the student's."""
+def scorer_of(teacher: Teacher, student: Any) -> Iterator[nn.Module]:
+    """The module that a teacher scores with; ours are the student's, one of the user's own is looked at.
+
+    Raises:
+        ValueError: If it is no module in evaluation mode, or one whose logits are not what lit_atex would make of them.
+    """
     scorer, name = teacher.scorer(student), f"model.teacher: {type(teacher).__name__}.scorer"
     if not isinstance(scorer, AbstractContextManager):
         raise ValueError(f"{name} must be a context manager: decorate it with contextlib's @contextmanager.")

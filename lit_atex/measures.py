@@ -14,6 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from lit_atex.distil import scorer_of
 from lit_atex.divergence import ForwardKL
 from lit_atex.fused import fused_divergence
 from lit_atex.module import SelfDistillation
@@ -164,7 +165,7 @@ class ProbeMatch(ProgressMeasure):
         for at in range(0, len(probe), CHUNK):
             part = slice(at, at + CHUNK)
             rollouts = Rollouts.of([self._ids[_key(p)] for p in probe[part]], module.end_ids, module.device)
-            with module.teacher.scorer(module.student) as teacher:
+            with scorer_of(module.teacher, module.student) as teacher:
                 teacher_hidden = completion_hidden(teacher, [t.ids for t in teachers[part]], rollouts)
                 teacher_head = head_of(teacher)
             with evaluating(module.student):

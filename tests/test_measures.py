@@ -2,10 +2,12 @@
 
 import copy
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 from conftest import SIX, ScriptedEngine, byte_tokenizer
+from test_distil import Tempered
 from test_module import LORA, Listed, distillation, problems_of, saved_model, trainer
 
 from lit_atex.callbacks import ExposureControl
@@ -13,6 +15,7 @@ from lit_atex.exposure import Credit, Exposure, Fixed, TrainingState
 from lit_atex.measures import ProbeAccuracy, ProbeMatch, ProbeNLL, ProgressMeasure, RolloutAccuracy
 from lit_atex.module import SelfDistillation
 from lit_atex.rollout import TransformersEngine
+from lit_atex.teacher import Live
 from lit_atex.types import Problem, StepFeedback, Verdict
 
 PROBE = [p._replace(id=f"probe {p.id}", question=f"Now: {p.question}") for p in SIX]
@@ -118,6 +121,20 @@ def test_probe_match_is_minus_the_kl_to_the_teacher_at_full_exposure_on_fixed_ro
             log_p, log_q = scores(start, hinted, ids), scores(student, prompt, ids)
             kls += (log_p.exp() * (log_p - log_q)).sum(-1).tolist()
         assert value == pytest.approx(-sum(kls) / len(kls), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        (lambda self, student: student, "must be a context manager"),
+        (lambda self, student: nullcontext(student.train()), "must yield .* in training mode"),
+        (lambda self, student: nullcontext(Tempered(student.config).eval()), "yields .* Tempered changes its logits"),
+    ],
+)
+def test_probe_match_looks_at_a_teacher_of_the_users_as_training_does(tmp_path, written, told):
+    module = ready(tmp_path, teacher=type("Mine", (Live,), {"scorer": written})())
+    with pytest.raises(ValueError, match=rf"^model\.teacher: Mine\.scorer {told}"):
+        ProbeMatch().read(module, PROBE)
 
 
 def test_probe_accuracy_counts_and_draws_the_same_each_time(tmp_path):
