@@ -14,7 +14,7 @@ import numpy as np
 
 from lit_atex.beta_net import EXCESS, BetaNet
 from lit_atex.exposure import TrainingState
-from lit_atex.learners import GRID, Learner, Matured, Surrogate, log_beta, shares
+from lit_atex.learners import GRID, Learner, Matured, Surrogate, Window, log_beta, shares
 from lit_atex.reward import Decision, Rewarded
 from lit_atex.types import StepFeedback, seeded
 
@@ -43,8 +43,8 @@ Where progress stands explains most of a reward: a student that fell rises again
 class BetaPolicy(Rewarded):
     """Exposure learned while training: use it when you do not know how much the teacher should see.
 
-    How far it gets in how many decisions, and where it does not: results/controllers.md. A run of no more than
-    `horizon` + 3 decisions ends before the first that the reward model moves.
+    How far it gets in how many decisions, and where it does not: results/controllers.md. The reward model moves the
+    first decision when four windows have ended whose progress is known as they opened.
     """
 
     def __init__(
@@ -103,30 +103,33 @@ class BetaPolicy(Rewarded):
         self.seed, self.hidden = seed or 0, hidden
         self.policy = BetaNet(max(len(self.statistics), 1), hidden, sample, concentration, self.seed, margin)
         self.learner = Surrogate() if learner is None else learner
-        self.learner.bind(self.policy)
+        self.learner.bind(self.policy, horizon, discount)
         self._window = dict.fromkeys(STATISTICS[2:8], 0.0)
         self._steps = 0
         self._ratio = low + (high - low) * mean
         self._progress: float | None = None
         self._read: float | None = None  # progress as the window opened
         self._increment: float | None = None
+        self._open: tuple[dict[str, float | None], float] | None = None  # statistics and sample of the window
 
     def decide(
         self, state: TrainingState, progress: float | None, earned: list[tuple[Decision, float]]
     ) -> tuple[float, dict[str, Any]]:
         """Learn from the decisions that have matured, then sample the window's exposure."""
         self._increment = None if progress is None or self._read is None else progress - self._read
+        gain = math.nan if progress is None or self._progress is None else progress - self._progress
         self._read = progress
         self._progress = progress if progress is not None else self._progress
         every = self._statistics(state)
         seen = self._seen(every)
         matured = [Matured(self._seen(d.details["state"]), d.details["action"], reward) for d, reward in earned]
-        learned = self.learner.learn(matured, seen)
+        ended = self._open and Window(self._seen(self._open[0]), self._open[1], gain)
+        learned = self.learner.learn(matured, ended, seen)
         a, b = self.policy.at(self.policy.standardise(seen))
         # Counter-based, so that every rank and every resumed run draws the same; off the ends, where log Beta may end.
         action = min(max(float(seeded(self.seed, "exposure", self._number).beta(a, b)), 1e-6), 1 - 1e-6)
         density = math.exp((a - 1) * math.log(action) + (b - 1) * math.log1p(-action) - log_beta(a, b))
-        self._window, self._steps = dict.fromkeys(self._window, 0.0), 0
+        self._window, self._steps, self._open = dict.fromkeys(self._window, 0.0), 0, (every, action)
         ratio = self._between(self.policy.exposure(np.array(action)))
         mean = self._between(shares(a, b) @ self.policy.exposure(GRID))
         self._scalars |= {"alpha": a, "beta": b, "mean": mean}
@@ -173,6 +176,7 @@ class BetaPolicy(Rewarded):
             "steps": self._steps,
             "progress": self._progress,
             "read": self._read,
+            "open": self._open and list(self._open),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -186,6 +190,7 @@ class BetaPolicy(Rewarded):
         self.learner.load_state_dict(state["learner"])
         self._window, self._steps = dict(state["window"]), state["steps"]
         self._progress, self._read = state["progress"], state["read"]
+        self._open = state["open"] and (state["open"][0], state["open"][1])
 
     def form(self) -> dict[str, Any]:
         """Learner, statistics and width of the network besides."""

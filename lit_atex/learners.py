@@ -16,7 +16,7 @@ from torch.distributions import Beta
 
 from lit_atex.beta_net import BetaNet
 from lit_atex.reward import FINITE
-from lit_atex.reward_model import Array, effect
+from lit_atex.reward_model import Array, effect, unit, within_reach
 
 
 class Matured(NamedTuple):
@@ -33,6 +33,20 @@ class Matured(NamedTuple):
     reward: float
 
 
+class Window(NamedTuple):
+    """A window that has ended.
+
+    Attributes:
+        state: As in `Matured`, like `action`.
+        action: The decision that held in it.
+        gain: How much progress rose in it, in any unit; not finite: not known.
+    """
+
+    state: list[float]
+    action: float
+    gain: float
+
+
 def _within(name: str, value: float, low: float, high: float = math.inf) -> float:
     if not (low <= value <= high and value < math.inf):
         allowed = f"in [{low:g}, {high:g}]" if high < math.inf else f"finite and at least {low:g}"
@@ -45,31 +59,34 @@ class Learner(ABC):
 
     policy: BetaNet
     optimizer: torch.optim.Adam
+    horizon: int
+    discount: float
 
     def __init__(self, lr: float) -> None:
         """Set the step size."""
         self.lr = _within("lr", lr, 0, 10)
 
-    def bind(self, policy: BetaNet) -> None:
-        """Take charge of a policy; once, before anything else."""
-        self.policy = policy
+    def bind(self, policy: BetaNet, horizon: int, discount: float) -> None:
+        """Take charge of a policy, rewarded by so many discounted windows; once, before anything else."""
+        self.policy, self.horizon, self.discount = policy, horizon, discount
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=self.lr)
 
-    def learn(self, matured: list[Matured], state: list[float]) -> dict[str, float]:
+    def learn(self, matured: list[Matured], ended: Window | None, state: list[float]) -> dict[str, float]:
         """Learn, and prepare the policy for the state now. Called once per window, before its exposure is sampled.
 
         Args:
             matured: The decisions whose reward has become known since the last call, oldest first; any number.
+            ended: The window that has just ended, whose decision has yet to mature; None before the first.
             state: The raw statistics now.
 
         Returns:
             What to log.
         """
         self.policy.observe(state)
-        return self.move([m for m in matured if abs(m.reward) < FINITE], state)
+        return self.move([m for m in matured if abs(m.reward) < FINITE], ended, state)
 
     @abstractmethod
-    def move(self, matured: list[Matured], state: list[float]) -> dict[str, float]:
+    def move(self, matured: list[Matured], ended: Window | None, state: list[float]) -> dict[str, float]:
         """`learn`, with finite rewards only and a policy that has observed the state."""
 
     def density(self, state: Tensor) -> Beta:
@@ -118,7 +135,7 @@ class Reinforce(Learner):
         self.baseline: float | None = None
         self.variance = self.weight = 0.0
 
-    def move(self, matured: list[Matured], state: list[float]) -> dict[str, float]:
+    def move(self, matured: list[Matured], ended: Window | None, state: list[float]) -> dict[str, float]:
         """One step, if anything has matured."""
         advantages = [self.advantage(m.reward) for m in matured]
         if not matured:
@@ -152,7 +169,7 @@ class Reinforce(Learner):
 
 
 class Surrogate(Learner):
-    """Fits a reward model to all matured decisions, and moves the policy uphill on it, at the state now.
+    """Fits a reward model to all windows, and moves the policy uphill on it, at the state now.
 
     With m(u) and s(u) the mean and SD of what is believed of the exposure that a sample u stands for
     (`reward_model.py`), each window takes some steps of Adam uphill on
@@ -161,6 +178,9 @@ class Surrogate(Learner):
 
     by quadrature. Optimism tries what is not known (upper confidence bounds; Srinivas et al. 2010); the entropy keeps
     the policy broad while little is known, and lets it narrow as the model becomes sure. Nothing is drawn here.
+
+    The model predicts a decision's reward from what each window gained, rather than from rewards: these share their
+    readings with those of their neighbours, and are known only when their horizon has passed.
     """
 
     def __init__(
@@ -169,7 +189,7 @@ class Surrogate(Learner):
         """Set how it forgets and explores.
 
         Args:
-            memory: Decisions until one weighs 1/e, >= 1: shorter follows a student that changes, longer averages noise.
+            memory: Windows until one weighs 1/e, >= 1: shorter follows a student that changes, longer averages noise.
             optimism: Weight of the model's uncertainty as a bonus, >= 0.
             entropy: Weight of the policy's entropy (nats) per squared mean uncertainty, >= 0: higher is broader.
             steps: Steps of Adam per window, >= 0.
@@ -181,16 +201,16 @@ class Surrogate(Learner):
         super().__init__(lr)
         self.memory, self.optimism = _within("memory", memory, 1), _within("optimism", optimism, 0)
         self.entropy, self.steps = _within("entropy", entropy, 0), int(_within("steps", steps, 0))
-        self.decisions: list[Matured] = []
+        self.windows: list[Window] = []
 
-    def move(self, matured: list[Matured], state: list[float]) -> dict[str, float]:
+    def move(self, matured: list[Matured], ended: Window | None, state: list[float]) -> dict[str, float]:
         """Fit anew, then climb."""
-        # Beyond three memories a decision weighs under 5 %.
-        self.decisions = [*self.decisions, *matured][-math.ceil(3 * self.memory) :]
-        if len(self.decisions) < LEAST:
+        # Beyond three memories a window weighs under 5 %.
+        self.windows = [*self.windows, *([] if ended is None else [ended])][-math.ceil(3 * self.memory) :]
+        gains = self.gains()
+        if np.isfinite(gains).sum() < LEAST:
             return {}
-        rewards = self.rewards()
-        mean, spread, relevance = self.believe(state, rewards)
+        mean, spread, relevance = self.believe(state, gains)
         value, temperature = mean + self.optimism * spread, self.entropy * float(spread.mean()) ** 2
         z = self.policy.standardise(state)
         for _ in range(self.steps):
@@ -199,7 +219,7 @@ class Surrogate(Learner):
         a, b = self.policy.at(z)
         share = shares(a, b)
         return {
-            "baseline": float(rewards.mean()),
+            "baseline": float(np.nanmean(gains)) * sum(self.discount**i for i in range(self.horizon)),
             "advantage": float(share @ mean - mean.mean()),
             "uncertainty": float(spread.mean()),
             "best": float(self.policy.exposure(GRID)[mean.argmax()]),
@@ -207,55 +227,42 @@ class Surrogate(Learner):
             "entropy": entropy(a, b),
         }
 
-    def rewards(self) -> Array:
-        """`[decisions]` what they earned, without outliers."""
-        return within_reach(np.array([m.reward for m in self.decisions]))
+    def gains(self) -> Array:
+        """`[windows]` what they gained, without outliers; NaN before the first known, 0 for others that are not."""
+        gains = np.array([w.gain for w in self.windows])
+        known = abs(gains) < FINITE
+        gains = np.where(known, gains, np.where(known.cumsum() > 0, 0.0, np.nan))
+        if known.any():
+            gains[~np.isnan(gains)] = within_reach(gains[~np.isnan(gains)])
+        return gains
 
-    def believe(self, state: list[float], rewards: Array | None = None) -> tuple[Array, Array, Array]:
-        """Mean and SD of the effect of each sample of GRID at this state, in SD of the rewards; and relevance."""
-        rewards = self.rewards() if rewards is None else rewards
-        largest = abs(rewards).max()
-        rewards = rewards - rewards.mean()
-        scale = rewards.std()
-        # Equal rewards differ from their mean by rounding, which says nothing of exposure.
-        rewards = rewards / scale if scale > 1e-9 * largest else np.zeros_like(rewards)
-        states = self.policy.standardise([m.state for m in self.decisions])
+    def believe(self, state: list[float], gains: Array | None = None) -> tuple[Array, Array, Array]:
+        """Mean and SD of the worth of each sample of GRID at this state, in SD of the gains; and relevance."""
+        gains = self.gains() if gains is None else gains
+        levels = np.nancumsum(gains) - np.nan_to_num(gains)
+        levels, gains = unit(levels, levels), unit(gains, gains[~np.isnan(gains)])
+        states = self.policy.standardise([w.state for w in self.windows])
         now = self.policy.standardise(state)
-        exposures, every = (self.policy.exposure(x) for x in (np.array([m.action for m in self.decisions]), GRID))
-        found = effect(states, exposures, rewards, now, self.memory, every)
+        exposures, every = (self.policy.exposure(x) for x in (np.array([w.action for w in self.windows]), GRID))
+        found = effect(states, exposures, levels, gains, now, self.memory, self.horizon, self.discount, every)
         # A statistic that has never varied moves nothing.
         return found.mean, np.sqrt(np.diagonal(found.covariance).clip(0)), found.relevance * (states != 0).any(0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizer and decisions."""
-        return super().state_dict() | {"decisions": [list(m) for m in self.decisions]}
+        """Optimizer and windows."""
+        return super().state_dict() | {"windows": [list(w) for w in self.windows]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         super().load_state_dict(state)
-        self.decisions = [Matured(*m) for m in state["decisions"]]
+        self.windows = [Window(*w) for w in state["windows"]]
 
 
 GRID = (np.arange(64) + 0.5) / 64
 """Samples of a Beta, for quadrature."""
 LOGS = np.log(GRID), np.log1p(-GRID)
 LEAST = 4
-"""Fewer decisions do not move the policy."""
-OUTLIER = 6.0
-"""Rewards are kept within this many SD of their median: normal ones hardly ever reach it."""
-
-
-def within_reach(rewards: Array) -> Array:
-    """Without outliers, of which one would make all others look alike.
-
-    The SD is that of the middle half, as a normal distribution has it (1.4826 times the median absolute deviation),
-    since an outlier would raise its own limit. Where more than half are equal, it is that of those that differ.
-    """
-    middle = float(np.median(rewards))
-    apart = abs(rewards - middle)
-    differ = apart[apart > 1e-9 * max(abs(middle), float(np.quantile(apart, 0.9)))]  # by more than rounding
-    usual = 1.4826 * float(np.median(apart if 2 * differ.size > apart.size else differ)) if differ.size else 0.0
-    return rewards.clip(middle - OUTLIER * usual, middle + OUTLIER * usual)
+"""Fewer windows do not move the policy."""
 
 
 def shares(a: float, b: float) -> Array:
