@@ -33,7 +33,7 @@ BY_EVALUATIONS = (
 )
 """What `prepare` deletes: both with --overwrite, BY_FIT alone of a run that begins anew. Other files are not ours."""
 
-FORMAT = 6
+FORMAT = 7
 """Version of what a checkpoint holds of ours; raised with every key that changes (see tests/golden/checkpoint.txt)."""
 
 BY_STEP = ("samples.jsonl", "decisions.jsonl")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lit_atex.beta_policy import STATISTICS, BetaPolicy
 from lit_atex.competence import Competence
 from lit_atex.exposure import Credit, TrainingState
-from lit_atex.learners import Learner, Matured
+from lit_atex.learners import Learner, Matured, Window
 from lit_atex.types import StepFeedback, Verdict, seeded
 
 
@@ -27,9 +27,11 @@ class Still(Learner):
         super().__init__(lr=0.1)
         self.matured: list[Matured] = []
         self.states: list[list[float]] = []
+        self.ended: list[Window | None] = []
 
-    def move(self, matured: list[Matured], state: list[float]) -> dict[str, float]:
+    def move(self, matured: list[Matured], ended: Window | None, state: list[float]) -> dict[str, float]:
         self.matured += matured
+        self.ended.append(ended)
         self.states.append(state)
         return {"baseline": 0.25}
 
@@ -133,6 +135,10 @@ def test_matured_decisions_reach_the_learner_with_the_state_that_they_were_taken
     assert [(c.decision, c.step, c.reward, c.complete) for c in credits] == [
         (k, 5 * k, r, True) for k, r in enumerate(rewards)
     ]
+    assert learner.ended[0] is None  # every window, as soon as it has ended
+    np.testing.assert_array_equal([w.state for w in learner.ended[1:]], learner.states[:4])
+    assert [w.gain for w in learner.ended[1:]] == [1.0, 2.0, 1.0, 0.0]
+    assert policy.policy.exposure(np.array([w.action for w in learner.ended[1:]])).tolist() == pytest.approx(ratios[:4])
     assert credits[1].details["state"] == dict(zip(STATISTICS, learner.states[1]))
     assert policy.scalars()["reward"] == 1.0
     before = policy.state_dict()
@@ -160,7 +166,7 @@ def test_what_was_not_measured_is_not_known() -> None:
 
 
 @pytest.mark.parametrize("horizon", [1, 3])
-def test_the_first_decision_that_the_reward_model_moves_is_number_horizon_and_four(horizon: int) -> None:
+def test_the_reward_model_moves_the_first_decision_after_four_windows(horizon: int) -> None:
     """Two students: one progresses where much is shown, the other where little is. Until then both see the same."""
     chosen = []
     for sign in (1, -1):
@@ -172,7 +178,7 @@ def test_the_first_decision_that_the_reward_model_moves_is_number_horizon_and_fo
             policy.update(feedback(step))
             progress += 0.1 * sign * (ratios[-1] - 0.5)
         chosen.append(ratios)
-    assert next(i for i, (a, b) in enumerate(zip(*chosen), 1) if a != b) == horizon + 4
+    assert next(i for i, (a, b) in enumerate(zip(*chosen), 1) if a != b) == 5
 
 
 def test_unknown_progress_is_never_a_reward() -> None:
@@ -183,6 +189,7 @@ def test_unknown_progress_is_never_a_reward() -> None:
         credits += policy.begin_window(state(k), p)
     assert [c.reward for c in credits] == [None, None, None, None, 1.0]
     assert [m.reward for m in learner.matured] == [1.0]
+    assert [math.isnan(w.gain) for w in learner.ended[1:]] == [True, True, True, True, False]
     assert "reward" in policy.scalars()
     assert policy.scalars()["progress"] == 2.0
 

@@ -22,13 +22,13 @@ from lit_atex.learners import (
     Matured,
     Reinforce,
     Surrogate,
+    Window,
     entropy,
     log_beta,
     shares,
     uphill,
-    within_reach,
 )
-from lit_atex.reward_model import effect, polynomials
+from lit_atex.reward_model import effect, polynomials, undone, within_reach
 from lit_atex.types import seeded
 
 FEATURES = 3
@@ -37,7 +37,7 @@ FEATURES = 3
 def bound(
     learner: Learner, mean: float = 0.5, concentration: float = 4.0, seed: int = 0, margin: float = 0.0
 ) -> Learner:
-    learner.bind(BetaNet(FEATURES, 8, mean, concentration, seed, margin))
+    learner.bind(BetaNet(FEATURES, 8, mean, concentration, seed, margin), horizon=1, discount=1.0)
     return learner
 
 
@@ -50,9 +50,14 @@ def decisions(count: int, seed: int = 0, scale: float = 1.0, offset: float = 0.0
     return found
 
 
+def window(m: Matured) -> Window:
+    """At J = 1 a decision earns what its window gains."""
+    return Window(*m)
+
+
 def feed(learner: Learner, data: list[Matured]) -> None:
     for m in data:
-        learner.learn([m], m.state)
+        learner.learn([m], window(m), m.state)
 
 
 def parameters(learner: Learner) -> torch.Tensor:
@@ -80,12 +85,12 @@ def test_reinforce_follows_the_score_function() -> None:
     """d/da log Beta(u; a, b) = log u - digamma(a) + digamma(a + b); the rest is autograd."""
     first, then = decisions(2, seed=3)
     learner = bound(Reinforce(entropy=0.0))
-    learner.learn([first], first.state)
+    learner.learn([first], None, first.state)
     with torch.no_grad():
         learner.policy.last.weight.normal_(generator=torch.Generator().manual_seed(0))
     assert (learner.baseline, learner.variance) == (first.reward, 0.0)
     before = {k: v.clone() for k, v in learner.policy.state_dict().items()}
-    learner.learn([then], then.state)
+    learner.learn([then], None, then.state)
     got = {k: p.grad.clone() for k, p in learner.policy.named_parameters()}
 
     advantage = math.copysign(1.0, then.reward - first.reward)  # against an SD that is known from itself alone
@@ -172,29 +177,44 @@ def test_polynomials_are_orthonormal() -> None:
     np.testing.assert_allclose(values.T @ values / 20000, np.eye(4), atol=1e-6)
 
 
-def brute_force(data: list[Matured], now: np.ndarray, memory: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each hypothesis as a Gaussian process over the rewards: kernels inverted, nothing integrated out by hand."""
+def brute_force(
+    data: list[Matured], now: np.ndarray, memory: float, horizon: int, discount: float, skip: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each hypothesis as a Gaussian process over the gains: kernels inverted, nothing filtered or integrated out."""
     z, u = np.array([m.state for m in data]), np.array([m.action for m in data])
-    y, n = np.array([m.reward for m in data]), len(data)
+    y, n = np.array([m.reward for m in data])[skip:], len(data) - skip
     t = np.arange(n) / (n - 1)
     trend = np.stack([np.ones(n), 2**0.5 * np.cos(np.pi * t), 2**0.5 * np.cos(2 * np.pi * t)], 1)
-    noise = np.diag(np.exp((n - 1 - np.arange(n)) / memory))
-    common = trend @ np.diag([100.0, 1.0, 1.0]) @ trend.T + z @ z.T / FEATURES
+    common = trend @ np.diag([100.0, 1.0, 1.0]) @ trend.T + 0.01 * z[skip:] @ z[skip:].T / FEATURES
+    common += np.outer(LEVELS[skip : skip + n], LEVELS[skip : skip + n])
+    older = np.diag(np.exp((n - np.arange(n + 1)) / memory))[1:, 1:]
+    worth = sum(discount**i for i in range(horizon))
     shares, means, covariances = [], [], []
-    for size in reward_model.EFFECTS:
-        for f in range(-1, FEATURES):
-            prior = size**2 * np.diag([*reward_model.PRIOR, *(reward_model.MOVED_PRIOR if f >= 0 else [1e-9] * 2)])
-            move = (lambda s, f=f: s[..., max(f, 0)]) if f >= 0 else (lambda s: s[..., 0])
-            x = np.concatenate([polynomials(u), polynomials(u)[:, :2] * move(z)[:, None]], 1)
-            at = np.concatenate([polynomials(GRID), polynomials(GRID)[:, :2] * (move(now) if f >= 0 else 0.0)], 1)
-            k = common + x @ prior @ x.T + noise
-            inverse = np.linalg.inv(k)
-            fit, shape = y @ inverse @ y, 1 + n / 2
-            scale = 1 + fit / 2
-            weight = 0.5 if f < 0 else 0.5 * 0.5**f / sum(0.5**i for i in range(FEATURES))
-            shares.append(np.log(weight) - np.linalg.slogdet(k)[1] / 2 - shape * np.log(scale))
-            means.append(at @ prior @ x.T @ inverse @ y)
-            covariances.append((at @ prior @ at.T - at @ prior @ x.T @ inverse @ x @ prior @ at.T) * scale / shape)
+    for theta in reward_model.THETAS:
+        last = np.eye(n) - theta * np.eye(n, k=-1)
+        noise = last @ older @ last.T
+        noise[0, 0] += theta**2
+        for size in reward_model.EFFECTS:
+            for f in range(-1, FEATURES):
+                alone = np.diag([*reward_model.PRIOR] * horizon)
+                moving = np.diag(reward_model.MOVED_PRIOR) * (f >= 0)
+                prior = size**2 * np.block([[alone, np.zeros((len(alone), 2))], [np.zeros((2, len(alone))), moving]])
+                x = np.zeros((len(data), len(prior)))
+                for k in range(len(data)):
+                    for i in range(min(horizon, k + 1)):
+                        p = polynomials(u[k - i])
+                        x[k, 3 * i : 3 * i + 3] += p
+                        x[k, -2:] += p[:2] * z[k - i, f] / horizon**0.5
+                at = np.concatenate([discount**i * polynomials(GRID) for i in range(horizon)], 1)
+                at = np.concatenate([at, worth / horizon**0.5 * polynomials(GRID)[:, :2] * now[f]], 1)
+                x = x[skip:]
+                k = common + x @ prior @ x.T + noise
+                inverse = np.linalg.inv(k)
+                shape, scale = 1 + n / 2, 1 + y @ inverse @ y / 2
+                weight = 0.5 if f < 0 else 0.5 * 0.5**f / sum(0.5**i for i in range(FEATURES))
+                shares.append(np.log(weight) - np.linalg.slogdet(k)[1] / 2 - shape * np.log(scale))
+                means.append(at @ prior @ x.T @ inverse @ y)
+                covariances.append((at @ prior @ at.T - at @ prior @ x.T @ inverse @ x @ prior @ at.T) * scale / shape)
     share = np.exp(np.array(shares) - max(shares))
     share /= share.sum()
     mean = share @ np.array(means)
@@ -203,14 +223,45 @@ def brute_force(data: list[Matured], now: np.ndarray, memory: float) -> tuple[np
     return mean, np.einsum("h,hij->ij", share, np.array(spread)), relevance
 
 
-@pytest.mark.parametrize("count", [4, 25])
-def test_the_reward_model_is_the_closed_form(count: int) -> None:
+LEVELS = seeded(0, "levels").standard_normal(40)
+
+
+@pytest.mark.parametrize(("horizon", "discount"), [(1, 1.0), (3, 0.9)])
+@pytest.mark.parametrize(("count", "skip"), [(4, 0), (25, 0), (12, 2)])
+def test_the_reward_model_is_the_closed_form(count: int, skip: int, horizon: int, discount: float) -> None:
     data = decisions(count, seed=count)
     now = np.array([0.5, -1.0, 2.0])
-    arrays = (np.array([list(m.state) for m in data]), np.array([m.action for m in data]))
-    found = effect(*arrays, np.array([m.reward for m in data]), now, 30.0, GRID)
-    for got, expected in zip(found, brute_force(data, now, 30.0)):
+    arrays = (np.array([list(m.state) for m in data]), np.array([m.action for m in data]), LEVELS[:count])
+    gains = np.array([math.nan] * skip + [m.reward for m in data[skip:]])
+    found = effect(*arrays, gains, now, 30.0, horizon, discount, GRID)
+    for got, expected in zip(found, brute_force(data, now, 30.0, horizon, discount, skip)):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
+
+
+@given(st.integers(1, 40), st.floats(0, 0.99))
+def test_noise_of_readings_is_undone(count: int, theta: float) -> None:
+    e = seeded(count, "noise").standard_normal((count, 2))
+    x = e - theta * np.concatenate([np.zeros((1, 2)), e[:-1]])
+    np.testing.assert_allclose(undone(x, theta), e, atol=1e-9)
+
+
+def test_noisy_readings_of_a_level_tell_what_their_differences_hide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A student like those of results/slower: it goes towards a level of each exposure's own, 0.3 has the best."""
+    off: list[list[float]] = []
+    for thetas in (reward_model.THETAS, (0.0,)):
+        monkeypatch.setattr(reward_model, "THETAS", thetas)
+        off.append([])
+        for seed in range(40):
+            random = seeded(seed, "readings")
+            level, learner = [0.0], bound(Surrogate())
+            for u in random.uniform(0.01, 0.99, 60).tolist():
+                level.append(0.86 * level[-1] - 0.14 * 1.6 * (u - 0.3) ** 2)
+                learner.windows.append(Window([0.0] * FEATURES, u, 0.0))
+            gains = np.diff(np.array(level) + 0.044 * random.standard_normal(61))  # 128 rollouts, half of them right
+            mean, _, _ = learner.believe([0.0] * FEATURES, gains)
+            off[-1].append(abs(GRID[mean.argmax()] - 0.3))
+    assert np.mean(off[0]) < 0.11
+    assert np.mean(off[0]) < 0.8 * np.mean(off[1])
 
 
 def test_the_surrogate_finds_the_best_exposure_and_the_statistic_that_moves_it() -> None:
@@ -273,7 +324,7 @@ def test_a_policy_that_reaches_beyond_an_end_holds_it_while_it_explores() -> Non
         learner = bound(Surrogate(), margin=margin)
         for m in decisions(80, best=1.0):
             reward = -4 * float(learner.policy.exposure(np.array(m.action)) - 1) ** 2
-            learner.learn([m._replace(reward=reward + 0.3 * m.state[0])], m.state)
+            feed(learner, [m._replace(reward=reward + 0.3 * m.state[0])])
         a, b = (x.item() for x in learner.policy(torch.zeros(FEATURES, dtype=torch.float64)))
         means.append(shares(a, b) @ learner.policy.exposure(GRID))
     assert means[0] < means[1]
@@ -314,7 +365,7 @@ def test_one_gross_outlier_does_not_silence_the_others(size: float) -> None:
     assert GRID[mean.argmax()] == pytest.approx(0.7, abs=0.1)
     assert mean.max() - mean.min() > 3 * spread.mean()
     others = [m.reward for m in data if m.reward != size]
-    logged = learner.learn([], [0.0] * FEATURES)["baseline"]
+    logged = learner.learn([], None, [0.0] * FEATURES)["baseline"]
     assert min(others) < logged < max(others)
     assert logged == pytest.approx(within_reach(np.array([m.reward for m in data])).mean())
 
@@ -339,8 +390,10 @@ def test_rewards_are_within_reach_of_their_median() -> None:
         assert np.array_equal(within_reach(few), few)
 
 
-@pytest.mark.parametrize("kind", [Surrogate, Reinforce])
-@pytest.mark.parametrize(("scale", "offset"), [(0.01, 0.0), (100.0, 0.0), (1.0, 50.0), (0.01, -3.0)])
+@pytest.mark.parametrize(
+    ("kind", "scale", "offset"),
+    [(Surrogate, 0.01, 0.0), (Surrogate, 100.0, 0.0), (Reinforce, 100.0, 0.0), (Reinforce, 0.01, -3.0)],
+)
 def test_scale_and_offset_of_the_reward_do_not_matter(kind: type, scale: float, offset: float) -> None:
     plain, other = bound(kind()), bound(kind())
     feed(plain, decisions(30))
@@ -348,10 +401,17 @@ def test_scale_and_offset_of_the_reward_do_not_matter(kind: type, scale: float, 
     torch.testing.assert_close(parameters(plain), parameters(other), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("offset", [50.0, -3.0])
+def test_what_every_window_gains_is_not_an_effect_of_exposure(offset: float) -> None:
+    learner = bound(Surrogate())
+    feed(learner, decisions(60, offset=offset))
+    assert GRID[learner.believe([0.0] * FEATURES)[0].argmax()] == pytest.approx(0.7, abs=0.1)
+
+
 NUMBER = st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from([1e308, -1e308, 0.0])
 STATE = st.lists(NUMBER, min_size=FEATURES, max_size=FEATURES)
 DECISION = st.tuples(STATE, st.floats(1e-6, 1 - 1e-6), NUMBER)
-CALL = st.tuples(st.lists(DECISION, max_size=3), STATE)
+CALL = st.tuples(st.lists(DECISION, max_size=3), st.none() | DECISION, STATE)
 
 
 @pytest.mark.filterwarnings("error")
@@ -360,21 +420,33 @@ CALL = st.tuples(st.lists(DECISION, max_size=3), STATE)
 @given(calls=st.lists(CALL, max_size=8))
 def test_whatever_comes_the_policy_stays_a_policy(kind: type, calls: list[Any]) -> None:
     learner = bound(kind())
-    for matured, state in calls:
-        scalars = learner.learn([Matured(*m) for m in matured], state)
+    for matured, ended, state in calls:
+        scalars = learner.learn([Matured(*m) for m in matured], ended and Window(*ended), state)
         assert all(math.isfinite(x) for x in scalars.values())
         a, b = (x.item() for x in learner.policy(torch.tensor(state, dtype=torch.float64)))
         assert 1 <= a < 1e6
         assert 1 <= b < 1e6
 
 
-@pytest.mark.parametrize("kind", [Surrogate, Reinforce])
-def test_rewards_that_are_no_numbers_are_passed_over(kind: type) -> None:
-    plain, other = bound(kind()), bound(kind())
+def test_rewards_that_are_no_numbers_are_passed_over() -> None:
+    plain, other = bound(Reinforce()), bound(Reinforce())
     for m in decisions(12):
-        plain.learn([m], m.state)
-        other.learn([m._replace(reward=math.nan), m, m._replace(reward=-math.inf)], m.state)
+        plain.learn([m], None, m.state)
+        other.learn([m._replace(reward=math.nan), m, m._replace(reward=-math.inf)], None, m.state)
     assert torch.equal(parameters(plain), parameters(other))
+
+
+@pytest.mark.parametrize("unknown", [math.nan, math.inf, -1e300])
+def test_gains_that_are_no_numbers_say_nothing(unknown: float) -> None:
+    data = decisions(30)
+    learner = bound(Surrogate())
+    feed(learner, [m._replace(reward=unknown) if k in (0, 1, 20) else m for k, m in enumerate(data)])
+    gains = learner.gains()
+    assert np.isnan(gains[:2]).all()  # before the first reading
+    assert gains[20] == 0.0  # progress as it was; the next gain has it
+    others = [k for k in range(2, 30) if k != 20]
+    assert gains[others].tolist() == [data[k].reward for k in others]
+    assert GRID[learner.believe([0.0] * FEATURES)[0].argmax()] == pytest.approx(0.7, abs=0.15)
 
 
 @pytest.mark.parametrize("kind", [Surrogate, Reinforce])
@@ -394,10 +466,10 @@ def test_resumed_is_undisturbed_bit_for_bit(kind: type) -> None:
     assert torch.equal(parameters(whole), parameters(resumed))
 
 
-def test_old_decisions_are_let_go() -> None:
+def test_old_windows_are_let_go() -> None:
     learner = bound(Surrogate(memory=5, steps=0))
-    learner.learn(decisions(40), [0.0] * FEATURES)
-    assert len(learner.decisions) == 15
+    feed(learner, decisions(40))
+    assert [w.gain for w in learner.windows] == [m.reward for m in decisions(40)[-15:]]
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def run(model: str, out: str, case: str, devices: int) -> None:
         "log": numbers(one.logger) if rank == 0 else {},
         "competence": competence.state_dict(),
         "decisions": json.dumps(control.strategy.state_dict().get("queue")),
-        "learned": [list(m) for m in control.strategy.learner.decisions] if learned else [],
+        "learned": [list(m) for m in control.strategy.learner.windows] if learned else [],
         "collapse": json.dumps(collapse.state_dict()),
         "results": json.dumps([r.to_json() for r in module.evaluation.results], sort_keys=True),
         "validated": validated[0],

@@ -7,7 +7,7 @@ import pytest
 
 from lit_atex.beta_policy import BetaPolicy
 from lit_atex.exposure import Exposure, Fixed, Random
-from lit_atex.learners import Matured, Surrogate
+from lit_atex.learners import Matured, Surrogate, Window
 from lit_atex.simulated import STUDENTS, Student, simulate
 
 U = np.linspace(0, 1, 1001)
@@ -67,9 +67,9 @@ def test_it_learns_in_a_hundred_decisions() -> None:
 class Blind(Surrogate):
     """Is not told the state."""
 
-    def learn(self, matured: list[Matured], state: list[float]) -> dict[str, float]:
+    def learn(self, matured: list[Matured], ended: Window | None, state: list[float]) -> dict[str, float]:
         nothing = [0.0] * len(state)
-        return super().learn([m._replace(state=nothing) for m in matured], nothing)
+        return super().learn([], ended and ended._replace(state=nothing), nothing)
 
 
 def off(student: str, seeds: range, **options: float) -> np.ndarray:
