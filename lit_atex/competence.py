@@ -17,10 +17,11 @@ prior from the level, forgetting by visits and the settled counts are ours; the 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 from lit_atex.stats import beta_interval
 from lit_atex.types import StepFeedback, Verdict
@@ -51,6 +52,39 @@ class Tally:
         failures = sum(n for verdict, n in self.running.items() if verdict != Verdict.CORRECT.value)
         prior = (self.settled[0] + 1) / (sum(self.settled) + 2)
         return PRIOR * prior + successes, PRIOR * (1 - prior) + failures
+
+
+Counts = tuple[str, float, float]
+"""Of a problem: level, successes, failures."""
+
+
+class AsItWas(Mapping[str, Counts]):
+    """The counts of all problems at one moment, while they go on changing: it keeps those alone that have changed.
+
+    A copy of 100,000 problems would take 36 ms in each window. The order is that of now; who has gone comes first.
+    """
+
+    def __init__(self, now: Mapping[str, Counts]) -> None:
+        self._now, self._was = now, dict[str, Counts | None]()
+
+    __hash__ = object.__hash__  # told apart by identity in a WeakSet
+
+    def keep(self, problem: str) -> None:
+        """The problem is about to change."""
+        self._was.setdefault(problem, self._now.get(problem))
+
+    def __getitem__(self, problem: str) -> Counts:
+        found = self._was.get(problem) if problem in self._was else self._now.get(problem)
+        if found is None:
+            raise KeyError(problem)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        gone = (problem for problem in self._was if problem not in self._now)
+        return (problem for problems in (gone, self._now) for problem in problems if problem in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 MAX_LEVELS = 100
@@ -88,8 +122,8 @@ class Competence:
         self.max_problems = max_problems
         self._all = Tally()
         self._levels: dict[str, Tally] = {}
-        # Level, successes, failures; the least recently seen comes first.
-        self._problems: OrderedDict[str, tuple[str, float, float]] = OrderedDict()
+        self._problems: OrderedDict[str, Counts] = OrderedDict()  # the least recently seen comes first
+        self._views: WeakSet[AsItWas] = WeakSet()
 
     def update(self, feedback: StepFeedback) -> None:
         """Count one optimizer step's verdicts."""
@@ -111,6 +145,7 @@ class Competence:
                 for tally in tallies:
                     tally.problems += 1
             correct = verdicts.count(Verdict.CORRECT.value)
+            self._keep(problem)
             _, successes, failures = self._problems.pop(problem, (level, 0.0, 0.0))
             successes, failures = self.visit_decay * successes, self.visit_decay * failures
             self._problems[problem] = (level, successes + correct, failures + samples - correct)
@@ -126,9 +161,14 @@ class Competence:
 
     def _settle(self, problem: str) -> None:
         """Keep a problem no longer; its level keeps its counts."""
+        self._keep(problem)
         level, successes, failures = self._problems.pop(problem)
         settled = self._levels[level].settled
         self._levels[level].settled = [settled[0] + successes, settled[1] + failures]
+
+    def _keep(self, problem: str) -> None:
+        for view in self._views:
+            view.keep(problem)
 
     def posterior(self, *, level: str | None = None, problem: str | None = None) -> tuple[float, float]:
         """The two parameters of the Beta distribution of a success rate.
@@ -189,9 +229,12 @@ class Competence:
         return ((level, problem) for problem, (level, _, _) in self._problems.items())
 
     def frozen(self) -> Competence:
-        """A copy, which does not move as this one goes on counting."""
+        """As it is now, to be read while this one goes on counting. It cannot count itself."""
         one = Competence(self.decay, self.visit_decay, self.prior_weight, self.max_problems)
-        one._all, one._levels, one._problems = deepcopy(self._all), deepcopy(self._levels), self._problems.copy()
+        one._all, one._levels = deepcopy(self._all), deepcopy(self._levels)
+        view = AsItWas(self._problems)
+        self._views.add(view)
+        one._problems = view  # type: ignore[assignment]
         return one
 
     def state_dict(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import defaultdict
+from dataclasses import asdict
 from time import perf_counter
 
 import pytest
@@ -12,7 +13,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_atex.competence import MAX_LEVELS, OTHERS, Competence
+from lit_atex.competence import MAX_LEVELS, OTHERS, Competence, Tally
 from lit_atex.types import StepFeedback, Verdict
 
 RIGHT, WRONG, UNPARSED, TIMEOUT = Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSED, Verdict.TIMEOUT
@@ -336,3 +337,33 @@ def test_a_frozen_one_stays_and_is_the_same_until_then():
     before = copy.deepcopy(before)
     competence.update(feedback([("p1", [Verdict.WRONG])]))
     assert frozen.state_dict() == before != competence.state_dict()
+
+
+@given(HISTORY, HISTORY, st.integers(1, 5))
+def test_a_frozen_one_is_a_copy_whatever_is_counted_then(before: list, after: list, most: int) -> None:
+    competence = told(before, max_problems=most)
+    frozen, held = competence.frozen(), competence.frozen()
+    copied = Competence(max_problems=most)
+    copied.load_state_dict(copy.deepcopy(competence.state_dict()))
+    del held  # one that nobody reads any more
+    for step in after:
+        competence.update(feedback(step))
+    assert frozen.state_dict() == copied.state_dict()
+    assert sorted(frozen.means()) == pytest.approx(sorted(copied.means()))
+    assert len(list(frozen.problems())) == len(list(copied.problems()))
+    for problem in NAMES:
+        assert frozen.mean(problem=problem) == copied.mean(problem=problem)
+        assert frozen.interval(problem=problem) == copied.interval(problem=problem)
+
+
+def test_a_view_of_many_problems_costs_what_has_changed() -> None:
+    competence = Competence()
+    competence.load_state_dict(
+        Competence().state_dict()
+        | {"levels": {"1": asdict(Tally())}}
+        | {"problems": {f"p{i}": ("1", 1.0, 0.0) for i in range(99_000)}}
+    )
+    frozen = competence.frozen()
+    competence.update(feedback([("p5", [WRONG]), ("new", [RIGHT])], levels=defaultdict(lambda: "1")))
+    assert frozen._problems._was == {"p5": ("1", 1.0, 0.0), "new": None}
+    assert frozen.mean(problem="p5") > competence.mean(problem="p5")
