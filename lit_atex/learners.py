@@ -1,4 +1,4 @@
-"""How the Beta policy learns from the decisions whose reward is known: REINFORCE, and a reward model that it climbs.
+"""How the Beta policy learns: REINFORCE, from decisions whose reward is known, and a reward model, from every window.
 
 A learner sees states, exposures and rewards as numbers; it knows neither what they mean nor when they were taken.
 """
