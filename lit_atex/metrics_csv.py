@@ -34,13 +34,14 @@ def write(logger: Logger, scalars: dict[str, float], step: int) -> None:
     """Log a step's numbers, and flush.
 
     TensorBoard gets them as one event. As an event each, which is what its logger makes of them, 45 numbers take 5 ms
-    with the flush, mostly in waiting for the thread that writes them.
+    with the flush, mostly in waiting for the thread that writes them; and is flushed by that thread, now and then, and
+    before a checkpoint (`StepLog`).
     """
     if type(logger) is TensorBoardLogger and not logger._prefix and type(logger.experiment) is SummaryWriter:
         values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
         logger.experiment._get_file_writer().add_summary(Summary(value=values), step)
-    else:
-        logger.log_metrics(scalars, step)
+        return
+    logger.log_metrics(scalars, step)
     logger.save()
 
 

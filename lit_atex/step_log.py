@@ -84,6 +84,11 @@ class StepLog(pl.Callback):
             for logger in trainer.loggers:
                 write(logger, scalars | {"epoch": trainer.current_epoch}, steps - 1)
 
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any) -> None:
+        """Have it all on disk: a run that goes on from the checkpoint logs none of it again."""
+        for logger in trainer.loggers:
+            logger.save()
+
 
 def _number(name: str, value: Any, by: str) -> float:
     value = value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
