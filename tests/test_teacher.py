@@ -265,8 +265,8 @@ def test_a_module_that_was_evaluated_first_trains_as_one_that_was_not(name):
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("goes_on", [False, True])
-def test_a_checkpoint_that_is_evaluated_is_not_the_teacher_of_what_follows(tmp_path, name, lora, goes_on):
-    """The teacher is the model that the run began with, whatever weights the student holds by then."""
+def test_a_run_begins_with_its_own_weights_whatever_checkpoint_was_evaluated(tmp_path, name, lora, goes_on):
+    """Student and teacher, as if nothing had been; or with those of the checkpoint that it goes on from."""
     first, one = distillation(name, lora, Frozen(), optimizer=lambda p: SGD(p, lr=0.5)), trainer(2)
     one.fit(first, problems_of(3))
     one.save_checkpoint(tmp_path / "a.ckpt")
@@ -279,9 +279,22 @@ def test_a_checkpoint_that_is_evaluated_is_not_the_teacher_of_what_follows(tmp_p
         with module.teacher.scorer(module.student) as teacher:
             found = {n: w for n, w in teacher.state_dict().items() if "lora" not in n}
         torch.testing.assert_close(found, begun, rtol=0, atol=0)
-    if goes_on:
-        ours, theirs = (dict(module.student.state_dict()) for module in modules)
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    ours, theirs = (dict(module.student.state_dict()) for module in modules)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("teacher", [Frozen, Ema, Gated])
+def test_a_teacher_that_is_exchanged_starts_where_the_student_is(tmp_path, name, teacher):
+    """In a module that has trained, whether or not from a checkpoint."""
+    module, one = distillation(name, optimizer=lambda p: SGD(p, lr=0.5)), trainer(1)
+    one.fit(module, problems_of(3))
+    one.save_checkpoint(tmp_path / "a.ckpt")
+    for checkpoint in (None, tmp_path / "a.ckpt"):
+        module = distillation(name, optimizer=lambda p: SGD(p, lr=0.5))
+        trainer(2).fit(module, problems_of(3), ckpt_path=checkpoint)
+        expected, module.teacher = logits(module.student.eval()), teacher()
+        trainer(1, limit_train_batches=0).fit(module, problems_of(3))
+        assert torch.equal(scores(module.teacher, module.student), expected)
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
