@@ -133,7 +133,8 @@ class ProblemDataModule(pl.LightningDataModule):
         if sources == self._read:
             return
         check_names({"validation": self.validation, "test": self.test})
-        self._held_out, owners = {}, dict[str, str]()
+        self._held_out, self._read, self._tallies, self._shown = {}, {}, {}, {}
+        owners: dict[str, str] = {}
         for key, source in sources.items():
             if not source.finite and self.limit_held_out is None:
                 raise ValueError(f"{key} never ends: set {key}.init_args.size, or data.limit_held_out.")
@@ -204,9 +205,8 @@ class ProblemDataModule(pl.LightningDataModule):
         epoch, first = self._position
         while True:
             index, stream = first, self._train_stream(epoch, first)
-            for problems, tally in DataLoader(
-                stream, batch_size=None, num_workers=self.num_workers, collate_fn=_as_it_is
-            ):
+            loader = DataLoader(stream, batch_size=None, num_workers=self.num_workers, collate_fn=_as_it_is)
+            for problems, tally in loader:
                 if tally.rows > self._tallies.setdefault("data.train", tally).rows:
                     self._tallies["data.train"] = tally
                 self._warn("data.train", tally, final=problems is None)
@@ -238,7 +238,7 @@ class ProblemDataModule(pl.LightningDataModule):
     def _start_at(self, epoch: int, batch: int) -> None:
         self._position = self._previous = (epoch, batch)
         self._fetched.clear()
-        self._lengths.clear()
+        self._lengths, self._loaded = {}, {}
 
     # Checkpoint
 
