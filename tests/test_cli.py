@@ -499,3 +499,8 @@ def test_a_path_is_a_text(tmp_path):
     for key, value in (("model.student.init_args.name", tmp_path / "b"), ("model.student", student)):
         run = load("base", "tiny", {key: value}, run=str(tmp_path / "run"))
         assert run.config.fit.model.student.init_args.name == str(tmp_path / "b")
+    (tmp_path / "own.yaml").write_text("trainer: {max_steps: 3}")
+    run = load("base", "tiny", tmp_path / "own.yaml", run=tmp_path / "run")
+    assert (run.run_folder, run.trainer.max_steps) == (tmp_path / "run", 3)
+    with pytest.raises(ValueError, match=r"there is no config '.*not_there\.yaml'"):
+        load("base", tmp_path / "not_there.yaml")
