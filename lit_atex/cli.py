@@ -46,6 +46,11 @@ log = logging.getLogger("lit_atex")
 class SaveConfig(SaveConfigCallback):
     """`config.yaml` for a training run, `config-test.yaml` and so on for the others."""
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Once; and for a training run after an evaluation, which Python may begin with."""
+        self.already_saved &= stage != "fit"
+        super().setup(trainer, pl_module, stage)
+
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write into the run folder what makes the same run again: nothing that resumes or deletes."""
         run = Path(trainer.default_root_dir)

@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from lightning.pytorch.loggers import CSVLogger
 
@@ -472,6 +473,32 @@ def test_a_set_of_a_name_that_no_file_can_have_is_refused_from_python_too(tmp_pa
     run.datamodule.validation = {"a/b": embedded("validation")}
     with pytest.raises(ValueError, match=r"data\.validation: 'a/b' becomes part of the names of files"):
         run.train()
+
+
+def test_what_python_evaluates_before_it_trains_changes_nothing_of_the_run(tmp_path):
+    def made(name):
+        run = load("base", "tiny", {"trainer.max_steps": 1}, run=tmp_path / name)
+        return run, {"model": run.model, "datamodule": run.datamodule, "verbose": False}
+
+    plain, _ = made("plain")
+    plain.train()
+    early, parts = made("run")
+    early.trainer.validate(**parts)
+    run, parts = made("run")
+    run.trainer.validate(**parts)  # it goes on with the answers that are there
+    sets, run.datamodule.validation = run.datamodule.validation, {"mine": embedded("other")}
+    run.trainer.validate(**parts)
+    assert [path.name for path in (tmp_path / "run/outcomes").glob("*.jsonl")] == ["validate.mine.jsonl"]
+    run.datamodule.validation = sets
+    run.trainer.test(**parts)
+    run.train()
+    assert sorted(run.folder.results) == ["step-0", "step-1", "test", "validate"]
+    assert {name: run.folder.results[name] for name in plain.folder.results} == plain.folder.results
+    torch.testing.assert_close(dict(run.model.state_dict()), dict(plain.model.state_dict()), rtol=0, atol=0)
+    for name in ("config.yaml", "student/config.json"):
+        assert (tmp_path / "run" / name).is_file()
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text(encoding="utf-8"))
+    assert (manifest["finished"], manifest["optimizer_steps"]) == (True, 1)
 
 
 def test_an_exposure_that_a_strategy_would_replace_is_refused(tmp_path):
