@@ -116,6 +116,16 @@ def test_a_frozen_teacher_of_new_adapters_is_the_base_model_without_a_copy(tmp_p
     assert teacher.state_dict() == {"fingerprint": ""}
 
 
+def test_a_frozen_teacher_forgets_the_run_before(tmp_path):
+    """Given to another one, whose adapters are new."""
+    teacher, student = Frozen(), lora_student(tmp_path)
+    teacher.attach(shake(two_layer_model()))
+    teacher.attach(student)
+    with teacher.scorer(student) as scorer:
+        assert scorer is student
+    assert teacher.state_dict() == {"fingerprint": ""}
+
+
 def test_attaching_leaves_adapters_as_they_are(tmp_path):
     student = shake(lora_student(tmp_path))
     before = copy.deepcopy(student.state_dict())
