@@ -203,6 +203,9 @@ def test_a_config_that_is_no_yaml_is_named(tmp_path):
 
 def test_without_a_configuration_the_way_on_is_shown(capsys):
     assert "--config configs/base.yaml" in refused(capsys, "fit")
+    told = refused(capsys, "fit", *TINY, "--trainer.logger", "CSVLogger")  # it wants an argument of its own
+    assert "save_dir" in told
+    assert "configs/base.yaml" not in told
 
 
 @pytest.mark.parametrize(
