@@ -119,10 +119,10 @@ class SelfDistillation(Solver):
         if not self._trains():
             return
         self._parts.note(teacher=self.teacher, divergence=self.divergence, weighting=self.weighting)
+        if self._is_restored and not self._step_began:  # a checkpoint was evaluated: no run begins there
+            self.student.load_state_dict(self._load()[0].state_dict())
         if self._attached is not self.teacher:
             self.train_room = self.room(self.sampling, "model.sampling")
-            if self._is_restored and self._attached is None:  # a checkpoint was evaluated: no run begins there
-                self.student.load_state_dict(self._load()[0].state_dict())
             self.teacher.attach(self.student)
             self._attached = self.teacher
 
@@ -291,8 +291,8 @@ class SelfDistillation(Solver):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore them; an evaluation by itself takes the weights alone."""
         self._frozen.put_back(checkpoint, exactly=self._trains())
-        self._is_restored = True
         if not self._trains():
+            self._is_restored = True
             return
         open_next_pass(checkpoint)
         self._parts.check(checkpoint["kinds"])

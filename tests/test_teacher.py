@@ -275,7 +275,8 @@ def test_a_module_that_was_evaluated_first_trains_as_one_that_was_not(name):
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("goes_on", [False, True])
-def test_a_run_begins_with_its_own_weights_whatever_checkpoint_was_evaluated(tmp_path, name, lora, goes_on):
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_run_begins_with_its_own_weights_whatever_checkpoint_was_evaluated(tmp_path, name, lora, goes_on, by_hand):
     """Student and teacher, as if nothing had been; or with those of the checkpoint that it goes on from."""
     first, one = distillation(name, lora, Frozen(), optimizer=lambda p: SGD(p, lr=0.5)), trainer(2)
     one.fit(first, problems_of(3))
@@ -283,6 +284,8 @@ def test_a_run_begins_with_its_own_weights_whatever_checkpoint_was_evaluated(tmp
     begun = {n: w.clone() for n, w in distillation(name, lora).source.load()[0].state_dict().items() if "lora" not in n}
     modules = [distillation(name, lora, Frozen(), optimizer=lambda p: SGD(p, lr=0.5)) for _ in range(2)]
     data = problems_of(3, test={"t": Listed([SIX[0]._replace(id="t", question="9+9")])})
+    if by_hand:
+        modules[0].configure_model()  # to look at its parts, which makes its teacher
     trainer(1).test(modules[0], data, ckpt_path=tmp_path / "a.ckpt")
     for module in modules:
         trainer(3 if goes_on else 1).fit(module, problems_of(3), ckpt_path=tmp_path / "a.ckpt" if goes_on else None)
