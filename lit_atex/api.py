@@ -14,6 +14,8 @@ from lit_atex.cli import Cli
 from lit_atex.console import quiet
 from lit_atex.evaluate import find_config
 
+Name = str | PathLike[str]
+
 
 class Run(Cli):
     """A training run that has been made and not begun.
@@ -58,7 +60,7 @@ class Run(Cli):
         super()._run_subcommand("fit")
 
 
-def load(*stack: str | dict[str, Any], run: str | None = None, **options: bool) -> Run:
+def load(*stack: Name | dict[str, Any], run: Name | None = None, **options: bool) -> Run:
     """The run that `lit-atex fit --config ... --config ...` would start.
 
     Args:
@@ -77,8 +79,8 @@ def load(*stack: str | dict[str, Any], run: str | None = None, **options: bool) 
             if "." in key:  # as a file's key it could not name one of several sets
                 words.append(f"--{key}={value if isinstance(value, str | PathLike) else _json(key, value)}")
             else:
-                words += ["--config", _json(key, {key: value}) if key else str(find_config(value))]
-    words += ["--run", run] if run else []
+                words += ["--config", _json(key, {key: value}) if key else str(find_config(str(value)))]
+    words += ["--run", str(run)] if run else []
     words += [f"--{name}={json.dumps(value)}" for name, value in options.items()]
     return Run(words)
 

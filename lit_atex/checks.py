@@ -118,7 +118,8 @@ def check_hints(prompts: PromptStyle, tokenizer: Any, room: int, data: Any) -> N
     source = getattr(data, "train", None)
     if prompts.hint in KINDS or not isinstance(source, Source):
         return
-    found = list(islice(read(source, Tally(), "data.train", 1.0), 8))
+    held_out: frozenset[str] = getattr(data, "held_out_questions", frozenset)()
+    found = list(islice(read(source, Tally(), "data.train", 1.0, held_out), 8))
     for ratio in (0.5, 1.0):
         prompts.teachers(found, [ratio] * len(found), tokenizer, room)
 

@@ -47,7 +47,7 @@ class SaveConfig(SaveConfigCallback):
     """`config.yaml` for a training run, `config-test.yaml` and so on for the others."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it once, but that of the training too if an evaluation came before it."""
+        """Once; and for a training run after an evaluation, which Python may begin with."""
         self.already_saved &= stage != "fit"
         super().setup(trainer, pl_module, stage)
 

@@ -122,7 +122,7 @@ class ProblemDataModule(pl.LightningDataModule):
         self._read_held_out()
         if stage == "fit":
             self._train_settings = self.train.settings()
-            look_at(self.train, "data.train", self.max_bad_share, self._held_out_questions())
+            look_at(self.train, "data.train", self.max_bad_share, self.held_out_questions())
             if self.trainer is not None and self.trainer.global_step == 0:
                 self._start_at(0, 0)
 
@@ -133,7 +133,8 @@ class ProblemDataModule(pl.LightningDataModule):
         if sources == self._read:
             return
         check_names({"validation": self.validation, "test": self.test})
-        self._held_out, owners = {}, dict[str, str]()
+        self._held_out, self._read, self._tallies, self._shown = {}, {}, {}, {}
+        owners: dict[str, str] = {}
         for key, source in sources.items():
             if not source.finite and self.limit_held_out is None:
                 raise ValueError(f"{key} never ends: set {key}.init_args.size, or data.limit_held_out.")
@@ -204,9 +205,8 @@ class ProblemDataModule(pl.LightningDataModule):
         epoch, first = self._position
         while True:
             index, stream = first, self._train_stream(epoch, first)
-            for problems, tally in DataLoader(
-                stream, batch_size=None, num_workers=self.num_workers, collate_fn=_as_it_is
-            ):
+            loader = DataLoader(stream, batch_size=None, num_workers=self.num_workers, collate_fn=_as_it_is)
+            for problems, tally in loader:
                 if tally.rows > self._tallies.setdefault("data.train", tally).rows:
                     self._tallies["data.train"] = tally
                 self._warn("data.train", tally, final=problems is None)
@@ -226,19 +226,18 @@ class ProblemDataModule(pl.LightningDataModule):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Count the batch: Lightning calls this for the very batch that is trained on next."""
         if self.trainer is not None and self.trainer.training and self._fetched:
-            epoch, index = self._fetched.popleft()
-            self._previous = (epoch, index)
+            epoch, index = self._previous = self._fetched.popleft()
             self._position = (epoch + 1, 0) if self._lengths.get(epoch) == index + 1 else (epoch, index + 1)
         return batch
 
     def _train_stream(self, epoch: int, skip: int) -> TrainStream:
         given = (self.batch_size, self.shuffle_buffer, self.max_bad_share, self.seed)
-        return TrainStream(self.train, self._held_out_questions(), *given, epoch, skip, *self._ranks())
+        return TrainStream(self.train, self.held_out_questions(), *given, epoch, skip, *self._ranks())
 
     def _start_at(self, epoch: int, batch: int) -> None:
         self._position = self._previous = (epoch, batch)
         self._fetched.clear()
-        self._lengths.clear()
+        self._lengths, self._loaded = {}, {}
 
     # Checkpoint
 
@@ -273,11 +272,12 @@ class ProblemDataModule(pl.LightningDataModule):
         if self._loaded and self._loaded["held_out"] != self._held_out_digest():
             log.warning("The held-out sets are not those of the checkpoint: training may skip other problems.")
 
-    def _held_out_questions(self) -> frozenset[str]:
+    def held_out_questions(self) -> frozenset[str]:
+        """Of all sets, in the form of `same`: training skips them."""
         return frozenset(same(problem.question) for problems in self._held_out.values() for problem in problems)
 
     def _held_out_digest(self) -> int:
-        return zlib.crc32("\n".join(sorted(self._held_out_questions())).encode("utf-8", "backslashreplace"))
+        return zlib.crc32("\n".join(sorted(self.held_out_questions())).encode("utf-8", "backslashreplace"))
 
     def report(self) -> dict[str, dict[str, int]]:
         """Rows, problems, held-out and broken rows by reason; of training, for the pass that has been read furthest."""

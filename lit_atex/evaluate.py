@@ -270,7 +270,7 @@ def of_evaluations(path: Path, other: str) -> str:
     for section, _, name in (key.partition(".") for key in OF_TRAINING):
         config.setdefault(section, {})[name] = base[section].get(name)
     config["data"][other] = None
-    return yaml.safe_dump(config, default_flow_style=True, width=float("inf"))
+    return yaml.safe_dump(config, default_flow_style=True, width=float("inf"), sort_keys=False)
 
 
 def sets_of(path: Path, kind: str) -> dict[str, Any]:

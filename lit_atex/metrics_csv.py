@@ -78,13 +78,13 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add to the row of the step."""
+        """Add to the row of the step; what comes after later steps was measured before the run went on, and is none."""
         if not self._fields and self._path.is_file():
             self._write(self._read())
-        row = {"step": str(step or 0), **metrics}
+        row: dict[str, Any] = {"step": str(step or 0), **metrics}
         same = self._row.get("step") == row["step"]
         row = self._row | row if same else row
-        if row == self._row:
+        if row == self._row or int(row["step"]) < int(self._row.get("step", 0)):
             return
         if same or row.keys() - set(self._fields):
             rows = self._read()

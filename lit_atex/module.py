@@ -107,9 +107,8 @@ class SelfDistillation(Solver):
         """What came of the optimizer step that was just taken; None between steps and after a skipped one."""
         self.seen: Seen | None = None
         self.step_log, self.window, self.skipped, self._parts = StepLog(), StepWindow(), BadSteps(), Parts()
-        self.clock, self._loss_is_finite = PhaseClock(), True
+        self.clock, self._loss_is_finite, self._is_restored = PhaseClock(), True, False
         self._attached: Teacher | None = None
-        self._is_restored = False  # whether the student holds a checkpoint's weights, of which no teacher is made
         self.step_seconds = self._step_began = 0.0
 
     def configure_model(self) -> None:
@@ -120,9 +119,11 @@ class SelfDistillation(Solver):
         if not self._trains():
             return
         self._parts.note(teacher=self.teacher, divergence=self.divergence, weighting=self.weighting)
+        if self._is_restored and not self._step_began:  # a checkpoint was evaluated: no run begins there
+            self.student.load_state_dict(self._load()[0].state_dict())
         if self._attached is not self.teacher:
             self.train_room = self.room(self.sampling, "model.sampling")
-            self.teacher.attach(self._load()[0] if self._is_restored else self.student)
+            self.teacher.attach(self.student)
             self._attached = self.teacher
 
     def _trains(self) -> bool:
@@ -290,8 +291,8 @@ class SelfDistillation(Solver):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore them; an evaluation by itself takes the weights alone."""
         self._frozen.put_back(checkpoint, exactly=self._trains())
-        self._is_restored = True
         if not self._trains():
+            self._is_restored = True
             return
         open_next_pass(checkpoint)
         self._parts.check(checkpoint["kinds"])

@@ -36,7 +36,7 @@ class Parser(LightningArgumentParser):
         if not self.exit_on_error:  # one of the parsers inside the parser: its caller reports
             super().error(message, ex)
         line = with_known_classes(" ".join(part.strip() for part in message.splitlines() if part.strip()))
-        if "arguments are required" in line:
+        if "arguments are required" in line and "class_path" not in line:  # those of a class are its own
             line += ". Begin with a complete configuration: --config configs/base.yaml"
         parser = getattr(ex, "subcommand_parser", self)
         names = [name[2:] for name in parser._option_string_actions if name.startswith("--")]

@@ -34,6 +34,7 @@ class Parts:
         then = {"weighting": "None"} | then  # at first there was none
         for key, value in self.told().items():
             if key in then and value != (had := then[key]):
+                self._noted = {}  # as they will be when that is mended
                 raise ValueError(f"model.{key} is {value}, and the run had {had}: set it back, or begin a new run.")
 
 

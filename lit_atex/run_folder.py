@@ -32,7 +32,7 @@ from lit_atex import whole
 from lit_atex.collapse import CollapseMonitor
 from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.module import SelfDistillation
-from lit_atex.outcomes import Outcomes
+from lit_atex.outcomes import Outcomes, clear
 from lit_atex.plots import save_pass_at_k
 from lit_atex.protocol import KINDS, describe, protocol, weights_digest
 from lit_atex.resume import go_on, hold, is_later, read_manifest, release
@@ -67,13 +67,16 @@ class RunFolder(pl.Callback):
         """Write the manifest before anything can fail."""
         if self._stage == "fit":  # the evaluation after training
             return
-        stage = str(getattr(stage, "value", stage))
+        again, stage = bool(self._stage), str(getattr(stage, "value", stage))
         self.run = Path(trainer.default_root_dir)
         if stage == "fit" and trainer.is_global_zero:
             self.run.mkdir(parents=True, exist_ok=True)
             hold(self.run)  # before anything is written
         self._stage, self._outcomes = stage, None
+        getattr(trainer.datamodule, "answered", {}).clear()  # type: ignore[attr-defined]
         if stage in KINDS:
+            if again:
+                clear(self.run, stage, resume=False, overwrite=True, clears=trainer.is_global_zero)
             self._outcomes = Outcomes(self.run / "outcomes", stage, _rank(trainer))
             self._outcomes.find(trainer.datamodule, KINDS[stage])  # type: ignore[attr-defined]
         if trainer.is_global_zero:
@@ -105,7 +108,6 @@ class RunFolder(pl.Callback):
         self.protocol = protocol(trainer, pl_module, self._stage)
         self.first_prompt = describe(trainer, pl_module, self._stage)
         rows = self._outcomes.begin(self.protocol)
-        trainer.datamodule.answered.clear()  # type: ignore[attr-defined]  # its loaders know by now
         for index, name in enumerate(pl_module.evaluation.names):
             pl_module.evaluation.add(index, rows[name])
         if any(rows.values()):

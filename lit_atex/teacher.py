@@ -122,8 +122,7 @@ class Frozen(Copied):
     the student starts, so a copy with the adapter in it.
     """
 
-    def __init__(self) -> None:
-        self._fingerprint = ""
+    _fingerprint = ""
 
     def attach(self, student: PreTrainedModel) -> None:
         """Copy the weights, or check that the adapter can be switched off.
@@ -131,6 +130,7 @@ class Frozen(Copied):
         Raises:
             ValueError: If switching the adapter off does not give the base model.
         """
+        self._copy, self._fingerprint = None, ""  # of the run before, if it had one
         if is_adapted(student) and _adapter_is_new(student):
             return
         super().attach(student)

@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from lightning.pytorch.loggers import CSVLogger
 
@@ -202,6 +203,9 @@ def test_a_config_that_is_no_yaml_is_named(tmp_path):
 
 def test_without_a_configuration_the_way_on_is_shown(capsys):
     assert "--config configs/base.yaml" in refused(capsys, "fit")
+    told = refused(capsys, "fit", *TINY, "--trainer.logger", "CSVLogger")  # it wants an argument of its own
+    assert "save_dir" in told
+    assert "configs/base.yaml" not in told
 
 
 @pytest.mark.parametrize(
@@ -499,6 +503,32 @@ def test_a_set_of_a_name_that_no_file_can_have_is_refused_from_python_too(tmp_pa
         run.train()
 
 
+def test_what_python_evaluates_before_it_trains_changes_nothing_of_the_run(tmp_path):
+    def made(name):
+        run = load("base", "tiny", {"trainer.max_steps": 1}, run=tmp_path / name)
+        return run, {"model": run.model, "datamodule": run.datamodule, "verbose": False}
+
+    plain, _ = made("plain")
+    plain.train()
+    early, parts = made("run")
+    early.trainer.validate(**parts)
+    run, parts = made("run")
+    run.trainer.validate(**parts)  # it goes on with the answers that are there
+    sets, run.datamodule.validation = run.datamodule.validation, {"mine": embedded("other")}
+    run.trainer.validate(**parts)
+    assert [path.name for path in (tmp_path / "run/outcomes").glob("*.jsonl")] == ["validate.mine.jsonl"]
+    run.datamodule.validation = sets
+    run.trainer.test(**parts)
+    run.train()
+    assert sorted(run.folder.results) == ["step-0", "step-1", "test", "validate"]
+    assert {name: run.folder.results[name] for name in plain.folder.results} == plain.folder.results
+    torch.testing.assert_close(dict(run.model.state_dict()), dict(plain.model.state_dict()), rtol=0, atol=0)
+    for name in ("config.yaml", "student/config.json"):
+        assert (tmp_path / "run" / name).is_file()
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text(encoding="utf-8"))
+    assert (manifest["finished"], manifest["optimizer_steps"]) == (True, 1)
+
+
 def test_an_exposure_that_a_strategy_would_replace_is_refused(tmp_path):
     run = load("base", "tiny", run=str(tmp_path / "run"))
     run.model.exposure = 0.25
@@ -524,3 +554,8 @@ def test_a_path_is_a_text(tmp_path):
     for key, value in (("model.student.init_args.name", tmp_path / "b"), ("model.student", student)):
         run = load("base", "tiny", {key: value}, run=str(tmp_path / "run"))
         assert run.config.fit.model.student.init_args.name == str(tmp_path / "b")
+    (tmp_path / "own.yaml").write_text("trainer: {max_steps: 3}")
+    run = load("base", "tiny", tmp_path / "own.yaml", run=tmp_path / "run")
+    assert (run.run_folder, run.trainer.max_steps) == (tmp_path / "run", 3)
+    with pytest.raises(ValueError, match=r"there is no config '.*not_there\.yaml'"):
+        load("base", tmp_path / "not_there.yaml")

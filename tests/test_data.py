@@ -725,3 +725,35 @@ def test_held_out_sets_that_are_exchanged_are_read_anew():
     kept = data.held_out("data.test.t")[0]
     data.setup("test")
     assert data.held_out("data.test.t")[0] is kept
+
+
+def test_sets_that_were_refused_leave_nothing_behind():
+    good, other = (Embedded(level=2, size=3, split="test", seed=seed) for seed in (1, 2))
+    data = ProblemDataModule(Embedded(), test={"t": good})
+    data.setup("test")
+    data.test = {"t": other, "again": other}
+    with pytest.raises(ValueError, match="share the question"):
+        data.setup("test")
+    data.test = {"t": good}
+    data.setup("test")
+    assert data.held_out("data.test.t") == list(good)
+
+
+def test_of_exchanged_sets_broken_rows_are_told_and_gone_sets_are_not(caplog):
+    data = ProblemDataModule(Embedded(), test={"t": Numbers(20, bad_every=5)}, max_bad_share=0.5)
+    data.setup("test")
+    for name in ("t", "u"):
+        caplog.clear()
+        data.test = {name: Numbers(20, "p", bad_every=10)}  # fewer than before
+        data.setup("test")
+        assert f"data.test.{name}: 2 of 20 rows are broken" in caplog.text
+        assert list(data.report()) == [f"test.{name}"]
+
+
+def test_data_that_evaluated_a_checkpoint_begin_anew(tmp_path):
+    train(tmp_path, data(), Recorder(), max_steps=3).save_checkpoint(tmp_path / "x.ckpt")
+    plain, evaluated, used = Recorder(), Recorder(), data(batch_size=2)
+    trainer(tmp_path).validate(evaluated, used, ckpt_path=tmp_path / "x.ckpt")
+    train(tmp_path, data(batch_size=2), plain, max_steps=2)
+    train(tmp_path, used, evaluated, max_steps=2)
+    assert evaluated.seen == plain.seen

@@ -19,7 +19,7 @@ from test_sources import AIME25, GSM8K, HMMT, MATH
 
 from lit_atex.cli import main
 from lit_atex.embedded import MODEL_DIR
-from lit_atex.evaluate import find_config, parser, sets_of, translate
+from lit_atex.evaluate import find_config, of_evaluations, parser, sets_of, translate
 from lit_atex.models import LanguageModel, Lora
 from lit_atex.prompts import PromptStyle
 
@@ -84,6 +84,11 @@ def test_several_sets_are_put_together():
         words.index(str(ROOT / "configs" / name)) for name in ("base.yaml", "model/chat.yaml", "protocol/paper.yaml")
     ]
     assert value(translate(["x/y", "--sets", "gsm8k"]), "run").split("evaluate-")[1] == "y"
+
+
+def test_the_sets_of_a_run_keep_their_order(tmp_path):
+    (path := tmp_path / "config.yaml").write_text("data: {test: {level-8: {}, level-12: {}}}")
+    assert list(yaml.safe_load(of_evaluations(path, "validation"))["data"]["test"]) == ["level-8", "level-12"]
 
 
 def test_validation_sets():

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 import lit_atex
 from lit_atex.checks import check_hints
 from lit_atex.cli import main
+from lit_atex.data import ProblemDataModule
 from lit_atex.embedded.domain import make_problem
 from lit_atex.embedded.pretrain import build_tokenizer
 from lit_atex.models import LanguageModel
@@ -552,6 +553,9 @@ def test_a_hint_of_the_users_own_goes_by_its_dotted_path(tmp_path, monkeypatch):
     check_hints(PromptStyle(hint="my_hints.fails"), BYTES, 999, SimpleNamespace(train=SIX))  # no data module of ours
     broken = SIX[0]._replace(id="broken", solution="")  # is counted and skipped in training
     check_hints(style, BYTES, 999, SimpleNamespace(train=Listed([broken, *SIX])))
+    held = ProblemDataModule(Listed(SIX), validation={"v": Listed(SIX)})  # nothing is left to train on
+    held.setup("validate")
+    check_hints(PromptStyle(hint="my_hints.fails"), BYTES, 999, held)
     for wrong, told in (("sufix", "none of prefix, suffix"), ("my_hints.no", "my_hints"), ("nosuch.one", "nosuch")):
         with pytest.raises(ValueError, match=rf"prompts\.hint: .*{told}"):
             PromptStyle(hint=wrong).check()

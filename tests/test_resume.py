@@ -233,8 +233,11 @@ def test_other_settings_of_a_part_are_refused(tmp_path, name):
     for change in ({"decay": 0.5}, {"every": 2}, {"wrong": 0.25}):
         [(key, value)] = change.items()
         part = "weighting" if key == "wrong" else "teacher"
+        other = made(**change)
         with pytest.raises(ValueError, match=rf"model\.{part}\.{key} is {value}, and the run had"):
-            run(tmp_path, made(**change), 3, Fixed(1.0), resume="step=2.ckpt")
+            run(tmp_path, other, 3, Fixed(1.0), resume="step=2.ckpt")
+    other.weighting.wrong = 0.5  # set back, as it says
+    run(tmp_path, other, 3, Fixed(1.0), resume="step=2.ckpt")
     run(tmp_path, made(), 3, Fixed(1.0), resume="step=2.ckpt")  # what it has counted is no setting
     run(tmp_path, made(), 4, Fixed(1.0), resume="step=3.ckpt")
 

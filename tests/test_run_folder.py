@@ -552,6 +552,9 @@ def test_another_process_goes_on_in_the_same_file(tmp_path):
         {"step": "0", "loss": "1.0", "validation/a": "0.5"},
         {"step": "1", "loss": "2.0"},
     ]
+    late = MetricsCsv(str(tmp_path))
+    late.log_metrics({"validation/a": 0.75}, 0)  # evaluated from Python, and not yet gone on with
+    assert table(tmp_path / "metrics.csv")[1:] == [{"step": "1", "loss": "2.0"}]
 
 
 def test_going_on_from_a_step_keeps_what_was_measured_before_it(tmp_path):

@@ -116,6 +116,16 @@ def test_a_frozen_teacher_of_new_adapters_is_the_base_model_without_a_copy(tmp_p
     assert teacher.state_dict() == {"fingerprint": ""}
 
 
+def test_a_frozen_teacher_forgets_the_run_before(tmp_path):
+    """Given to another one, whose adapters are new."""
+    teacher, student = Frozen(), lora_student(tmp_path)
+    teacher.attach(shake(two_layer_model()))
+    teacher.attach(student)
+    with teacher.scorer(student) as scorer:
+        assert scorer is student
+    assert teacher.state_dict() == {"fingerprint": ""}
+
+
 def test_attaching_leaves_adapters_as_they_are(tmp_path):
     student = shake(lora_student(tmp_path))
     before = copy.deepcopy(student.state_dict())
@@ -265,23 +275,39 @@ def test_a_module_that_was_evaluated_first_trains_as_one_that_was_not(name):
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("goes_on", [False, True])
-def test_a_checkpoint_that_is_evaluated_is_not_the_teacher_of_what_follows(tmp_path, name, lora, goes_on):
-    """The teacher is the model that the run began with, whatever weights the student holds by then."""
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_run_begins_with_its_own_weights_whatever_checkpoint_was_evaluated(tmp_path, name, lora, goes_on, by_hand):
+    """Student and teacher, as if nothing had been; or with those of the checkpoint that it goes on from."""
     first, one = distillation(name, lora, Frozen(), optimizer=lambda p: SGD(p, lr=0.5)), trainer(2)
     one.fit(first, problems_of(3))
     one.save_checkpoint(tmp_path / "a.ckpt")
     begun = {n: w.clone() for n, w in distillation(name, lora).source.load()[0].state_dict().items() if "lora" not in n}
     modules = [distillation(name, lora, Frozen(), optimizer=lambda p: SGD(p, lr=0.5)) for _ in range(2)]
     data = problems_of(3, test={"t": Listed([SIX[0]._replace(id="t", question="9+9")])})
+    if by_hand:
+        modules[0].configure_model()  # to look at its parts, which makes its teacher
     trainer(1).test(modules[0], data, ckpt_path=tmp_path / "a.ckpt")
     for module in modules:
         trainer(3 if goes_on else 1).fit(module, problems_of(3), ckpt_path=tmp_path / "a.ckpt" if goes_on else None)
         with module.teacher.scorer(module.student) as teacher:
             found = {n: w for n, w in teacher.state_dict().items() if "lora" not in n}
         torch.testing.assert_close(found, begun, rtol=0, atol=0)
-    if goes_on:
-        ours, theirs = (dict(module.student.state_dict()) for module in modules)
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    ours, theirs = (dict(module.student.state_dict()) for module in modules)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("teacher", [Frozen, Ema, Gated])
+def test_a_teacher_that_is_exchanged_starts_where_the_student_is(tmp_path, name, teacher):
+    """In a module that has trained, whether or not from a checkpoint."""
+    module, one = distillation(name, optimizer=lambda p: SGD(p, lr=0.5)), trainer(1)
+    one.fit(module, problems_of(3))
+    one.save_checkpoint(tmp_path / "a.ckpt")
+    for checkpoint in (None, tmp_path / "a.ckpt"):
+        module = distillation(name, optimizer=lambda p: SGD(p, lr=0.5))
+        trainer(2).fit(module, problems_of(3), ckpt_path=checkpoint)
+        expected, module.teacher = logits(module.student.eval()), teacher()
+        trainer(1, limit_train_batches=0).fit(module, problems_of(3))
+        assert torch.equal(scores(module.teacher, module.student), expected)
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
