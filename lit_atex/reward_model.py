@@ -42,11 +42,10 @@ EFFECTS = (0.1, 0.3, 1.0)
 """Prior SD of the effect over that of the noise, one hypothesis each: from hardly visible to plain."""
 THETAS = (0.0, 0.5, 0.8, 0.95)
 """Hypotheses of where the noise is; the last averages some twenty readings."""
-TREND = 1.0
-"""Prior SD of the trend, and of what the level brings, over that of the noise."""
-STATISTICS = 0.1
-"""The same of all statistics together. More would explain the noise of a few dozen windows by eleven numbers."""
-STATIC = 0.5
+TREND, LEVEL, STATISTICS = 0.1, 0.3, 0.1
+"""Prior SD of the trend, of what the level brings, and of all statistics together, over that of the noise. More would
+explain by them what a few dozen windows say of exposure: a student that rises, and falls when less is shown."""
+STATIC = 0.8
 """Prior probability that no statistic moves the effect; each statistic is half as likely to as the one before it."""
 
 OUTLIER = 6.0
@@ -150,7 +149,7 @@ def effect(
     trend = np.stack([np.ones(count), 2**0.5 * np.cos(np.pi * time), 2**0.5 * np.cos(2 * np.pi * time)], axis=1)
     given = [x[known] for x in (levels[:, None], states, own, moved, gains[:, None])]
     common = 4 + features
-    precision = np.array([1e-2, *[TREND**-2] * 3, *[features * STATISTICS**-2] * features, 1.0])
+    precision = np.array([1e-2, TREND**-2, TREND**-2, LEVEL**-2, *[features * STATISTICS**-2] * features, 1.0])
 
     weight = np.exp(-np.arange(count)[::-1] / memory)[:, None]
     moments, sizes = integrated(np.concatenate([trend, *given], axis=1), common, precision, weight)

@@ -185,8 +185,8 @@ def brute_force(
     y, n = np.array([m.reward for m in data])[skip:], len(data) - skip
     t = np.arange(n) / (n - 1)
     trend = np.stack([np.ones(n), 2**0.5 * np.cos(np.pi * t), 2**0.5 * np.cos(2 * np.pi * t)], 1)
-    common = trend @ np.diag([100.0, 1.0, 1.0]) @ trend.T + 0.01 * z[skip:] @ z[skip:].T / FEATURES
-    common += np.outer(LEVELS[skip : skip + n], LEVELS[skip : skip + n])
+    common = trend @ np.diag([100.0, 0.01, 0.01]) @ trend.T + 0.01 * z[skip:] @ z[skip:].T / FEATURES
+    common += 0.09 * np.outer(LEVELS[skip : skip + n], LEVELS[skip : skip + n])
     older = np.diag(np.exp((n - np.arange(n + 1)) / memory))[1:, 1:]
     worth = sum(discount**i for i in range(horizon))
     shares, means, covariances = [], [], []
@@ -211,7 +211,7 @@ def brute_force(
                 k = common + x @ prior @ x.T + noise
                 inverse = np.linalg.inv(k)
                 shape, scale = 1 + n / 2, 1 + y @ inverse @ y / 2
-                weight = 0.5 if f < 0 else 0.5 * 0.5**f / sum(0.5**i for i in range(FEATURES))
+                weight = 0.8 if f < 0 else 0.2 * 0.5**f / sum(0.5**i for i in range(FEATURES))
                 shares.append(np.log(weight) - np.linalg.slogdet(k)[1] / 2 - shape * np.log(scale))
                 means.append(at @ prior @ x.T @ inverse @ y)
                 covariances.append((at @ prior @ at.T - at @ prior @ x.T @ inverse @ x @ prior @ at.T) * scale / shape)
