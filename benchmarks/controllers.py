@@ -64,17 +64,21 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
+    parser.add_argument("--noises", type=float, nargs="+", default=NOISES)
     parser.add_argument("--only", default="", help="strategies whose name begins so")
     parser.add_argument("--students", default="abcdefg", help="their letters, in the order in which they are run")
     parser.add_argument("--margin", type=float, default=0.0, help="how far a Beta policy reaches beyond the ends")
-    parser.add_argument("--windows", type=int, default=WINDOWS, help="decisions, >= 40; off_200 is of the last quarter")
+    parser.add_argument("--windows", type=int, default=WINDOWS, help="off_200 is of the last quarter, off_40 of 31-40")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "results" / "controllers.csv")
     options = parser.parse_args()
     began = time.perf_counter()
     students = [student for letter in options.students for student in STUDENTS if student[0] == letter]
-    cells = [(s, n, name) for n in NOISES for s in students for name in names(s) if name.startswith(options.only)]
-    seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
+    cells = [
+        (s, n, name) for n in options.noises for s in students for name in names(s) if name.startswith(options.only)
+    ]
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     jobs = [(*cell, seed, options.margin, options.windows) for cell in cells for seed in seeds]
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     head = [

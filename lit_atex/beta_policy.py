@@ -75,7 +75,7 @@ class BetaPolicy(Rewarded):
             horizon: Windows of progress that a decision is judged by (J), >= 1.
             discount: Weight of each further window, in [0, 1].
             statistics: What policy and learner see of STATISTICS, the likeliest to move the best exposure first; None:
-                all, in that order; []: nothing, one policy for the whole run.
+                all, in that order; []: nothing, one policy for the whole run. The reward model sees progress anyway.
             hidden: Width of the policy network.
             seed: Of the policy's first weights and its samples. None: that of the run (`seed_everything`), 0 in Python.
 

@@ -76,7 +76,7 @@ class Learner(ABC):
 
         Args:
             matured: The decisions whose reward has become known since the last call, oldest first; any number.
-            ended: The window that has just ended, whose decision has yet to mature; None before the first.
+            ended: The window that has just ended, whose decision may have yet to mature; None before the first.
             state: The raw statistics now.
 
         Returns:
@@ -179,8 +179,9 @@ class Surrogate(Learner):
     by quadrature. Optimism tries what is not known (upper confidence bounds; Srinivas et al. 2010); the entropy keeps
     the policy broad while little is known, and lets it narrow as the model becomes sure. Nothing is drawn here.
 
-    The model predicts a decision's reward from what each window gained, rather than from rewards: these share their
-    readings with those of their neighbours, and are known only when their horizon has passed.
+    The model is of what each window gained, not of rewards: these share their readings with those of their neighbours,
+    and are known only when their horizon has passed. Its worth of an exposure is a decision's expected reward but for
+    what falls back by itself. A gain that is not known counts as 0, and the next known one has it.
     """
 
     def __init__(
@@ -206,9 +207,9 @@ class Surrogate(Learner):
     def move(self, matured: list[Matured], ended: Window | None, state: list[float]) -> dict[str, float]:
         """Fit anew, then climb."""
         # Beyond three memories a window weighs under 5 %.
-        self.windows = [*self.windows, *([] if ended is None else [ended])][-math.ceil(3 * self.memory) :]
+        self.windows = [*self.windows, *([] if ended is None else [ended])][-max(math.ceil(3 * self.memory), LEAST) :]
         gains = self.gains()
-        if np.isfinite(gains).sum() < LEAST:
+        if sum(abs(w.gain) < FINITE for w in self.windows) < LEAST:
             return {}
         mean, spread, relevance = self.believe(state, gains)
         value, temperature = mean + self.optimism * spread, self.entropy * float(spread.mean()) ** 2

@@ -31,11 +31,11 @@ def tensorboard(trainer: pl.Trainer) -> Any:
 
 
 def write(logger: Logger, scalars: dict[str, float], step: int) -> None:
-    """Log a step's numbers, and flush.
+    """Log a step's numbers, and save them.
 
     TensorBoard gets them as one event. As an event each, which is what its logger makes of them, 45 numbers take 5 ms
-    with the flush, mostly in waiting for the thread that writes them; and is flushed by that thread, now and then, and
-    before a checkpoint (`StepLog`).
+    with the flush, mostly in waiting for the thread that writes them. That thread flushes by itself now and then, and
+    `StepLog` has it do so before a checkpoint.
     """
     if type(logger) is TensorBoardLogger and not logger._prefix and type(logger.experiment) is SummaryWriter:
         values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]

@@ -10,7 +10,8 @@ opened at the standardised state z_k, at a level P_k:
       + e_k - theta e_(k-1), e of variance s2 * exp(age / memory)   forgetting: an old window says less, not else
 
 An exposure is worth sum_(i<J) discount^i of its effects: the discounted learning progress that it brings, apart from
-what the other decisions bring, which the rewards of its neighbours share.
+what the other decisions bring, which the rewards of its neighbours share, and before the student falls back (l): that
+makes all exposures worth less alike, if their effects come in the same windows.
 
 Theta is where the noise is. If what a window brings is noisy, it is 0. If readings are, as an accuracy over a few
 rollouts is, a reading too high is one gain too large and the next too small: with theta near 1 a gain is judged against
@@ -76,7 +77,7 @@ def polynomials(u: Array) -> Array:
 
 def lagged(x: Array, by: int) -> Array:
     """`[windows ...]` as it was that many windows before; 0 before the first."""
-    return np.concatenate([np.zeros_like(x[:by]), x[: len(x) - by]])
+    return np.concatenate([np.zeros_like(x[:by]), x[: max(len(x) - by, 0)]])
 
 
 def undone(x: Array, theta: float) -> Array:
@@ -130,7 +131,7 @@ def effect(
     Args:
         states: `[windows features]` standardised, oldest first.
         exposures: `[windows]` in [0, 1].
-        levels: `[windows]` progress as they opened, of zero mean and about unit variance.
+        levels: `[windows]` the sum of the gains before them, of zero mean and about unit variance.
         gains: `[windows]` how much it rose in them, of about unit variance; NaN for the first ones: not known.
         now: `[features]` the state to predict for.
         memory: Windows until one weighs 1/e.

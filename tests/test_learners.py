@@ -16,6 +16,8 @@ from scipy.special import betaln, digamma
 
 from lit_atex import reward_model
 from lit_atex.beta_net import BetaNet, Within
+from lit_atex.beta_policy import BetaPolicy
+from lit_atex.exposure import TrainingState
 from lit_atex.learners import (
     GRID,
     Learner,
@@ -29,7 +31,7 @@ from lit_atex.learners import (
     uphill,
 )
 from lit_atex.reward_model import effect, polynomials, undone, within_reach
-from lit_atex.types import seeded
+from lit_atex.types import StepFeedback, Verdict, seeded
 
 FEATURES = 3
 
@@ -178,15 +180,22 @@ def test_polynomials_are_orthonormal() -> None:
 
 
 def brute_force(
-    data: list[Matured], now: np.ndarray, memory: float, horizon: int, discount: float, skip: int
+    z: np.ndarray,
+    u: np.ndarray,
+    levels: np.ndarray,
+    gains: np.ndarray,
+    now: np.ndarray,
+    memory: float,
+    horizon: int,
+    discount: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Each hypothesis as a Gaussian process over the gains: kernels inverted, nothing filtered or integrated out."""
-    z, u = np.array([m.state for m in data]), np.array([m.action for m in data])
-    y, n = np.array([m.reward for m in data])[skip:], len(data) - skip
+    skip = int(np.isnan(gains).sum())
+    y, n = gains[skip:], len(gains) - skip
     t = np.arange(n) / (n - 1)
     trend = np.stack([np.ones(n), 2**0.5 * np.cos(np.pi * t), 2**0.5 * np.cos(2 * np.pi * t)], 1)
     common = trend @ np.diag([100.0, 0.01, 0.01]) @ trend.T + 0.01 * z[skip:] @ z[skip:].T / FEATURES
-    common += 0.09 * np.outer(LEVELS[skip : skip + n], LEVELS[skip : skip + n])
+    common += 0.09 * np.outer(levels[skip:], levels[skip:])
     older = np.diag(np.exp((n - np.arange(n + 1)) / memory))[1:, 1:]
     worth = sum(discount**i for i in range(horizon))
     shares, means, covariances = [], [], []
@@ -199,8 +208,8 @@ def brute_force(
                 alone = np.diag([*reward_model.PRIOR] * horizon)
                 moving = np.diag(reward_model.MOVED_PRIOR) * (f >= 0)
                 prior = size**2 * np.block([[alone, np.zeros((len(alone), 2))], [np.zeros((2, len(alone))), moving]])
-                x = np.zeros((len(data), len(prior)))
-                for k in range(len(data)):
+                x = np.zeros((len(u), len(prior)))
+                for k in range(len(u)):
                     for i in range(min(horizon, k + 1)):
                         p = polynomials(u[k - i])
                         x[k, 3 * i : 3 * i + 3] += p
@@ -223,19 +232,46 @@ def brute_force(
     return mean, np.einsum("h,hij->ij", share, np.array(spread)), relevance
 
 
-LEVELS = seeded(0, "levels").standard_normal(40)
-
-
-@pytest.mark.parametrize(("horizon", "discount"), [(1, 1.0), (3, 0.9)])
+@pytest.mark.parametrize(("horizon", "discount"), [(1, 1.0), (3, 0.9), (8, 0.7)])
 @pytest.mark.parametrize(("count", "skip"), [(4, 0), (25, 0), (12, 2)])
 def test_the_reward_model_is_the_closed_form(count: int, skip: int, horizon: int, discount: float) -> None:
     data = decisions(count, seed=count)
     now = np.array([0.5, -1.0, 2.0])
-    arrays = (np.array([list(m.state) for m in data]), np.array([m.action for m in data]), LEVELS[:count])
+    arrays = (np.array([list(m.state) for m in data]), np.array([m.action for m in data]))
+    levels = seeded(0, "levels").standard_normal(count)
     gains = np.array([math.nan] * skip + [m.reward for m in data[skip:]])
-    found = effect(*arrays, gains, now, 30.0, horizon, discount, GRID)
-    for got, expected in zip(found, brute_force(data, now, 30.0, horizon, discount, skip)):
+    found = effect(*arrays, levels, gains, now, 30.0, horizon, discount, GRID)
+    for got, expected in zip(found, brute_force(*arrays, levels, gains, now, 30.0, horizon, discount)):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_what_the_policy_is_rewarded_by_reaches_its_model() -> None:
+    """Horizon, discount, memory, and gains in spite of a reading that is missing."""
+    policy = BetaPolicy(Surrogate(memory=7), horizon=3, discount=0.5, statistics=["loss", "mismatch", "share_cut"])
+    random, rolled = seeded(0, "rewarded"), []
+    progress = [None, *random.standard_normal(16).tolist()]
+    progress[6] = None
+    for step, reading in enumerate(progress):
+        policy.begin_window(TrainingState(step, 20, 0, ["p"], ["1"], None), reading)
+        rolled.append(policy.state_dict()["open"])
+        loss, mismatch = random.standard_normal(2).tolist()
+        policy.update(StepFeedback(step, ["p"], ["1"], [0.5], [Verdict.WRONG], loss, mismatch, 1.0, 1.0, 5.0, 0.0, 10))
+    gains = np.array([math.nan, *np.diff(progress[1:6]), 0.0, progress[7] - progress[5], *np.diff(progress[7:])])
+    levels = np.array([0.0, *np.cumsum(np.nan_to_num(gains))[:-1]])
+    names = ("loss", "mismatch", "share_cut")
+    states = [[math.nan if held[name] is None else held[name] for name in names] for held, _ in rolled]
+    z, u = policy.policy.standardise(states), np.array([action for _, action in rolled])
+    given = (z[:-1], u[:-1], (levels - levels.mean()) / levels.std())
+    scaled = (gains - np.nanmean(gains)) / np.nanstd(gains)
+    mean, covariance, relevance = brute_force(*given, scaled, z[-1], 7.0, 3, 0.5)
+    learner = policy.learner
+    assert isinstance(learner, Surrogate)
+    found = learner.believe(states[-1])
+    np.testing.assert_allclose(found[0], mean, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(found[1], np.sqrt(np.diagonal(covariance)), rtol=1e-5)
+    np.testing.assert_allclose(found[2][:2], relevance[:2], rtol=1e-5)
+    assert relevance[2] > 0 == found[2][2]  # what never varied moves nothing
+    assert policy.scalars()["baseline"] == pytest.approx(np.nanmean(gains) * 1.75)
 
 
 @given(st.integers(1, 40), st.floats(0, 0.99))
@@ -464,6 +500,19 @@ def test_resumed_is_undisturbed_bit_for_bit(kind: type) -> None:
     resumed.load_state_dict(saved["learner"])
     feed(resumed, data[11:])
     assert torch.equal(parameters(whole), parameters(resumed))
+
+
+def test_a_zero_for_an_unknown_gain_is_no_fourth_gain() -> None:
+    learner = bound(Surrogate())
+    for gain in (0.1, math.nan, math.nan, math.nan, 0.2, 0.3):
+        assert learner.learn([], Window([0.0] * FEATURES, 0.5, gain), [0.0] * FEATURES) == {}
+    assert learner.learn([], Window([0.0] * FEATURES, 0.5, 0.4), [0.0] * FEATURES)
+
+
+def test_the_shortest_memory_still_learns() -> None:
+    learner = bound(Surrogate(memory=1))
+    feed(learner, decisions(10))
+    assert learner.learn([], None, [0.0] * FEATURES)
 
 
 def test_old_windows_are_let_go() -> None:

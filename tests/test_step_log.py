@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_module import SIX, Drawn, Listed, Memory, Spoiled, distillation, problems_of, saved_model, trainer
+from torch.utils.tensorboard import SummaryWriter
 
 from lit_atex.adaptive import MismatchTarget
 from lit_atex.callbacks import ExposureControl
@@ -236,6 +237,28 @@ def test_a_step_is_on_disk_before_its_checkpoint(name, tmp_path) -> None:
             expected = {s: memory.steps[s][key] for s in range(done) if key in memory.steps[s]}
             assert events[key] == pytest.approx(expected, rel=1e-6), key
     assert len(disk.rows) == 3
+
+
+class Flushes(pl.Callback):
+    """Counts the flushes before a checkpoint and in it."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.count, self.seen = 0, []
+        monkeypatch.setattr(SummaryWriter, "flush", self.flush)
+
+    def flush(self, *args) -> None:
+        self.count += 1
+
+    def on_train_batch_end(self, trainer, *args) -> None:
+        before = self.count
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "any.ckpt")
+        self.seen.append((before, self.count))
+
+
+def test_tensorboard_is_flushed_for_a_checkpoint_and_not_in_each_step(name, tmp_path, monkeypatch) -> None:
+    flushes = Flushes(monkeypatch)
+    fit(name, 3, flushes, logger=[TensorBoardLogger(str(tmp_path), "tensorboard", "")], default_root_dir=tmp_path)
+    assert flushes.seen == [(1 + k, 2 + k) for k in range(3)]  # and one as the logger begins
 
 
 def test_a_prefix_of_tensorboard_stays(name, tmp_path) -> None:
