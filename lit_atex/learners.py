@@ -69,7 +69,7 @@ class Learner(ABC):
     def bind(self, policy: BetaNet, horizon: int, discount: float) -> None:
         """Take charge of a policy, rewarded by so many discounted windows; once, before anything else."""
         self.policy, self.horizon, self.discount = policy, horizon, discount
-        self.optimizer = torch.optim.Adam(policy.parameters(), lr=self.lr)
+        self.optimizer = torch.optim.Adam(policy.parameters(), lr=self.lr, fused=True)
 
     def learn(self, matured: list[Matured], ended: Window | None, state: list[float]) -> dict[str, float]:
         """Learn, and prepare the policy for the state now. Called once per window, before its exposure is sampled.
