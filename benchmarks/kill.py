@@ -35,7 +35,7 @@ SMALL = [
 ]
 LEARNED = ("bandit", "beta_policy")
 SOON = ["--exposure.strategy.init_args.horizon", "1"]
-"""Of those: rewards that come at once, so that the Beta policy has moved by the sixth of twelve decisions."""
+"""Of those: rewards that come at once, so that REINFORCE would learn too; the reward model moves the sixth decision."""
 OPTIONS = {
     "accumulate": ["--trainer.accumulate_grad_batches", "2"],
     "hold": ["--exposure.hold", "2"],
