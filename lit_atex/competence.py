@@ -233,7 +233,7 @@ class Competence:
         one._all, one._levels = deepcopy(self._all), deepcopy(self._levels)
         view = AsItWas(self._problems)
         self._views.add(view)
-        one._problems = view  # type: ignore[assignment]  (read like a dictionary, never written)
+        one._problems = view  # type: ignore[assignment]  # read like a dictionary, never written
         return one
 
     def state_dict(self) -> dict[str, Any]:
