@@ -161,6 +161,7 @@ class ExposureControl(pl.Callback):
             writer.add_histogram("exposure/ratios", torch.tensor(feedback.exposures), trainer.global_step - 1)
         self.strategy.update(feedback)
         self.progress.update(feedback)
+        self.progress.see(pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: SelfDistillation) -> None:  # type: ignore[override]
         """Record what the decisions still pending have earned. Here, since a run may resume with nothing left to do."""
@@ -187,8 +188,7 @@ class ExposureControl(pl.Callback):
             raise ValueError(
                 f"{what} Credit (exposure.py) with plain numbers, float(x); got {credits!r:.300}"
             ) from error
-        path = Path(trainer.default_root_dir) / "decisions.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        (path := Path(trainer.default_root_dir) / "decisions.jsonl").parent.mkdir(parents=True, exist_ok=True)
         if not complete and path.is_file():  # the end of the run, perhaps for the second time
             whole.write(path, "".join(whole.json_line(x) for x in whole.json_lines(path) if x["complete"]))
         with open(path, "a", encoding="utf-8") as file:

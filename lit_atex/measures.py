@@ -42,6 +42,9 @@ class ProgressMeasure(ABC):
     def update(self, feedback: StepFeedback) -> None:
         """Told after each optimizer step, reduced over ranks."""
 
+    def see(self, module: SelfDistillation) -> None:
+        """Called after each optimizer step on every rank: `module.seen` has the rollouts of its last micro-batch."""
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold."""
         return {}

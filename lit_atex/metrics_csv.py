@@ -114,5 +114,5 @@ class MetricsCsv(Logger):
         writer = csv.DictWriter(text, self._fields)
         writer.writeheader()
         writer.writerows(rows)
-        whole.write(self._path, text.getvalue())
+        whole.write(self._path, text.getvalue(), at_once=False)  # rows that follow do not wait for the disk either
         self._row = rows[-1] if rows else {}

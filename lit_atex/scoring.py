@@ -194,20 +194,21 @@ def _reads_in_parts(base: Any) -> bool:
 
 
 def token_log_probs(
-    model: nn.Module, prompts: list[list[int]], rollouts: Rollouts, chunk_tokens: int
+    model: nn.Module, prompts: list[list[int]], rollouts: Rollouts, chunk_tokens: int, temperature: float = 1.0
 ) -> Float[Tensor, " tokens"]:
-    """Log-probability of each completion token, in nats, at temperature 1.
+    """Log-probability of each completion token, in nats.
 
     Args:
         model: Language model.
         prompts: One prompt per rollout.
         rollouts: What is scored.
         chunk_tokens: Tokens whose logits are alive at a time.
+        temperature: Divides the logits, > 0.
     """
     hidden, head = completion_hidden(model, prompts, rollouts), head_of(model)
     ids = rollouts.ids[rollouts.mask]
     parts = [
-        head(states).float().log_softmax(-1).gather(-1, part[:, None])[:, 0]
+        (head(states).float() / temperature).log_softmax(-1).gather(-1, part[:, None])[:, 0]
         for states, part in zip(hidden.split(chunk_tokens), ids.split(chunk_tokens))
     ]
     return torch.cat(parts)

@@ -17,12 +17,13 @@ ASIDE = ".aside"
 """Ending of what is not whole yet."""
 
 
-def write(path: Path, data: str | bytes | Callable[[BinaryIO], None]) -> None:
+def write(path: Path, data: str | bytes | Callable[[BinaryIO], None], at_once: bool = True) -> None:
     """Replace a file.
 
     Args:
         path: The file.
         data: What it is to hold, or a function that writes it.
+        at_once: Wait until the disk has the new name too. If not, a power cut may leave the file as it was, whole too.
 
     Raises:
         OSError: If the disk is full, say; the file is as it was, and nothing is left aside.
@@ -44,7 +45,8 @@ def write(path: Path, data: str | bytes | Callable[[BinaryIO], None]) -> None:
         if not isinstance(cause, OSError):
             raise
         raise OSError(cause.errno, cause.strerror, str(path)) from error
-    _sync(path.parent)
+    if at_once:
+        _sync(path.parent)
 
 
 def write_json(path: Path, data: Any) -> None:
