@@ -24,6 +24,18 @@ class Drawn(NamedTuple):
     score: float = math.nan
 
 
+MOST = 3.0
+"""A rollout counts for no more than three: beyond, few rollouts would decide all."""
+
+
+def gained(batch: list[Drawn], scores: list[float]) -> float:
+    """What accuracy has gained since the batch was scored, by its log-likelihoods now; NaN for a single rollout."""
+    share = sum(row.correct for row in batch) / len(batch)
+    weights = [math.exp(min(score - row.score, math.log(MOST))) for row, score in zip(batch, scores)]
+    total = sum((row.correct - share) * weight for row, weight in zip(batch, weights))
+    return total / (len(batch) - 1) if len(batch) > 1 else math.nan
+
+
 class ReweightedAccuracy(ProgressMeasure):
     """Accuracy followed from window to window on the same rollouts, by how much likelier each has become.
 
@@ -31,16 +43,15 @@ class ReweightedAccuracy(ProgressMeasure):
     batch is scored as a window opens, and again as the next one does. With q_k the student as window k opens, and b the
     share of the batch that is correct,
 
-        P_(k+1) - P_k = mean over the batch of (correct_i - b) min(q_(k+1)(y_i) / q_k(y_i), MOST):
+        P_(k+1) - P_k = sum over the batch of (correct_i - b) min(q_(k+1)(y_i) / q_k(y_i), MOST) / (n - 1):
 
-    the accuracy of the new student by importance sampling (truncated: Ionides 2008; b takes away what all weights have
-    in common). Two forward passes over a batch, which the window does not train on; and not a window late. P begins as
-    the accuracy of the first batch and adds up from there: read its growth. Filters of the sampling (top-p and the
-    like) are left out of q.
+    the covariance of being correct with the weight, which without the limit has the gain in accuracy as its expectation
+    (importance sampling, truncated: Ionides 2008). Two forward passes over a batch, which the window does not train on;
+    and not a window late. P begins as the accuracy of the first batch and adds up from there: read its growth. Filters
+    of the sampling (top-p and the like) are left out of q.
     """
 
     needs_probe = False
-    MOST = 3.0
 
     def __init__(self) -> None:
         self._level: float | None = None
@@ -61,18 +72,14 @@ class ReweightedAccuracy(ProgressMeasure):
             )
         gain = 0.0
         if self._scored:
-            share = sum(row.correct for row in self._scored) / len(self._scored)
-            for row, score in zip(self._scored, self._score(module, self._scored)):
-                weight = math.exp(min(score - row.score, math.log(self.MOST)))
-                gain += (row.correct - share) * weight / len(self._scored)
+            gain = gained(self._scored, self._score(module, self._scored))
         elif self._latest:
             self._level = sum(row.correct for row in self._latest) / len(self._latest)
-        known = math.isfinite(gain)
-        if self._level is not None and known:
-            self._level += gain
-        scores = self._score(module, self._latest)
-        self._scored = [row._replace(score=score) for row, score in zip(self._latest, scores)]
-        return self._level if known else None
+        self._scored = [row._replace(score=x) for row, x in zip(self._latest, self._score(module, self._latest))]
+        if self._level is None or not math.isfinite(gain):
+            return None
+        self._level += gain
+        return self._level
 
     def _score(self, module: SelfDistillation, rows: list[Drawn]) -> list[float]:
         """Log-likelihoods, as the student samples; each rank does its share."""

@@ -80,7 +80,10 @@ def trained(at: Path, *stack: str | dict[str, Any], **options: bool) -> list[dic
 
 PARTS = {"model.part_tokens": 300, "model.samples": 2, "trainer.accumulate_grad_batches": 2}
 LEARNED = ("exposure/beta_policy", "progress/probe_accuracy", {"exposure.hold": 1})
-NLL, MATCH = ({"exposure.progress": {"class_path": f"lit_atex.measures.{name}"}} for name in ("ProbeNLL", "ProbeMatch"))
+NLL, MATCH, REWEIGHTED = (
+    {"exposure.progress": {"class_path": f"lit_atex.{name}"}}
+    for name in ("measures.ProbeNLL", "measures.ProbeMatch", "reweighted.ReweightedAccuracy")
+)
 
 
 @pytest.mark.parametrize(
@@ -92,8 +95,9 @@ NLL, MATCH = ({"exposure.progress": {"class_path": f"lit_atex.measures.{name}"}}
         (("teacher/gated", *LEARNED), False),
         ((*LEARNED, NLL), False),
         ((*LEARNED, MATCH), False),
+        ((*LEARNED, REWEIGHTED), False),
     ],
-    ids=["parts", "lora", "references", "probe", "nll", "match"],
+    ids=["parts", "lora", "references", "probe", "nll", "match", "reweighted"],
 )
 def test_a_run_there_is_the_run_on_the_cpu(tmp_path: Path, stack: Any, float64: bool):
     here = trained(tmp_path / "cpu", *stack, SHORT)

@@ -23,6 +23,7 @@ from lit_atex.estimator import CompetenceEstimator
 from lit_atex.exposure import Credit, Exposure, Fixed, TrainingState
 from lit_atex.learners import Reinforce, Surrogate
 from lit_atex.measures import ProbeAccuracy, ProbeMatch, ProbeNLL, ProgressMeasure, RolloutAccuracy
+from lit_atex.reweighted import ReweightedAccuracy
 from lit_atex.teacher import Ema, Frozen, Live
 from lit_atex.types import StepFeedback
 
@@ -147,6 +148,7 @@ EVERY = STRATEGIES | {
     "probe accuracy": lambda: (BetaPolicy(horizon=1), ProbeAccuracy()),
     "probe nll": lambda: (BetaPolicy(horizon=3), ProbeNLL()),
     "probe match": lambda: (BetaPolicy(horizon=2), ProbeMatch()),
+    "reweighted": lambda: (BetaPolicy(horizon=2), ReweightedAccuracy()),
 }
 
 

@@ -22,6 +22,7 @@ from lit_atex.divergence import ForwardKL
 from lit_atex.estimator import CompetenceEstimator
 from lit_atex.exposure import Random
 from lit_atex.measures import ProbeMatch, ProbeNLL
+from lit_atex.reweighted import ReweightedAccuracy
 from lit_atex.rollout import RolloutEngine
 from lit_atex.teacher import Ema, Frozen
 from lit_atex.types import Rollouts
@@ -82,8 +83,8 @@ def run(model: str, out: str, case: str, devices: int) -> None:
     data = problems_of(per_batch, SIX[:5], validation={"again": other}, eval_batch_size=2, probe=probe)
     collapse = CollapseMonitor(window=2)
     control = ExposureControl(Random(per="problem"))
-    if learned := case in ("learned", *MATCH):  # the probe's seven problems are shared out unevenly
-        measure = ProbeMatch() if case in MATCH else ProbeNLL()
+    if learned := case in ("learned", "parts", *MATCH):  # the probe's seven problems are shared out unevenly
+        measure = ProbeMatch() if case in MATCH else ProbeNLL() if case == "learned" else ReweightedAccuracy()
         control = ExposureControl(BetaPolicy(horizon=1), hold=1, progress=measure)
     every = ModelCheckpoint(Path(out) / "steps", filename="{step}", save_top_k=-1, every_n_train_steps=1)
     one = trainer(
@@ -151,7 +152,7 @@ def test_two_ranks_give_what_one_rank_gives(tmp_path, case):
     for step in steps:
         assert first["log"][step] == pytest.approx(alone["log"][step], rel=1e-4, abs=1e-6, nan_ok=True)
     assert [alone["log"][s]["throughput/problems_per_step"] for s in steps] == [4, 1, 4, 1][-len(steps) :]
-    assert len(first["learned"]) == (STEPS - 1 if case in ("learned", "resumed") else 0)
+    assert len(first["learned"]) == (STEPS - 1 if case in ("learned", "parts", "resumed") else 0)
     for ours, theirs in zip(first["learned"], alone["learned"], strict=True):
         assert [*ours[0], *ours[1:]] == pytest.approx([*theirs[0], *theirs[1:]], rel=1e-3, abs=1e-5, nan_ok=True)
     if case == "accumulate":
