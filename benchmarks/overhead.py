@@ -32,7 +32,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 
-from lit_atex import callbacks, checkpoint, cli, estimator, step_log
+from lit_atex import callbacks, checkpoint, cli, estimator, sample_log, step_log
 from lit_atex.collapse import CollapseMonitor
 from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.progress import StepProgress
@@ -44,7 +44,7 @@ from lit_atex.window import StepWindow
 CONFIGS = Path(__file__).parents[1] / "configs"
 HOOKS = ("on_train_batch_start", "on_train_batch_end", "on_before_optimizer_step", "on_train_epoch_end")
 OURS = (
-    *(callbacks.ExposureControl, estimator.CompetenceEstimator, callbacks.SampleLog, CollapseMonitor),
+    *(callbacks.ExposureControl, estimator.CompetenceEstimator, sample_log.SampleLog, CollapseMonitor),
     *(RunFolder, StepProgress, StepLog),
 )
 TIMED: list[tuple[str, Any, str]] = [

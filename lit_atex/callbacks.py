@@ -1,4 +1,4 @@
-"""What stands between Lightning's hooks and the parts that know no Lightning: exposure, samples."""
+"""What stands between Lightning's hooks and the parts that know no Lightning: strategies, and measures of progress."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ from lit_atex.exposure import Credit, Exposure, TrainingState
 from lit_atex.measures import ProgressMeasure, RolloutAccuracy, digest_of, probe_of
 from lit_atex.metrics_csv import tensorboard
 from lit_atex.module import SelfDistillation
-from lit_atex.text_tables import with_bars
 from lit_atex.types import Problem
-from lit_atex.window import Seen
 
 log = logging.getLogger("lit_atex")
 
@@ -123,7 +121,7 @@ class ExposureControl(pl.Callback):
         )
         if window != self._window:
             self._window = window
-            credits = self.strategy.begin_window(state, self._read(trainer, pl_module))
+            credits = self.strategy.begin_window(state, self._read(trainer, pl_module, batch))
             self._record(trainer, credits)
         pl_module.exposure = self._checked(self.strategy.ratios(state), len(batch))
 
@@ -161,19 +159,22 @@ class ExposureControl(pl.Callback):
             writer.add_histogram("exposure/ratios", torch.tensor(feedback.exposures), trainer.global_step - 1)
         self.strategy.update(feedback)
         self.progress.update(feedback)
-        self.progress.see(pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: SelfDistillation) -> None:  # type: ignore[override]
         """Record what the decisions still pending have earned. Here, since a run may resume with nothing left to do."""
         if self._window >= 0:
             self._record(trainer, self.strategy.finish(self._read(trainer, pl_module)))
 
-    def _read(self, trainer: pl.Trainer, module: SelfDistillation) -> float | None:
+    def _read(self, trainer: pl.Trainer, module: SelfDistillation, batch: list[Problem] | None = None) -> float | None:
         if not self.strategy.needs_progress:
             return None
-        began = time.perf_counter()
-        progress = self.progress.read(module, probe_of(trainer)[trainer.global_rank :: trainer.world_size])
-        self._last_probe = time.perf_counter() - began
+        began, of_step = time.perf_counter(), sum(module.clock.seconds.values())
+        with trainer.precision_plugin.forward_context():
+            if batch is not None:
+                self.progress.begin_window(module, batch)
+            progress = self.progress.read(module, probe_of(trainer)[trainer.global_rank :: trainer.world_size])
+        # Rollouts drawn ahead are the step's.
+        self._last_probe = time.perf_counter() - began - (sum(module.clock.seconds.values()) - of_step)
         self._probe_seconds += self._last_probe
         return progress
 
@@ -227,74 +228,3 @@ class ExposureControl(pl.Callback):
 
     def _kinds(self) -> list[str]:
         return [f"{type(x).__module__}.{type(x).__qualname__}" for x in (self.strategy, self.progress)]
-
-
-class SampleLog(pl.Callback):
-    """Writes rollouts for people to read: `samples.jsonl` in the run folder, and text in TensorBoard."""
-
-    def __init__(self, every_n_steps: int = 10, samples: int = 2) -> None:
-        """Choose how much.
-
-        Args:
-            every_n_steps: Optimizer steps between two looks, >= 1; the first step is always shown.
-            samples: Rollouts per look, >= 1.
-
-        Raises:
-            ValueError: If a number is below 1.
-        """
-        if every_n_steps < 1 or samples < 1:
-            raise ValueError("sample_log.every_n_steps and sample_log.samples must be at least 1.")
-        self.every_n_steps, self.samples = every_n_steps, samples
-        self._written = -1
-
-    def on_train_batch_end(  # type: ignore[override]
-        self, trainer: pl.Trainer, pl_module: SelfDistillation, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Show the first rollouts of the micro-batch that closed the step."""
-        step = trainer.global_step - 1
-        if pl_module.feedback is None or step % self.every_n_steps or step == self._written or not pl_module.seen:
-            return
-        self._written = step
-        if not trainer.is_global_zero:
-            return
-        rows = [describe(pl_module, pl_module.seen, r) for r in range(min(self.samples, len(pl_module.seen.verdicts)))]
-        with open(Path(trainer.default_root_dir) / "samples.jsonl", "a", encoding="utf-8") as file:
-            file.writelines(whole.json_line({"step": step, **row}) for row in rows)
-        if (writer := tensorboard(trainer)) is not None:
-            for i, row in enumerate(rows):
-                writer.add_text(f"samples/{i}", as_markdown(row), step)
-
-
-def describe(module: SelfDistillation, seen: Seen, rollout: int) -> dict[str, Any]:
-    """One rollout as JSON-ready data, with the loss of each token in nats."""
-    place = rollout // module.samples
-    problem = seen.problems[place]
-    start = int(seen.rollouts.lengths[:rollout].sum())
-    ids = seen.rollouts.lists()[rollout]
-    return {
-        "id": problem.id,
-        "question": problem.question,
-        "hint": seen.teacher_prompts[place].hint,
-        "exposure": seen.exposures[place],
-        "completion": seen.completions[rollout],
-        "answer": problem.answer,
-        "verdict": seen.verdicts[rollout].value,
-        "tokens": [module.tokenizer.decode([i]) for i in ids],
-        "divergence": [round(v, 4) for v in seen.values[start : start + len(ids)].tolist()],
-    }
-
-
-def as_markdown(row: dict[str, Any]) -> str:
-    """A sample as TensorBoard shows it; under each line of the completion, bars for the loss of its tokens."""
-    pairs = with_bars(row["tokens"], row["divergence"])
-    shown = "\n".join(f"    {text}" for pair in pairs for text in pair if text.strip())
-    return (
-        f"**{row['verdict']}** · exposure {row['exposure']:.2f} · reference answer `{row['answer']}` · {row['id']}\n\n"
-        f"question\n\n{_quote(row['question'])}\n\nhint\n\n{_quote(row['hint'])}\n\n"
-        f"completion, bars: divergence per token\n\n{shown}\n"
-    )
-
-
-def _quote(text: str) -> str:
-    """A Markdown block that is shown as it stands."""
-    return "\n".join(f"    {line}" for line in text.splitlines()) or "    (nothing)"

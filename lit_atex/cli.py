@@ -18,11 +18,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lit_atex import adaptive as adaptive  # these four: so that their classes go by short names
+from lit_atex import adaptive as adaptive  # these five: so that their classes go by short names
 from lit_atex import bandit as bandit
 from lit_atex import beta_policy as beta_policy
+from lit_atex import reweighted as reweighted
 from lit_atex import vllm_engine as vllm_engine
-from lit_atex.callbacks import ExposureControl, SampleLog
+from lit_atex.callbacks import ExposureControl
 from lit_atex.checkpoint import Checkpoint
 from lit_atex.collapse import CollapseMonitor
 from lit_atex.commands import main as main
@@ -38,6 +39,7 @@ from lit_atex.parser import Parser
 from lit_atex.progress import StepProgress
 from lit_atex.resume import claim, hold, purge_step, release
 from lit_atex.run_folder import RunFolder
+from lit_atex.sample_log import SampleLog
 from lit_atex.text_tables import outcome_of_run
 
 log = logging.getLogger("lit_atex")
@@ -53,8 +55,7 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write into the run folder what makes the same run again: nothing that resumes or deletes."""
-        run = Path(trainer.default_root_dir)
-        run.mkdir(parents=True, exist_ok=True)
+        (run := Path(trainer.default_root_dir)).mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
         config.checkpoint.dirpath, config.ckpt_path, config.resume, config.overwrite = None, None, False, False
         name = "config.yaml" if stage == "fit" else f"config-{getattr(stage, 'value', stage)}.yaml"

@@ -30,6 +30,9 @@ class ProgressMeasure(ABC):
     needs_probe: bool = True
     """Whether it reads the probe."""
 
+    def begin_window(self, module: SelfDistillation, batch: list[Problem]) -> None:
+        """Told that a window opens, before it is read: with this batch, whose rollouts are `module.attempt(batch)`."""
+
     @abstractmethod
     def read(self, module: SelfDistillation, probe: list[Problem]) -> float | None:
         """The measure now, the same on every rank; None if it is not known yet.
@@ -41,9 +44,6 @@ class ProgressMeasure(ABC):
 
     def update(self, feedback: StepFeedback) -> None:
         """Told after each optimizer step, reduced over ranks."""
-
-    def see(self, module: SelfDistillation) -> None:
-        """Called after each optimizer step on every rank: `module.seen` has the rollouts of its last micro-batch."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold."""

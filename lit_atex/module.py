@@ -19,6 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from lit_atex.attempts import Attempts, attempt
 from lit_atex.checks import check_hints, check_memory, check_optimizer, check_precision, check_schedule
 from lit_atex.distil import distil
 from lit_atex.divergence import Divergence
@@ -31,9 +32,8 @@ from lit_atex.resume import open_next_pass
 from lit_atex.rollout import RolloutEngine, Sampling
 from lit_atex.solver import Solver
 from lit_atex.step_log import SHOWN, StepLog
-from lit_atex.supervised import references
 from lit_atex.teacher import Frozen, Teacher
-from lit_atex.types import Problem, Rollouts, StepFeedback, row_generators, seeded
+from lit_atex.types import Problem, StepFeedback, seeded
 from lit_atex.verify import Verifier
 from lit_atex.weighting import Weighting, check_weighting, rollout_weights
 from lit_atex.window import BadSteps, Batch, PhaseClock, Seen, StepWindow
@@ -108,6 +108,7 @@ class SelfDistillation(Solver):
         self.seen: Seen | None = None
         self.step_log, self.window, self.skipped, self._parts = StepLog(), StepWindow(), BadSteps(), Parts()
         self.clock, self._loss_is_finite, self._is_restored = PhaseClock(), True, False
+        self._ahead: Attempts | None = None
         self._attached: Teacher | None = None
         self.step_seconds = self._step_began = 0.0
 
@@ -155,7 +156,7 @@ class SelfDistillation(Solver):
         check_memory("model.teacher", type(self.teacher), base, "after_step")
         self._step_began, self.seconds_evaluating = time.perf_counter(), 0.0
         self.window.clear()
-        self._loss_is_finite, self.feedback, self.seen = True, None, None
+        self._loss_is_finite, self.feedback, self.seen, self._ahead, self.clock.seconds = True, None, None, None, {}
 
     def training_step(self, problems: list[Problem], batch_idx: int) -> Float[Tensor, ""]:
         """Rollouts -> hints -> both sides' scores on the same ids -> divergence.
@@ -166,22 +167,12 @@ class SelfDistillation(Solver):
         """
         dropout = seeded(self.seed, "dropout", self.global_step, self.global_rank, batch_idx).integers(2**63)
         torch.manual_seed(int(dropout))
-        ratios = self.ratios(problems)
-        self.clock.seconds = {}
-        prompts = [self.prompts.student(p, self.tokenizer) for p in problems]
-        fits = [len(ids) <= min(self.prompts.max_prompt_tokens, self.train_room) for ids in prompts]
-        if skipped := [p.id for p, fit in zip(problems, fits) if not fit]:
-            log.warning("prompts longer than model.prompts.max_prompt_tokens or the context, skipped: %s", skipped)
-        given: Any = (problems, prompts, ratios)
-        problems, prompts, ratios = (list(compress(xs, fits)) for xs in given)
-        with self.clock.timed("rollout"):
-            rollouts = self.rollout(problems, prompts, self.window.drawn)
+        fits, _, prompts, rollouts, completions, verdicts, broke = self.attempt(problems)
+        self._ahead, ratios = None, list(compress(self.ratios(problems), fits))
+        problems = list(compress(problems, fits))
         teacher_prompts = self.prompts.teachers(problems, ratios, self.tokenizer, self.train_room)
         if self.completions == "hinted_reference":
             prompts = [t.ids for t in teacher_prompts]
-        with self.clock.timed("verify"):
-            completions = self.decode(rollouts)
-            verdicts = self.grade(completions, problems, self.samples)
         weights = rollout_weights(self.weighting, verdicts, self.samples)
         sides = (self.student, self.teacher, prompts, [t.ids for t in teacher_prompts])
         sizes = (self.samples, self.chunk_tokens, self.part_tokens)
@@ -189,7 +180,7 @@ class SelfDistillation(Solver):
         values = tokens.value.detach()
         self.seen = Seen(problems, prompts, teacher_prompts, ratios, rollouts, completions, verdicts, values)
         sums = {"loss": loss.detach()} | {name: getattr(tokens, name).sum() for name in tokens._fields[1:]}
-        self._loss_is_finite &= bool(torch.isfinite(loss))
+        self._loss_is_finite &= not broke and bool(torch.isfinite(loss))
         self.window.add(
             Batch(
                 problem_ids=[p.id for p in problems],
@@ -199,10 +190,11 @@ class SelfDistillation(Solver):
                 rollouts=rollouts,
                 sums=sums if weights is None else sums | {"weighted": (weights != 0).sum()},
                 truncated=sum(t.truncated for t in teacher_prompts),
-                skipped=len(skipped),
+                skipped=fits.count(False),
                 seconds=self.clock.seconds,
             )
         )
+        self.clock.seconds = {}
         # Lightning divides by the accumulated micro-batches and averages over ranks: a sum survives both.
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
@@ -212,21 +204,14 @@ class SelfDistillation(Solver):
         assert len(ratios) == len(problems), "module.exposure must have one ratio per problem"
         return ratios
 
-    def rollout(self, problems: list[Problem], prompts: list[list[int]], drawn: Any = None) -> Rollouts:
-        """References, or the student's completions; seeded by run, step, problem, sample, and times `drawn` so far."""
-        keys: list[tuple[int | str, ...]] = [(self.global_step, p.id) for p in problems]
-        generators = row_generators(self.seed, "rollout", keys, self.samples, drawn)
-        if not problems:
-            return Rollouts.nothing(0, self.device)
-        if self.completions != "student":
-            solutions = [self.prompts.solution(p, self.tokenizer) for p in problems]
-            return references(solutions, self.samples, self.end_id, self.sampling.max_new_tokens, self.device)
-        try:
-            return self.generate(prompts, self.samples, self.sampling, generators)
-        except FloatingPointError as error:  # the step will be skipped: nothing is scored
-            log.warning("%s; problems: %s", error, [p.id for p in problems])
-            self._loss_is_finite = False
-            return Rollouts.nothing(len(generators), self.device)
+    def attempt(self, problems: list[Problem]) -> Attempts:
+        """The student's attempts at the coming batch, which has no exposure yet: asked again before its step, the same.
+
+        Args:
+            problems: The batch as the step will be given it.
+        """
+        self._ahead = attempt(self, problems) if self._ahead is None else self._ahead
+        return self._ahead
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Start the clock of the backward pass."""

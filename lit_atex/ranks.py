@@ -20,10 +20,3 @@ def of_all_ranks(mine: T) -> list[T]:
     found = [mine] * dist.get_world_size()
     dist.all_gather_object(found, mine)
     return found
-
-
-def share_of(everything: list[T]) -> list[T]:
-    """What this rank does of what every rank has; all of it where there is one process."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return everything
-    return everything[dist.get_rank() :: dist.get_world_size()]

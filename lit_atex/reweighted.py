@@ -3,64 +3,65 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from lit_atex.attempts import Attempts
 from lit_atex.measures import CHUNK, ProgressMeasure
 from lit_atex.module import SelfDistillation
-from lit_atex.ranks import of_all_ranks, share_of
+from lit_atex.ranks import of_all_ranks
 from lit_atex.rollout import evaluating
 from lit_atex.scoring import token_log_probs
-from lit_atex.types import Problem, Rollouts, Verdict
-
-
-class Drawn(NamedTuple):
-    """A rollout and its prompt, as token ids; whether it is correct; its log-likelihood at the last reading."""
-
-    prompt: list[int]
-    ids: list[int]
-    correct: bool
-    score: float = math.nan
-
+from lit_atex.types import Problem, Verdict
 
 MOST = 3.0
 """A rollout counts for no more than three: beyond, few rollouts would decide all."""
 
 
-def gained(batch: list[Drawn], scores: list[float]) -> float:
-    """What accuracy has gained since the batch was scored, by its log-likelihoods now; NaN for a single rollout."""
-    share = sum(row.correct for row in batch) / len(batch)
-    weights = [math.exp(min(score - row.score, math.log(MOST))) for row, score in zip(batch, scores)]
-    total = sum((row.correct - share) * weight for row, weight in zip(batch, weights))
-    return total / (len(batch) - 1) if len(batch) > 1 else math.nan
+def gained(rollouts: list[tuple[bool, float, float]]) -> float:
+    """What accuracy has gained, by rollouts of the student now.
+
+    Args:
+        rollouts: Of each whether it is correct, its log-likelihood now, and that under the student of before.
+
+    Returns:
+        Minus the covariance of being correct with the weight min(before / now, MOST), the odds that it had been drawn
+        then. But for MOST its expectation is the accuracy now less that of before. NaN for fewer than two rollouts.
+    """
+    if len(rollouts) < 2:
+        return math.nan
+    share = sum(correct for correct, _, _ in rollouts) / len(rollouts)
+    weighed = ((correct - share) * math.exp(min(before - now, math.log(MOST))) for correct, now, before in rollouts)
+    return -sum(weighed) / (len(rollouts) - 1)
 
 
 class ReweightedAccuracy(ProgressMeasure):
-    """Accuracy followed from window to window on the same rollouts, by how much likelier each has become.
+    """Accuracy followed from window to window, each time by the same rollouts for the student before and after.
 
-    Where the accuracies of two batches are compared, what a window brings drowns in the luck of the draw. So the latest
-    batch is scored as a window opens, and again as the next one does. With q_k the student as window k opens, and b the
-    share of the batch that is correct,
+    Where the accuracies of two batches are compared, what a window brings drowns in the luck of the draw. Here the
+    first batch of the next window, which no step has seen, is drawn before the window's exposure is chosen, and tells
+    what has changed: if correct rollouts have become likelier since the last window opened and wrong ones less so,
+    accuracy has risen by that much (importance sampling, truncated: Ionides 2008; see `gained`).
 
-        P_(k+1) - P_k = sum over the batch of (correct_i - b) min(q_(k+1)(y_i) / q_k(y_i), MOST) / (n - 1):
-
-    the covariance of being correct with the weight, which without the limit has the gain in accuracy as its expectation
-    (importance sampling, truncated: Ionides 2008). Two forward passes over a batch, which the window does not train on;
-    and not a window late. P begins as the accuracy of the first batch and adds up from there: read its growth. Filters
-    of the sampling (top-p and the like) are left out of q.
+    Costs two forward passes over a batch a window, and a copy of the trainable weights, which is in checkpoints too.
+    It begins as the accuracy of the first batch and adds up from there: read its growth. Filters of the sampling (top-p
+    and the like) are left out of the likelihoods.
     """
 
     needs_probe = False
 
     def __init__(self) -> None:
         self._level: float | None = None
-        self._latest: list[Drawn] = []  # of all ranks
-        self._scored: list[Drawn] = []
+        self._known = False
+        self._before: dict[str, Tensor] = {}  # trainable weights as the last window opened
 
     @torch.no_grad()
-    def read(self, module: SelfDistillation, probe: list[Problem]) -> float | None:
-        """Weigh the batch that was scored at the last reading; score the latest.
+    def begin_window(self, module: SelfDistillation, batch: list[Problem]) -> None:
+        """Draw the window's first rollouts, and weigh them.
 
         Raises:
             ValueError: If completions are not drawn from the student.
@@ -70,47 +71,66 @@ class ReweightedAccuracy(ProgressMeasure):
                 "exposure.progress: ReweightedAccuracy weighs rollouts that the student has drawn: set "
                 "model.completions to student and model.sampling.temperature above 0, or take RolloutAccuracy."
             )
-        gain = 0.0
-        if self._scored:
-            gain = gained(self._scored, self._score(module, self._scored))
-        elif self._latest:
-            self._level = sum(row.correct for row in self._latest) / len(self._latest)
-        self._scored = [row._replace(score=x) for row, x in zip(self._latest, self._score(module, self._latest))]
-        if self._level is None or not math.isfinite(gain):
-            return None
+        attempts = module.attempt(batch)
+        correct = [v is Verdict.CORRECT for v in attempts.verdicts]
+        now = before = [0.0] * len(correct)
+        if self._before:
+            now = likelihoods(module, attempts)
+            with exchanged(module, self._before):
+                before = likelihoods(module, attempts)
+        rollouts = [row for rows in of_all_ranks(list(zip(correct, now, before))) for row in rows]
+        gain = gained(rollouts)  # 0 as the first window opens
+        self._known = math.isfinite(gain)
+        if not self._known:  # the weights of before stay, and the next gain has this one
+            return
+        if self._level is None:
+            self._level = sum(correct for correct, _, _ in rollouts) / len(rollouts)
         self._level += gain
-        return self._level
+        self._before = {name: p.detach().clone() for name, p in trainable(module)}
 
-    def _score(self, module: SelfDistillation, rows: list[Drawn]) -> list[float]:
-        """Log-likelihoods, as the student samples; each rank does its share."""
-        mine, found = share_of(rows), list[float]()
-        for at in range(0, len(mine), CHUNK):
-            part = mine[at : at + CHUNK]
-            rollouts = Rollouts.of([row.ids for row in part], module.end_ids, module.device)
-            with evaluating(module.student):
-                prompts, settings = [row.prompt for row in part], (module.chunk_tokens, module.sampling.temperature)
-                scores = token_log_probs(module.student, prompts, rollouts, *settings)
-            found += [float(row.sum()) for row in scores.cpu().double().split(rollouts.lengths.tolist())]
-        every, all_found = of_all_ranks(found), [math.nan] * len(rows)
-        for rank, scores_of_rank in enumerate(every):
-            all_found[rank :: len(every)] = scores_of_rank
-        return all_found
-
-    def see(self, module: SelfDistillation) -> None:
-        """Keep the batch in place of the one before."""
-        assert module.seen is not None  # a step has been taken
-        prompts = [prompt for prompt in module.seen.student_prompts for _ in range(module.samples)]
-        rows = zip(prompts, module.seen.rollouts.lists(), module.seen.verdicts)
-        mine = [Drawn(prompt, ids, verdict is Verdict.CORRECT) for prompt, ids, verdict in rows if ids]
-        self._latest = [row for rank in of_all_ranks(mine) for row in rank]
+    def read(self, module: SelfDistillation, probe: list[Problem]) -> float | None:
+        """The level as the window opened; behind the last one nothing has been drawn, and it stays."""
+        return self._level if self._known else None
 
     def state_dict(self) -> dict[str, Any]:
-        """Level and batches."""
-        return {"level": self._level} | {
-            name: [list(row) for row in rows] for name, rows in (("latest", self._latest), ("scored", self._scored))
-        }
+        """The level, and the weights of before."""
+        return {"level": self._level, "known": self._known, "before": dict(self._before)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put them back."""
-        self._level = state["level"]
-        self._latest, self._scored = ([Drawn(*row) for row in state[name]] for name in ("latest", "scored"))
+        self._level, self._known, self._before = state["level"], state["known"], dict(state["before"])
+
+
+def trainable(module: SelfDistillation) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """The weights that steps change."""
+    return ((name, p) for name, p in module.student.named_parameters() if p.requires_grad)
+
+
+@contextmanager
+def exchanged(module: SelfDistillation, weights: dict[str, Tensor]) -> Iterator[None]:
+    """The student with these weights in place of its own."""
+    own = {name: p.data for name, p in trainable(module)}
+    try:
+        for name, p in trainable(module):
+            p.data = weights[name].to(p.device)
+        yield
+    finally:
+        for name, p in trainable(module):
+            p.data = own[name]
+
+
+def likelihoods(module: SelfDistillation, attempts: Attempts) -> list[float]:
+    """Of each rollout the log-likelihood in nats, at the temperature at which it was drawn; 0 for an empty one."""
+    prompts = [prompt for prompt in attempts.prompts for _ in range(module.samples)]
+    found: list[float] = []
+    for at in range(0, len(prompts), CHUNK):
+        part = slice(at, at + CHUNK)
+        rollouts = attempts.rollouts.some(part)
+        if not (lengths := rollouts.lengths.tolist()) or not max(lengths):
+            found += [0.0] * len(lengths)
+            continue
+        with evaluating(module.student):
+            settings = (module.chunk_tokens, module.sampling.temperature)
+            scores = token_log_probs(module.student, prompts[part], rollouts, *settings)
+        found += [float(row.sum()) for row in scores.cpu().double().split(lengths)]
+    return found

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lit_atex.callbacks import ExposureControl, SampleLog, as_markdown
+from lit_atex.callbacks import ExposureControl
 from lit_atex.cli import main
 from lit_atex.exposure import Exposure, Fixed, Random, TrainingState
+from lit_atex.sample_log import SampleLog, as_markdown
 
 ROOT = Path(__file__).parents[1]
 STACK = ["--config", str(ROOT / "configs/base.yaml"), "--config", str(ROOT / "configs/tiny.yaml")]

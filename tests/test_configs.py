@@ -114,13 +114,14 @@ REASONS = {
 
 def objects(config):
     """(key, class or function, what is set) for everything of ours that base.yaml configures."""
-    from lit_atex.callbacks import ExposureControl, SampleLog
+    from lit_atex.callbacks import ExposureControl
     from lit_atex.collapse import CollapseMonitor
     from lit_atex.contamination import ContaminationCheck
     from lit_atex.data import ProblemDataModule
     from lit_atex.estimator import CompetenceEstimator
     from lit_atex.module import SelfDistillation
     from lit_atex.rollout import Sampling
+    from lit_atex.sample_log import SampleLog
 
     yield "model", SelfDistillation, config["model"]
     yield "model.sampling", Sampling, config["model"]["sampling"]

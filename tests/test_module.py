@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
+from lit_atex.attempts import rollout
 from lit_atex.callbacks import ExposureControl
 from lit_atex.data import ProblemDataModule
 from lit_atex.divergence import Divergence, ForwardKL, ReverseKL
@@ -431,7 +432,8 @@ def test_rollouts_depend_on_seed_step_problem_and_sample_alone(name):
     module.configure_model()
 
     def sample(problems: list[Problem], module: SelfDistillation = module) -> list[list[int]]:
-        rollouts = module.rollout(problems, [module.prompts.student(p, module.tokenizer) for p in problems])
+        module.window.clear()
+        rollouts, _ = rollout(module, problems, [module.prompts.student(p, module.tokenizer) for p in problems])
         return [row[:n].tolist() for row, n in zip(rollouts.ids, rollouts.lengths)]
 
     together = sample(SIX)

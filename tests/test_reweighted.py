@@ -1,74 +1,103 @@
 """Progress by importance sampling: its expectation, float64 forward passes, and what it refuses."""
 
+import copy
 import itertools
 import math
 from dataclasses import replace
 
 import pytest
+import torch
+from conftest import SIX
 from test_measures import PROBE, ready, scores, shake
+from test_module import distillation, problems_of, saved_model, trainer
 
+from lit_atex.attempts import Attempts
+from lit_atex.callbacks import ExposureControl
+from lit_atex.exposure import Fixed
 from lit_atex.module import SelfDistillation
-from lit_atex.prompts import TeacherPrompt
-from lit_atex.reweighted import MOST, Drawn, ReweightedAccuracy, gained
-from lit_atex.types import Rollouts, Verdict, row_generators
-from lit_atex.window import Seen
+from lit_atex.reweighted import MOST, ReweightedAccuracy, gained
+from lit_atex.rollout import TransformersEngine
+from lit_atex.types import Problem, Verdict
+from lit_atex.verify import Verifier
 
 
 def test_its_expectation_is_the_gain_in_accuracy():
     """Over all batches of three that a student of four answers can draw, each as often as it is drawn."""
-    before, after, correct = [0.4, 0.3, 0.2, 0.1], [0.5, 0.1, 0.35, 0.05], [True, False, True, False]
-    answers = [Drawn([1], [i], correct[i], math.log(before[i])) for i in range(4)]
+    before, now, correct = [0.4, 0.3, 0.2, 0.1], [0.3, 0.2, 0.4, 0.1], [True, False, True, False]
     expected = 0.0
     for drawn in itertools.product(range(4), repeat=3):
-        share = math.prod(before[i] for i in drawn)
-        expected += share * gained([answers[i] for i in drawn], [math.log(after[i]) for i in drawn])
-    assert expected == pytest.approx(0.85 - 0.6, abs=1e-12)
+        rows = [(correct[i], math.log(now[i]), math.log(before[i])) for i in drawn]
+        expected += math.prod(now[i] for i in drawn) * gained(rows)
+    assert expected == pytest.approx(0.7 - 0.6, abs=1e-12)
 
 
 def test_no_rollout_counts_for_more_than_the_limit():
-    batch = [Drawn([1], [1], True, -50.0), Drawn([1], [2], False, -1.0)]
-    assert gained(batch, [-1.0, -1.0]) == pytest.approx(0.5 * MOST - 0.5)
-    assert gained(batch, [-800.0, -1.0]) == pytest.approx(-0.5)
-    assert math.isnan(gained(batch[:1], [-1.0]))
-    assert math.isnan(gained(batch, [math.nan, -1.0]))
+    assert gained([(True, -50.0, -1.0), (False, -1.0, -1.0)]) == pytest.approx(0.5 - 0.5 * MOST)
+    assert gained([(True, -1.0, -800.0), (False, -1.0, -1.0)]) == pytest.approx(0.5)
+    assert math.isnan(gained([(True, -1.0, -1.0)]))
+    assert math.isnan(gained([(True, math.nan, -1.0), (False, -1.0, -1.0)]))
 
 
-def drawn(module: SelfDistillation, step: int) -> list[Drawn]:
-    """Put a batch of the module's rollouts into `seen`; every other one is taken for correct."""
-    prompts = [module.prompts.student(p, module.tokenizer) for p in PROBE]
-    generators = row_generators(0, "rollout", [(step, p.id) for p in PROBE], module.samples)
-    rollouts: Rollouts = module.generate(prompts, module.samples, module.sampling, generators)
-    verdicts = [Verdict.CORRECT, Verdict.WRONG] * (len(rollouts.ids) // 2)
-    nothing = [TeacherPrompt([1], "", False)] * len(PROBE)
-    module.seen = Seen(PROBE, prompts, nothing, [0.0] * len(PROBE), rollouts, [], verdicts, rollouts.lengths)
-    rows = zip([p for p in prompts for _ in range(module.samples)], rollouts.lists(), verdicts)
-    return [Drawn(prompt, ids, verdict is Verdict.CORRECT) for prompt, ids, verdict in rows]
+class Lengths(Verifier):
+    """Takes completions of an even number of characters for correct."""
+
+    def verify(self, texts: list[str], answers: list[str]) -> list[Verdict]:
+        return [Verdict.WRONG if len(text) % 2 else Verdict.CORRECT for text in texts]
+
+
+def likelihood(student: torch.nn.Module, temperature: float, prompt: list[int], ids: list[int]) -> float:
+    """Of all its tokens, in float64."""
+    logs = scores(student, prompt, ids) / temperature
+    return sum(float(at.log_softmax(-1)[token]) for at, token in zip(logs, ids))
+
+
+def graded(folder, **options) -> SelfDistillation:
+    module = ready(folder, **options)
+    module.verifier = Lengths()
+    return module
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("samples", [1, 2])
-def test_it_follows_the_batches_by_the_students_own_likelihoods(tmp_path, temperature, samples):
-    module, measure = ready(tmp_path, samples=samples), ReweightedAccuracy()
+def test_it_follows_the_student_by_its_own_likelihoods(tmp_path, temperature, samples):
+    module, measure = graded(tmp_path, samples=samples), ReweightedAccuracy()
     module.sampling = replace(module.sampling, temperature=temperature)
-    assert measure.read(module, []) is None
-    level, last = 0.5, list[Drawn]()
-    for step in range(3):
-        now = drawn(module, step)
-        measure.see(module)
+    level, then = 0.0, module.student
+    for step in range(4):
         resumed = ReweightedAccuracy()
-        resumed.load_state_dict(measure.state_dict())
-        level += gained(last, [likelihood(module, row, temperature) for row in last]) if last else 0.0
-        assert measure.read(module, []) == pytest.approx(level, abs=1e-4)
-        assert resumed.read(module, []) == measure.state_dict()["level"]
-        last = [row._replace(score=likelihood(module, row, temperature)) for row in now]
+        resumed.load_state_dict(copy.deepcopy(measure.state_dict()))
+        measure.begin_window(module, PROBE)
+        resumed.begin_window(module, PROBE)
+        attempts: Attempts = module.attempt(PROBE)  # the same ones, for the step
+        correct = [v is Verdict.CORRECT for v in attempts.verdicts]
+        assert 0 < sum(correct) < len(correct)
+        if step == 0:
+            level = sum(correct) / len(correct)
+        else:
+            prompts = [p for p in attempts.prompts for _ in range(samples)]
+            rows = list(zip(prompts, attempts.rollouts.lists()))
+            now, before = ([likelihood(x, temperature, *row) for row in rows] for x in (module.student, then))
+            level += gained(list(zip(correct, now, before)))
+        assert measure.read(module, []) == resumed.read(module, []) == pytest.approx(level, abs=1e-4)
+        module._ahead, then = None, copy.deepcopy(module.student)
+        module.window.clear()
         shake(module, 0.003)
-    assert level != 0.5
+        module.seed += 1  # other rollouts
+    assert abs(level - 0.5) > 0.01
 
 
-def likelihood(module: SelfDistillation, row: Drawn, temperature: float) -> float:
-    """Of all its tokens, in float64."""
-    logs = scores(module.student, row.prompt, row.ids) / temperature
-    return sum(float(at.log_softmax(-1)[token]) for at, token in zip(logs, row.ids))
+def test_the_student_is_as_before(tmp_path):
+    module, measure = graded(tmp_path), ReweightedAccuracy()
+    measure.begin_window(module, PROBE)
+    shake(module)
+    own = {name: (p, p.data_ptr(), p.detach().clone()) for name, p in module.student.named_parameters()}
+    module._ahead = None
+    measure.begin_window(module, PROBE)
+    for name, p in module.student.named_parameters():
+        same, at, value = own[name]
+        assert p is same
+        assert p.data_ptr() == at
+        torch.testing.assert_close(p.detach(), value, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("greedy", [True, False])
@@ -79,16 +108,42 @@ def test_what_is_not_drawn_is_refused(tmp_path, greedy):
     else:
         module.completions = "reference"
     with pytest.raises(ValueError, match=r"ReweightedAccuracy weighs rollouts .* set model\.completions to student"):
-        ReweightedAccuracy().read(module, [])
+        ReweightedAccuracy().begin_window(module, PROBE)
 
 
-def test_an_unknown_gain_is_not_known_and_the_next_one_goes_on_from_there(tmp_path):
-    module, measure = ready(tmp_path), ReweightedAccuracy()
-    drawn(module, 0)
-    measure.see(module)
-    assert measure.read(module, []) == 0.5
-    state = measure.state_dict()
-    state["scored"][0][3] = math.nan
-    measure.load_state_dict(state)
-    assert measure.read(module, []) is None
-    assert measure.read(module, []) == pytest.approx(0.5)  # the weights have not moved
+def test_a_gain_that_is_not_known_is_in_the_next_one(tmp_path):
+    module, measure = graded(tmp_path), ReweightedAccuracy()
+    measure.begin_window(module, PROBE)
+    first = measure.read(module, [])
+    kept = measure.state_dict()["before"]
+    shake(module, 0.003)
+    for batch in (PROBE[:1], [Problem("long", "x" * 2000, "y", "1")] * 2):  # one rollout, and none
+        module._ahead = None
+        measure.begin_window(module, batch)
+        assert measure.read(module, []) is None
+        assert measure.state_dict()["before"] == kept
+    module._ahead = None
+    measure.begin_window(module, PROBE)
+    assert measure.read(module, []) not in (None, first)
+
+
+def test_what_is_drawn_ahead_is_the_steps_and_counted_as_its_time(tmp_path):
+    """The module samples once a step; the time of rollouts is theirs, not the probe's."""
+    made = []
+
+    class Counting(TransformersEngine):
+        def generate(self, *args):
+            made.append(len(args[1]))
+            return super().generate(*args)
+
+    class Asks(Fixed):
+        needs_progress = True
+
+    module = distillation(saved_model(tmp_path), engine=Counting())
+    one = trainer(4, callbacks=[ExposureControl(Asks(0.5), 2, ReweightedAccuracy())])
+    one.fit(module, problems_of(2, SIX))
+    assert made == [2, 2, 2, 2]
+    times = {name: one.logger.values(f"time/{name}") for name in ("rollout", "verify", "probe", "step")}
+    assert all(len(x) == 4 for x in times.values())
+    assert all(x > 0 for x in times["rollout"])
+    assert all(rollout + probe < step for rollout, probe, step in zip(times["rollout"], times["probe"], times["step"]))
