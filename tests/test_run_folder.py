@@ -552,9 +552,19 @@ def test_another_process_goes_on_in_the_same_file(tmp_path):
         {"step": "0", "loss": "1.0", "validation/a": "0.5"},
         {"step": "1", "loss": "2.0"},
     ]
-    late = MetricsCsv(str(tmp_path))
-    late.log_metrics({"validation/a": 0.75}, 0)  # evaluated from Python, and not yet gone on with
-    assert table(tmp_path / "metrics.csv")[1:] == [{"step": "1", "loss": "2.0"}]
+
+
+def test_what_is_logged_for_an_earlier_step_joins_its_row(tmp_path):
+    """A callback's `trainer.global_step` is the number of the next step already, and a pass ends before its number."""
+    logger = MetricsCsv(str(tmp_path))
+    for step in (0, 2):
+        logger.log_metrics({"own/x": 7.0}, step + 1)
+        logger.log_metrics({"loss": 1.0 + step}, step)
+    logger.log_metrics({"loss": 5.0}, 4)
+    assert table(tmp_path / "metrics.csv") == [
+        *[{"step": "0", "loss": "1.0"}, {"step": "1", "own/x": "7.0"}, {"step": "2", "loss": "3.0"}],
+        *[{"step": "3", "own/x": "7.0"}, {"step": "4", "loss": "5.0"}],
+    ]
 
 
 def test_going_on_from_a_step_keeps_what_was_measured_before_it(tmp_path):
@@ -588,6 +598,21 @@ def test_what_a_callback_logs_in_validation_is_in_the_row_of_ours(tmp_path):
     assert [row["step"] for row in rows] == ["0", "1", "2", "3"]
     assert [row.get("own/val") for row in rows[1:]] == ["1.0", "2.0", "3.0"]
     assert all("validation/level-4/avg@2" in row for row in rows)
+
+
+class LogsAPass(pl.Callback):
+    """Has a number of its own for each pass."""
+
+    def on_train_batch_end(self, trainer, module, *rest):
+        module.log("own/pass", 1.0, on_step=False, on_epoch=True, batch_size=1)
+
+
+def test_what_a_callback_logs_of_a_pass_that_is_validated_is_in_the_row_of_its_last_step(tmp_path):
+    own = ["--trainer.callbacks", f"{__name__}.LogsAPass", "--data.train.init_args.size", "8"]
+    fit(tmp_path, 4, *own)
+    rows = metrics(tmp_path)
+    assert [row["step"] for row in rows if row.get("own/pass")] == ["1", "3"]
+    assert [row["step"] for row in rows] == ["0", "1", "2", "3", "4"]
 
 
 # Tables
