@@ -126,6 +126,20 @@ def test_a_frozen_teacher_forgets_the_run_before(tmp_path):
     assert teacher.state_dict() == {"fingerprint": ""}
 
 
+def test_a_gate_forgets_the_run_before():
+    """Given to another module: it would refresh, or wait, by another student's success."""
+    teacher, student, given = Gated(0.5, 0.0), two_layer_model(), ((0, 4), (4, 4), (4, 4))
+    told = []
+    for _ in range(2):
+        teacher.attach(student)
+        told.append([])
+        for right, count in given:
+            teacher.after_step(student, feedback(right, count))
+            told[-1].append((teacher.scalars(), teacher.state_dict()["gate"]))
+    assert told[0] == told[1]
+    assert told[0][-1][0] == {"refreshes": 1.0, "reached": 1.0}
+
+
 def test_attaching_leaves_adapters_as_they_are(tmp_path):
     student = shake(lora_student(tmp_path))
     before = copy.deepcopy(student.state_dict())
