@@ -154,12 +154,12 @@ class Frozen(Copied):
         """Check that the start weights are those that the run began with.
 
         Raises:
-            ValueError: If `model.student.init_args.name` now gives other weights than when the run began.
+            ValueError: If `model.student.init_args.name` now gives others, or what was copied was trained.
         """
         if state["fingerprint"] != self._fingerprint:
             raise ValueError(
-                "the frozen teacher cannot be rebuilt: model.student.init_args.name gives other weights than when this "
-                "run began. Put the original weights back, or start a new run."
+                "the frozen teacher cannot be rebuilt: model.student.init_args.name gives other weights than at first, "
+                "or it is new in a module that has trained. Put the original back, or start a new run."
             )
 
 
