@@ -451,6 +451,19 @@ def test_keys_given_to_load_are_those_of_the_command_line(tmp_path):
     assert run.config.fit.model.student.init_args.revision == "007"
 
 
+@pytest.mark.parametrize(
+    "text", ["Solve: {question}", "[{question}]", "- {question}", "{question}\n{hint}", "yes", "1e-3", "7"]
+)
+def test_a_text_stays_one_where_the_key_takes_a_text(tmp_path, text):
+    """Of which YAML would make a mapping, a list, a truth or a number."""
+    keys = {"model.prompts.init_args.system": text, "model.student.init_args.revision": text}
+    keys |= {"model.student.init_args.name": tmp_path / text, "model.sampling.temperature": "1e-1"}
+    given = load("base", "tiny", keys, run=str(tmp_path / "run")).config.fit
+    assert given.model.prompts.init_args.system == given.model.student.init_args.revision == text
+    assert given.model.student.init_args.name == str(tmp_path / text)
+    assert given.model.sampling.temperature == 0.1
+
+
 def embedded(split, size=3):
     return Embedded(level=4, size=size, split=split)
 
