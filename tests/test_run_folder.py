@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from lit_atex.cli import main
 from lit_atex.evaluation import Estimate, Result
+from lit_atex.frozen import FrozenWeights
 from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.models import LanguageModel
 from lit_atex.outcomes import clear
@@ -260,6 +261,9 @@ def test_nothing_left_to_train_is_said(short, tmp_path, caplog):
     assert metrics(run) == metrics(short)
 
 
+FROZEN = (FrozenWeights.KEY, FrozenWeights.ROUNDED)
+
+
 def keys_of(state, depth=4):
     """Dotted keys of what we keep in a checkpoint; what goes by problem or level is one key."""
     found = set()
@@ -270,11 +274,15 @@ def keys_of(state, depth=4):
 
 
 def test_a_checkpoint_has_the_keys_of_its_format(tmp_path):
-    """A key that changes makes earlier checkpoints unreadable: raise resume.FORMAT, and renew the golden file."""
-    fit(tmp_path, 3, "--config", str(ROOT / "configs/exposure/beta_policy.yaml"), "--exposure.hold", "1")
+    """A key that changes makes earlier checkpoints unreadable: raise resume.FORMAT, and renew the golden file.
+
+    Of adapters, whose checkpoints have all that others have, and what frozen weights they leave out.
+    """
+    words = [word for name in ("exposure/beta_policy", "model/lora") for word in ("--config", name)]
+    fit(tmp_path, 3, *words, "--exposure.hold", "1")
     checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     ours = {name: state for name, state in checkpoint["callbacks"].items() if not name.startswith("Checkpoint")}
-    modules = ("ProblemDataModule", "kinds", "teacher", "skipped_steps", "validation_due")
+    modules = ("ProblemDataModule", "kinds", "teacher", "skipped_steps", "validation_due", *FROZEN)
     ours |= {name: checkpoint[name] for name in modules}
     lines = [f"format {checkpoint['lit_atex_format']}", *sorted(keys_of(ours))]
     path = ROOT / "tests/golden/checkpoint.txt"
