@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,10 +21,11 @@ from rich.console import Console
 from rich.text import Text
 
 from lit_atex import grid as grids
+from lit_atex import whole
 from lit_atex.executor import LOG, Executor, Handle, Local, cores
-from lit_atex.grid import Grid, read_grid, try_out
+from lit_atex.grid import read_grid, try_out
 from lit_atex.jobs import Job, counted, display, is_finished, jobs_of
-from lit_atex.report import report
+from lit_atex.report import GRID, report
 
 POLL = 0.5
 """Seconds between two looks at the runs."""
@@ -127,6 +129,8 @@ def ablate(
         raise SystemExit(1) from None
     if dry_run:
         return
+    folder.mkdir(parents=True, exist_ok=True)
+    whole.write_json(folder / GRID, asdict(read) | {"path": str(read.path)})  # a later report asks what this one does
     if executor is None and ray is not None:
         from lit_atex.ray_executor import Ray
 
@@ -140,7 +144,7 @@ def ablate(
         console.print("stopped; the same command goes on")
         raise SystemExit(130) from None
     if any(job.state in ("finished", "done") for job in todo):
-        _report(read, folder, console)
+        _report(folder, console)
     if failed := [job for job in todo if job.state == "failed"]:
         for job in failed:
             heading = f"\n{job.run.name} failed: {job.note}. The end of {job.folder / LOG}:"
@@ -159,16 +163,12 @@ def _preview(jobs: list[Job], console: Console) -> None:
     console.print(f"# {counted(jobs)}")
 
 
-def _report(grid: Grid, folder: Path, console: Console) -> None:
-    """Report on the runs; without a comparison where the baseline has no run, as one that failed."""
-    baseline = ",".join(f"{axis}={value}" for axis, value in grid.baseline.items())
-    for against in [baseline, None] if baseline else [None]:
-        try:
-            report([str(folder)], metrics=grid.metrics, baseline=against)
-            break
-        except ValueError as error:
-            what = "no comparison" if against else "no report"
-            console.print(Text(f"{what}: {error}"), soft_wrap=True)
+def _report(folder: Path, console: Console) -> None:
+    """Report on the runs, if there is something to say."""
+    try:
+        report([str(folder)])
+    except ValueError as error:
+        console.print(Text(f"no report: {error}"), soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ import json
 from os import PathLike
 from typing import Any
 
+import yaml
+
 from lit_atex.callbacks import ExposureControl
 from lit_atex.cli import Cli
 from lit_atex.console import quiet
@@ -65,6 +67,7 @@ def load(*stack: Name | dict[str, Any], run: Name | None = None, **options: bool
 
     Args:
         stack: Configs by name ("base", "exposure/bandit") or file, and keys with their values, each over those before.
+            A text stays as it is where the key takes one, but for "null"; elsewhere it is read as on the command line.
         run: The run folder; None: runs/<date>-<names>.
         options: `resume=True`, `overwrite=True`, as on the command line.
 
@@ -76,13 +79,26 @@ def load(*stack: Name | dict[str, Any], run: Name | None = None, **options: bool
     words = ["fit"]
     for one in stack:
         for key, value in one.items() if isinstance(one, dict) else [("", one)]:
-            if "." in key:  # as a file's key it could not name one of several sets
-                words.append(f"--{key}={value if isinstance(value, str | PathLike) else _json(key, value)}")
+            text = str(value) if isinstance(value, str | PathLike) else None
+            if "." in key and (text is None or not _is_nested(text) or key.startswith(OF_A_SET)):
+                words.append(f"--{key}={_json(key, value) if text is None else text}")
             else:
                 words += ["--config", _json(key, {key: value}) if key else str(find_config(str(value)))]
     words += ["--run", str(run)] if run else []
     words += [f"--{name}={json.dumps(value)}" for name, value in options.items()]
     return Run(words)
+
+
+OF_A_SET = ("data.validation.", "data.test.")
+"""Beginnings of keys that name one of several sets, which as a key of a file they could not."""
+
+
+def _is_nested(text: str) -> bool:
+    """Whether YAML makes a mapping or a list of a text: so does the command line, where a file's key leaves it one."""
+    try:
+        return isinstance(yaml.safe_load(text), dict | list)
+    except yaml.YAMLError:
+        return False
 
 
 def _json(key: str, value: Any) -> str:

@@ -216,11 +216,9 @@ class Cli(LightningCLI):
         if self.subcommand == "fit":  # the others write results.json: their numbers belong to no training step
             callbacks.append(CustomScalars())
             purge = purge_step(self.config_init[self.subcommand].ckpt_path, self.run_folder)
-            loggers = [
-                TensorBoardLogger(run, "tensorboard", "", purge_step=purge, flush_secs=10),
-                MetricsCsv(run),
-                *loggers,
-            ]
+            events = TensorBoardLogger(run, "tensorboard", "", purge_step=purge, flush_secs=10)
+            self.folder.loggers = [events, MetricsCsv(run)]
+            loggers = [*self.folder.loggers, *loggers]
         trainer = super().instantiate_trainer(default_root_dir=run, logger=loggers, callbacks=callbacks, **kwargs)
         if (started := int(os.environ.get("WORLD_SIZE", 1))) not in (1, trainer.world_size):
             raise ValueError(

@@ -236,6 +236,14 @@ class Competence:
         one._problems = view  # type: ignore[assignment]  # read like a dictionary, never written
         return one
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy, which take no WeakSet: the frozen ones that are copied too hold still with the copy."""
+        return self.__dict__ | {"_views": list(self._views)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """See `__getstate__`."""
+        self.__dict__ = state | {"_views": WeakSet(state["_views"])}
+
     def state_dict(self) -> dict[str, Any]:
         """Everything counted, as plain data; the order of the problems is part of it."""
         return {

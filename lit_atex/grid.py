@@ -11,7 +11,8 @@
     baseline: {exposure: full}                 # what the other values of these axes are compared with; may be left out
 
 Every combination of values is run with every seed, under the name `exposure=full,terseness=0,seed=1`. A seed is that of
-the run (`seed_everything`) and of its exposure strategy, if that draws.
+the run (`seed_everything`) and of its exposure strategy, if that draws. The grid is kept beside the runs as grid.json:
+a later `lit-atex report` of the folder shows these metrics against this baseline too.
 """
 
 from __future__ import annotations

@@ -78,17 +78,18 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add to the row of the step; what comes after later steps was measured before the run went on, and is none."""
+        """Add to the row of the step, which need not be the last: what is of a pass comes after its validation."""
         if not self._fields and self._path.is_file():
             self._write(self._read())
         row: dict[str, Any] = {"step": str(step or 0), **metrics}
         same = self._row.get("step") == row["step"]
         row = self._row | row if same else row
-        if row == self._row or int(row["step"]) < int(self._row.get("step", 0)):
+        if row == self._row:
             return
-        if same or row.keys() - set(self._fields):
-            rows = self._read()
-            self._write([*(rows[:-1] if same else rows), row])
+        if int(row["step"]) <= int(self._row.get("step", -1)) or row.keys() - set(self._fields):
+            rows = {there["step"]: there for there in self._read()}
+            rows[row["step"]] = rows.get(row["step"], {}) | row
+            self._write(sorted(rows.values(), key=lambda one: int(one["step"])))
             return
         self._row = row
         with open(self._path, "a", newline="", encoding="utf-8") as file:

@@ -17,6 +17,8 @@ from lit_atex.equal_cost import VIEWS
 from lit_atex.tables import Row, Tables
 from lit_atex.text_tables import few_problems, interval_text, markdown_table
 
+GRID = "grid.json"
+"""In a folder of runs: the grid that they are of, as `lit-atex ablate` leaves it."""
 SEEDS = "Runs are seeds of one cell if their folders have one name but for the seed: `full,seed=0`, `full,seed=1`."
 
 
@@ -27,16 +29,25 @@ def report(
 
     Args:
         folders: Run folders, or folders that hold them.
-        metrics: "SET/METRIC" of the validation sets ("test/SET/METRIC" of test sets); empty: avg@n of each set.
+        metrics: "SET/METRIC" of the validation sets ("test/SET/METRIC" of test sets); empty: those of the folder's
+            grid, or avg@n of each set.
         baseline: "axis=value" (or several with commas): every cell is compared with the one that differs in this alone.
-            Or the name of a cell, which all are compared with.
+            Or the name of a cell, which all are compared with. None: that of the folder's grid, if it is there.
         out: Where to write; None: the first folder's `report`.
 
     Raises:
         ValueError: If there is no finished run, no such metric or baseline.
     """
     found, left_out = runs.find([Path(folder) for folder in folders])
-    made = tables.make(found, list(metrics), _baseline(baseline, found))
+    grid = whole.read_json(Path(folders[0]) / GRID) if len(folders) == 1 else {}
+    metrics, against = list(metrics or grid.get("metrics", [])), _baseline(baseline, found) or grid.get("baseline")
+    try:
+        made = tables.make(found, metrics, against or None)
+    except ValueError as error:  # the runs of the grid's baseline may have failed, and nobody asked for it now
+        if baseline or not against:
+            raise
+        made = tables.make(found, metrics, None)
+        print(f"no comparison: {error}", flush=True)
     folder = Path(out) if out else Path(folders[0]) / "report"
     tables.write(made, folder)
     files = charts.save(charts.draw(made), folder)
@@ -251,7 +262,9 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     one.add_argument("folders", nargs="+", metavar="FOLDER", help="run folders, or folders that hold them")
-    one.add_argument("--metrics", nargs="+", default=[], metavar="SET/METRIC", help="default: avg@n of each set")
-    one.add_argument("--baseline", metavar="AXIS=VALUE", help="what others are compared with; or a cell's name")
+    of_grid = "default: what the folder's grid names, if `lit-atex ablate` left one"
+    one.add_argument("--metrics", nargs="+", default=[], metavar="SET/METRIC", help=f"{of_grid}; or avg@n of each set")
+    told = f"what others are compared with, or a cell's name ({of_grid})"
+    one.add_argument("--baseline", metavar="AXIS=VALUE", help=told)
     one.add_argument("--out", metavar="DIR", help="where to write (default: FOLDER/report)")
     return one

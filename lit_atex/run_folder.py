@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.loggers import Logger
 
 from lit_atex import whole
 from lit_atex.collapse import CollapseMonitor
@@ -50,6 +51,8 @@ class RunFolder(pl.Callback):
     def __init__(self, command: list[str]) -> None:
         """Remember the command line, for the manifest."""
         self.command = command
+        self.loggers: list[Logger] = []
+        """Those that write into the folder: of training alone, even where Python evaluates before it."""
         self._rows: dict[str, list[dict[str, Any]]] = {}
         self._stage = ""
         self._outcomes: Outcomes | None = None
@@ -73,6 +76,8 @@ class RunFolder(pl.Callback):
             self.run.mkdir(parents=True, exist_ok=True)
             hold(self.run)  # before anything is written
         self._stage, self._outcomes = stage, None
+        others = [logger for logger in trainer.loggers if logger not in self.loggers]
+        trainer.loggers = [*self.loggers, *others] if stage == "fit" else others
         getattr(trainer.datamodule, "answered", {}).clear()  # type: ignore[attr-defined]
         if stage in KINDS:
             if again:

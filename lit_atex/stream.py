@@ -197,14 +197,13 @@ def look_at(source: Source, key: str, max_bad_share: float, held_out: frozenset[
             would not begin anew.
     """
 
-    def begin() -> Problem | None:
+    def begin() -> tuple[Problem | None, Tally]:
         tally = Tally()
-        first = next(read(source, tally, key, max_bad_share, held_out, _LOOK), None)
-        if first is None and tally.rows < _LOOK:
-            raise ValueError(f"{key} has no problem. {tally.describe()}")
-        return first
+        return next(read(source, tally, key, max_bad_share, held_out, _LOOK), None), tally
 
-    first, name = begin(), type(source).__name__
+    (first, tally), name = begin(), type(source).__name__
+    if first is None and tally.rows < _LOOK:
+        raise ValueError(f"{key} has no problem. {tally.describe()}")
     if type(source).__module__.startswith("lit_atex."):
         return
     if iter(source) is iter(source):
@@ -212,9 +211,16 @@ def look_at(source: Source, key: str, max_bad_share: float, held_out: frozenset[
             f"{key}: {name}.__iter__ returns the same iterator each time, so a second pass would lack what the first "
             "has read: let it make a new one, as a method with `yield` does."
         )
-    if begin() != first:
+    again, tally = begin()
+    if again is None and tally.rows == 0:
+        raise ValueError(
+            f"{key}: a second pass over {name} is empty: its __iter__ must begin at the first row each time, and not "
+            "go on with a generator or file that it keeps."
+        )
+    if again != first:
         told = "%s: %s begins with another problem each time: a resumed run would see others than one that was not "
-        log.warning(told + "stopped. Let its order be fixed; data.shuffle_buffer shuffles.", key, name)
+        told += "stopped. Let its order be fixed, and begin at the first row each time; data.shuffle_buffer shuffles."
+        log.warning(told, key, name)
 
 
 def shuffle(problems: Iterable[Problem], buffer_size: int, rng: np.random.Generator) -> Iterator[Problem]:

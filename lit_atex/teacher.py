@@ -154,12 +154,12 @@ class Frozen(Copied):
         """Check that the start weights are those that the run began with.
 
         Raises:
-            ValueError: If `model.student.init_args.name` now gives other weights than when the run began.
+            ValueError: If `model.student.init_args.name` now gives others, or what was copied was trained.
         """
         if state["fingerprint"] != self._fingerprint:
             raise ValueError(
-                "the frozen teacher cannot be rebuilt: model.student.init_args.name gives other weights than when this "
-                "run began. Put the original weights back, or start a new run."
+                "the frozen teacher cannot be rebuilt: model.student.init_args.name gives other weights than at first, "
+                "or it is new in a module that has trained. Put the original back, or start a new run."
             )
 
 
@@ -224,6 +224,10 @@ class Gated(Copied):
         if not 0 <= decay < 1:
             raise ValueError(f"model.teacher.init_args.decay must lie in [0, 1), got {decay}.")
         self.margin, self.decay = margin, decay
+
+    def attach(self, student: PreTrainedModel) -> None:
+        """Copy the weights, with the gate where it begins, whatever run was before."""
+        super().attach(student)
         self._gate = {"steps": 0.0, "correct": 0.0, "rollouts": 0.0, "reached": 0.0, "refreshes": 0.0}
 
     @torch.no_grad()
@@ -239,8 +243,7 @@ class Gated(Copied):
         if gate["steps"] <= round(1 / (1 - self.decay)):
             gate["reached"] = success
         elif success >= gate["reached"] + self.margin:
-            gate["reached"] = success
-            gate["refreshes"] += 1
+            gate |= {"reached": success, "refreshes": gate["refreshes"] + 1}
             for ours, weight in self.trained(student):
                 ours.copy_(weight)
 
@@ -286,8 +289,7 @@ def _adapter_is_new(student: Any) -> bool:
     with evaluating(student):
         on = logits()
         with student.disable_adapter():
-            off = logits()
-            kept = [p.clone() for p in trained]
+            off, kept = logits(), [p.clone() for p in trained]
             for parameter in trained:
                 parameter.add_(1.0)
             shaken = logits()

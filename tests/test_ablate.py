@@ -406,31 +406,58 @@ def test_options():
 # The whole of it
 
 
+class Faked(Scripted):
+    """Makes up the folders of its runs, but of those that fail."""
+
+    def __init__(self, fails=()):
+        super().__init__()
+        self.fails = fails
+
+    def start(self, command, folder, threads):
+        handle = super().start(command, folder, threads)
+        if folder.name in self.fails:
+            handle.poll = lambda: 1
+        else:
+            shutil.rmtree(folder)
+            write_run(folder, "Fixed", [1.0] * 6, 0, problems=8, samples=2, every=3)
+            handle.poll = lambda: 0
+        return handle
+
+
 @pytest.mark.parametrize("metrics", [[], ["level-4/avg@2"]])
 def test_a_report_that_cannot_be_made_does_not_hide_what_failed(tmp_path, metrics, capsys):
     """The baseline's run has failed: no comparison, but a report; of metrics that no run has, not even that."""
-
-    class Faked(Scripted):
-        def start(self, command, folder, threads):
-            handle = super().start(command, folder, threads)
-            if "2" in folder.name:
-                handle.poll = lambda: 1
-            else:
-                shutil.rmtree(folder)
-                write_run(folder, "Fixed", [1.0] * 6, 0, problems=8, samples=2, every=3)
-                handle.poll = lambda: 0
-            return handle
-
     path = grid_file(tmp_path, axes={"exposure.hold": [1, 2]}, metrics=metrics, baseline={"hold": 2})
     with pytest.raises(SystemExit) as end:
-        ablate(str(path), str(tmp_path / "out"), executor=Faked())
+        ablate(str(path), str(tmp_path / "out"), executor=Faked(["hold=2,seed=0"]))
     assert end.value.code == 1
     said = capsys.readouterr().out
-    assert "no comparison: --" in said
+    assert ("no comparison: --baseline: there is no finished hold=2" in said) != bool(metrics)
     assert ("no report: --metrics: no run has 'level-4/avg@2'" in said) == bool(metrics)
     assert (tmp_path / "out/report/report.md").exists() != bool(metrics)
     assert "hold=2,seed=0 failed" in said
     assert "1 of 2 runs failed" in said
+
+
+def test_a_later_report_is_of_what_the_grid_asked_for_unless_told_otherwise(tmp_path):
+    level_8 = {"level-8": {"class_path": "lit_atex.sources.Embedded", "init_args": {"size": 8}}}
+    asked = {"metrics": ["level-8/pass@2"], "baseline": {"hold": 2}}
+    stack = [*TINY, {"data": {"validation": level_8}}]
+    path = grid_file(tmp_path, configs=stack, axes={"exposure.hold": [1, 2]}, **asked)
+    out = tmp_path / "out"
+    ablate(str(path), str(out), executor=Faked())
+    path.unlink()
+    report = out / "report/report.md"
+    of_the_grid = report.read_text()
+    assert "| hold=1 | hold=2 | level-8/pass@2 |" in of_the_grid
+    main(["report", str(out)])
+    assert report.read_text() == of_the_grid
+    main(["report", str(out), "--metrics", "level-8/avg@2"])
+    assert "| hold=1 | hold=2 | level-8/avg@2 |" in report.read_text()
+    main(["report", str(out), "--baseline", "hold=1"])
+    assert "| hold=2 | hold=1 | level-8/pass@2 |" in report.read_text()
+    main(["report", str(out / "hold=1,seed=0"), str(out / "hold=2,seed=0"), "--out", str(out / "report")])
+    assert "Against the baseline" not in report.read_text()  # a folder of runs has a grid, runs have none
 
 
 def test_a_dry_run_says_what_would_be_run_and_starts_nothing(tmp_path, capsys):

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.loggers import CSVLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_atex.api import load
 from lit_atex.cli import Cli, default_run, main
@@ -450,6 +451,19 @@ def test_keys_given_to_load_are_those_of_the_command_line(tmp_path):
     assert run.config.fit.model.student.init_args.revision == "007"
 
 
+@pytest.mark.parametrize(
+    "text", ["Solve: {question}", "[{question}]", "- {question}", "{question}\n{hint}", "yes", "1e-3", "7"]
+)
+def test_a_text_stays_one_where_the_key_takes_a_text(tmp_path, text):
+    """Of which YAML would make a mapping, a list, a truth or a number."""
+    keys = {"model.prompts.init_args.system": text, "model.student.init_args.revision": text}
+    keys |= {"model.student.init_args.name": tmp_path / text, "model.sampling.temperature": "1e-1"}
+    given = load("base", "tiny", keys, run=str(tmp_path / "run")).config.fit
+    assert given.model.prompts.init_args.system == given.model.student.init_args.revision == text
+    assert given.model.student.init_args.name == str(tmp_path / text)
+    assert given.model.sampling.temperature == 0.1
+
+
 def embedded(split, size=3):
     return Embedded(level=4, size=size, split=split)
 
@@ -471,7 +485,7 @@ def test_sets_and_strategy_are_exchanged_from_python(tmp_path, before):
 
 def test_an_evaluation_before_the_training_changes_nothing_of_it(tmp_path):
     """Of one that finds its answers already there too: training evaluates all problems again."""
-    found, left_out = [], ("time/", "throughput/completion", "test/")
+    found, left_out = [], ("time/", "throughput/completion")
     for name, kinds in (("plain", ()), ("after", ("validate", "test", "validate"))):
         run = load("base", "tiny", {"trainer.max_steps": 2}, run=str(tmp_path / name))
         for kind in kinds:
@@ -486,6 +500,24 @@ def test_an_evaluation_before_the_training_changes_nothing_of_it(tmp_path):
         manifest = json.loads((tmp_path / name / "manifest.json").read_text(encoding="utf-8"))
         found.append((rows, results["step-2"], config | {"run": None}, manifest["finished"], manifest["weights"]))
     assert found[0] == found[1]
+
+
+def test_an_evaluation_before_a_run_goes_on_is_in_none_of_its_logs(tmp_path):
+    for name in ("plain", "evaluated"):
+        for steps in (1, 2):
+            run = load("base", "tiny", {"trainer.max_steps": steps}, run=tmp_path / name, resume=steps > 1)
+            if steps > 1 and name == "evaluated":
+                run.trainer.validate(run.model, datamodule=run.datamodule, verbose=False)
+            run.train()
+    plain, evaluated = (points(tmp_path / name) for name in ("plain", "evaluated"))
+    assert plain == evaluated
+    assert [step for tag, step in plain if tag == "validation/level-4/avg@2"] == [0, 1, 2]
+
+
+def points(run):
+    """Tag and step of all numbers in TensorBoard."""
+    found = EventAccumulator(str(run / "tensorboard"), {"scalars": 0}).Reload()
+    return [(tag, event.step) for tag in sorted(found.Tags()["scalars"]) for event in found.Scalars(tag)]
 
 
 def test_sets_may_be_taken_away_from_python(tmp_path, recwarn):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict
 from time import perf_counter
 
@@ -355,6 +357,20 @@ def test_a_frozen_one_is_a_copy_whatever_is_counted_then(before: list, after: li
     for problem in NAMES:
         assert frozen.mean(problem=problem) == copied.mean(problem=problem)
         assert frozen.interval(problem=problem) == copied.interval(problem=problem)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copy_counts_and_holds_still_as_what_it_is_of(copied: Callable) -> None:
+    competence = told([[("p1", [RIGHT]), ("p2", [WRONG])]])
+    both = competence, competence.frozen()
+    other, frozen = copied(both)
+    before = copy.deepcopy(frozen.state_dict())
+    assert before == both[1].state_dict()
+    for one in (competence, other):
+        one.update(feedback([("p1", [WRONG]), ("p3", [RIGHT])]))
+    assert other.state_dict() == competence.state_dict()
+    assert frozen.state_dict() == both[1].state_dict() == before
+    assert copied(other).state_dict() == other.state_dict()
 
 
 def test_a_view_of_many_problems_costs_what_has_changed() -> None:

@@ -505,6 +505,19 @@ def test_a_source_that_does_not_start_over_is_refused():
         datamodule.setup("fit")
 
 
+def test_a_source_that_keeps_its_generator_is_refused():
+    """Whoever leaves a pass before its end closes it, and the next one is empty."""
+
+    class Kept(Numbers):
+        def __iter__(self):
+            self.rows = getattr(self, "rows", None) or super().__iter__()
+            yield from self.rows
+
+    datamodule = data(train=Kept())
+    with pytest.raises(ValueError, match=r"data\.train: a second pass over Kept is empty: its __iter__ must begin"):
+        datamodule.setup("fit")
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

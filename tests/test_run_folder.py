@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from lit_atex.cli import main
 from lit_atex.evaluation import Estimate, Result
+from lit_atex.frozen import FrozenWeights
 from lit_atex.metrics_csv import MetricsCsv
 from lit_atex.models import LanguageModel
 from lit_atex.outcomes import clear
@@ -260,6 +261,9 @@ def test_nothing_left_to_train_is_said(short, tmp_path, caplog):
     assert metrics(run) == metrics(short)
 
 
+FROZEN = (FrozenWeights.KEY, FrozenWeights.ROUNDED)
+
+
 def keys_of(state, depth=4):
     """Dotted keys of what we keep in a checkpoint; what goes by problem or level is one key."""
     found = set()
@@ -270,11 +274,15 @@ def keys_of(state, depth=4):
 
 
 def test_a_checkpoint_has_the_keys_of_its_format(tmp_path):
-    """A key that changes makes earlier checkpoints unreadable: raise resume.FORMAT, and renew the golden file."""
-    fit(tmp_path, 3, "--config", str(ROOT / "configs/exposure/beta_policy.yaml"), "--exposure.hold", "1")
+    """A key that changes makes earlier checkpoints unreadable: raise resume.FORMAT, and renew the golden file.
+
+    Of adapters, whose checkpoints have all that others have, and what frozen weights they leave out.
+    """
+    words = [word for name in ("exposure/beta_policy", "model/lora") for word in ("--config", name)]
+    fit(tmp_path, 3, *words, "--exposure.hold", "1")
     checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     ours = {name: state for name, state in checkpoint["callbacks"].items() if not name.startswith("Checkpoint")}
-    modules = ("ProblemDataModule", "kinds", "teacher", "skipped_steps", "validation_due")
+    modules = ("ProblemDataModule", "kinds", "teacher", "skipped_steps", "validation_due", *FROZEN)
     ours |= {name: checkpoint[name] for name in modules}
     lines = [f"format {checkpoint['lit_atex_format']}", *sorted(keys_of(ours))]
     path = ROOT / "tests/golden/checkpoint.txt"
@@ -552,9 +560,19 @@ def test_another_process_goes_on_in_the_same_file(tmp_path):
         {"step": "0", "loss": "1.0", "validation/a": "0.5"},
         {"step": "1", "loss": "2.0"},
     ]
-    late = MetricsCsv(str(tmp_path))
-    late.log_metrics({"validation/a": 0.75}, 0)  # evaluated from Python, and not yet gone on with
-    assert table(tmp_path / "metrics.csv")[1:] == [{"step": "1", "loss": "2.0"}]
+
+
+def test_what_is_logged_for_an_earlier_step_joins_its_row(tmp_path):
+    """A callback's `trainer.global_step` is the number of the next step already, and a pass ends before its number."""
+    logger = MetricsCsv(str(tmp_path))
+    for step in (0, 2):
+        logger.log_metrics({"own/x": 7.0}, step + 1)
+        logger.log_metrics({"loss": 1.0 + step}, step)
+    logger.log_metrics({"loss": 5.0}, 4)
+    assert table(tmp_path / "metrics.csv") == [
+        *[{"step": "0", "loss": "1.0"}, {"step": "1", "own/x": "7.0"}, {"step": "2", "loss": "3.0"}],
+        *[{"step": "3", "own/x": "7.0"}, {"step": "4", "loss": "5.0"}],
+    ]
 
 
 def test_going_on_from_a_step_keeps_what_was_measured_before_it(tmp_path):
@@ -588,6 +606,21 @@ def test_what_a_callback_logs_in_validation_is_in_the_row_of_ours(tmp_path):
     assert [row["step"] for row in rows] == ["0", "1", "2", "3"]
     assert [row.get("own/val") for row in rows[1:]] == ["1.0", "2.0", "3.0"]
     assert all("validation/level-4/avg@2" in row for row in rows)
+
+
+class LogsAPass(pl.Callback):
+    """Has a number of its own for each pass."""
+
+    def on_train_batch_end(self, trainer, module, *rest):
+        module.log("own/pass", 1.0, on_step=False, on_epoch=True, batch_size=1)
+
+
+def test_what_a_callback_logs_of_a_pass_that_is_validated_is_in_the_row_of_its_last_step(tmp_path):
+    own = ["--trainer.callbacks", f"{__name__}.LogsAPass", "--data.train.init_args.size", "8"]
+    fit(tmp_path, 4, *own)
+    rows = metrics(tmp_path)
+    assert [row["step"] for row in rows if row.get("own/pass")] == ["1", "3"]
+    assert [row["step"] for row in rows] == ["0", "1", "2", "3", "4"]
 
 
 # Tables

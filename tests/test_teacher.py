@@ -126,6 +126,20 @@ def test_a_frozen_teacher_forgets_the_run_before(tmp_path):
     assert teacher.state_dict() == {"fingerprint": ""}
 
 
+def test_a_gate_forgets_the_run_before():
+    """Given to another module: it would refresh, or wait, by another student's success."""
+    teacher, student, given = Gated(0.5, 0.0), two_layer_model(), ((0, 4), (4, 4), (4, 4))
+    told = []
+    for _ in range(2):
+        teacher.attach(student)
+        told.append([])
+        for right, count in given:
+            teacher.after_step(student, feedback(right, count))
+            told[-1].append((teacher.scalars(), teacher.state_dict()["gate"]))
+    assert told[0] == told[1]
+    assert told[0][-1][0] == {"refreshes": 1.0, "reached": 1.0}
+
+
 def test_attaching_leaves_adapters_as_they_are(tmp_path):
     student = shake(lora_student(tmp_path))
     before = copy.deepcopy(student.state_dict())
@@ -588,10 +602,13 @@ def test_a_frozen_teacher_that_cannot_be_rebuilt_stops_the_resumption(name, tmp_
     again.fit(distillation(name), problems_of(3), ckpt_path=tmp_path / "x.ckpt", weights_only=True)
     assert again.global_step == 2
     other = distillation(saved_model(tmp_path / "other", seed=5))
-    with pytest.raises(
-        ValueError, match=r"model\.student\.init_args\.name gives other weights.*\s.*original weights back"
-    ):
-        trainer(2).fit(other, problems_of(3), ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+    again = distillation(name, optimizer=lambda p: SGD(p, lr=0.5))
+    trainer(1).fit(again, problems_of(3))
+    again.teacher = Frozen()  # it begins where the module is, and the run began where it was
+    told = r"model\.student\.init_args\.name gives other weights .* or it is new in a module that has trained.*original"
+    for module in (other, again):
+        with pytest.raises(ValueError, match=told):
+            trainer(2).fit(module, problems_of(3), ckpt_path=tmp_path / "x.ckpt", weights_only=True)
 
 
 def test_an_average_in_half_precision_is_refused():
