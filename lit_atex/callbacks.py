@@ -75,7 +75,7 @@ class ExposureControl(pl.Callback):
                 *(trainer.max_steps, trainer.max_epochs),
             )
         check_memory("exposure.strategy", type(self.strategy), Exposure, "update")
-        check_memory("exposure.progress", type(self.progress), ProgressMeasure, "update")
+        check_memory("exposure.progress", type(self.progress), ProgressMeasure, "update", "window_opens")
         if not self.strategy.needs_progress:
             if type(self.progress) is not RolloutAccuracy:
                 log.warning("exposure.progress is not read: %s learns nothing.", type(self.strategy).__name__)
@@ -152,6 +152,7 @@ class ExposureControl(pl.Callback):
         scalars = {f"exposure/{name}": value for name, value in self.strategy.scalars().items()}
         self._step_seconds += pl_module.step_seconds
         if self.strategy.needs_progress:
+            scalars |= {f"exposure/{name}": value for name, value in self.progress.scalars().items()}
             scalars |= {"time/probe": self._last_probe, "time/probe_share": self._probe_seconds / self._step_seconds}
             self._last_probe = 0.0
         pl_module.step_log.add(trainer, scalars, f"exposure.strategy: {type(self.strategy).__name__}.scalars")
@@ -169,10 +170,10 @@ class ExposureControl(pl.Callback):
         if not self.strategy.needs_progress:
             return None
         began, of_step = time.perf_counter(), sum(module.clock.seconds.values())
-        with trainer.precision_plugin.forward_context():
-            if batch is not None:
-                self.progress.begin_window(module, batch)
-            progress = self.progress.read(module, probe_of(trainer)[trainer.global_rank :: trainer.world_size])
+        if batch is not None:
+            with trainer.precision_plugin.forward_context():  # rollouts may be drawn, as the step would
+                self.progress.window_opens(module, batch)
+        progress = self.progress.read(module, probe_of(trainer)[trainer.global_rank :: trainer.world_size])
         # Rollouts drawn ahead are the step's.
         self._last_probe = time.perf_counter() - began - (sum(module.clock.seconds.values()) - of_step)
         self._probe_seconds += self._last_probe

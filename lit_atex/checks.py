@@ -168,14 +168,14 @@ def check_schedule(scheduler: Any, steps: int) -> None:
         )
 
 
-def check_memory(key: str, kind: type[Any], base: type[Any], learns: str) -> None:
+def check_memory(key: str, kind: type[Any], base: type[Any], *learns: str) -> None:
     """Whether a resumed run would know what a part of it has learned; warn if nothing of it is saved.
 
     Args:
         key: The config key that the part stands under.
         kind: Its class.
         base: The class that saves nothing, or nothing that changes.
-        learns: Name of the method by which a part learns.
+        learns: Names of the methods by which a part learns.
 
     Raises:
         ValueError: If it has one of `state_dict` and `load_state_dict` alone.
@@ -187,9 +187,10 @@ def check_memory(key: str, kind: type[Any], base: type[Any], learns: str) -> Non
             f"{key}: {kind.__name__} has one of {' and '.join(names)} alone, {written[0]}: if this run were resumed, "
             "what it has learned would be lost. Write both."
         )
-    if not written and getattr(kind, learns) is not getattr(base, learns):
+    own = [name for name in learns if getattr(kind, name) is not getattr(base, name)]
+    if own and not written:
         told = "%s has an `%s` but no `state_dict`: if this run is resumed, what it has learned is lost."
-        log.warning(told, kind.__name__, learns)
+        log.warning(told, kind.__name__, own[0])
 
 
 def close(one: Tensor, other: Tensor, tolerance: float) -> bool:

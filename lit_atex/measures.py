@@ -30,8 +30,13 @@ class ProgressMeasure(ABC):
     needs_probe: bool = True
     """Whether it reads the probe."""
 
-    def begin_window(self, module: SelfDistillation, batch: list[Problem]) -> None:
-        """Told that a window opens, before it is read: with this batch, whose rollouts are `module.attempt(batch)`."""
+    def window_opens(self, module: SelfDistillation, batch: list[Problem]) -> None:
+        """Called before the reading as a window opens; the last reading of a run, behind its last step, has none.
+
+        Args:
+            module: The student; `module.attempt(batch)` are the rollouts that the coming step will train on.
+            batch: That step's first micro-batch. Its exposure is not chosen yet.
+        """
 
     @abstractmethod
     def read(self, module: SelfDistillation, probe: list[Problem]) -> float | None:
@@ -44,6 +49,10 @@ class ProgressMeasure(ABC):
 
     def update(self, feedback: StepFeedback) -> None:
         """Told after each optimizer step, reduced over ranks."""
+
+    def scalars(self) -> dict[str, float]:
+        """What else to log at each step, under `exposure/`."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold."""

@@ -108,7 +108,7 @@ class SelfDistillation(Solver):
         self.seen: Seen | None = None
         self.step_log, self.window, self.skipped, self._parts = StepLog(), StepWindow(), BadSteps(), Parts()
         self.clock, self._loss_is_finite, self._is_restored = PhaseClock(), True, False
-        self._ahead: Attempts | None = None
+        self._ahead: tuple[list[Problem], Attempts] | None = None
         self._attached: Teacher | None = None
         self.step_seconds = self._step_began = 0.0
 
@@ -209,9 +209,15 @@ class SelfDistillation(Solver):
 
         Args:
             problems: The batch as the step will be given it.
+
+        Raises:
+            ValueError: If another batch was drawn before, and not trained on.
         """
-        self._ahead = attempt(self, problems) if self._ahead is None else self._ahead
-        return self._ahead
+        if self._ahead is None:
+            self._ahead = problems, attempt(self, problems)
+        if self._ahead[0] != problems:
+            raise ValueError("module.attempt draws for the coming batch alone, and was given other problems before it.")
+        return self._ahead[1]
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Start the clock of the backward pass."""

@@ -70,6 +70,26 @@ def draw(
     return _inverse_cdf((scores - scores.amax(1, keepdim=True)).exp_(), uniforms)
 
 
+def log_probs(
+    logits: Float[Tensor, "tokens vocab"], ids: Int64[Tensor, " tokens"], sampling: Sampling
+) -> Float[Tensor, " tokens"]:
+    """Log-probability with which each id is drawn, in nats; always finite, if the logits are.
+
+    An id that the filters leave out counts as if it alone had been kept besides: it was drawn under other weights, or
+    by an engine that rounds otherwise.
+
+    Args:
+        logits: Next-token logits, one row for each id.
+        ids: What was drawn.
+        sampling: Temperature, above 0, and filters.
+    """
+    scores = logits.float() if sampling.temperature == 1 else logits.float() / sampling.temperature
+    drawn, kept = scores.gather(1, ids[:, None])[:, 0], _restrict(scores, sampling)
+    total = kept.logsumexp(1)
+    left_out = kept.gather(1, ids[:, None])[:, 0] == -torch.inf
+    return drawn - torch.where(left_out, torch.logaddexp(total, drawn), total)
+
+
 def _restrict(scores: Float[Tensor, "rollouts vocab"], sampling: Sampling) -> Float[Tensor, "rollouts vocab"]:
     """Top-k, top-p, min-p, in this order. All three keep what reaches some floor, so one floor per row does it."""
     floor: Tensor | None = None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lit_atex.decode import pad_left
 from lit_atex.fused import Head
 from lit_atex.models import cache_argument, cache_of, context_of, unwrap
+from lit_atex.sampling import Sampling, log_probs
 from lit_atex.types import Rollouts
 
 GROUP_TOKENS = 1024  # a forward pass of fewer tokens is mostly overhead
@@ -193,8 +194,12 @@ def _reads_in_parts(base: Any) -> bool:
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
+PLAIN = Sampling()
+"""Temperature 1, nothing filtered."""
+
+
 def token_log_probs(
-    model: nn.Module, prompts: list[list[int]], rollouts: Rollouts, chunk_tokens: int, temperature: float = 1.0
+    model: nn.Module, prompts: list[list[int]], rollouts: Rollouts, chunk_tokens: int, sampling: Sampling = PLAIN
 ) -> Float[Tensor, " tokens"]:
     """Log-probability of each completion token, in nats.
 
@@ -203,12 +208,9 @@ def token_log_probs(
         prompts: One prompt per rollout.
         rollouts: What is scored.
         chunk_tokens: Tokens whose logits are alive at a time.
-        temperature: Divides the logits, > 0.
+        sampling: How they are taken to be drawn: temperature, above 0, and filters.
     """
     hidden, head = completion_hidden(model, prompts, rollouts), head_of(model)
     ids = rollouts.ids[rollouts.mask]
-    parts = [
-        (head(states).float() / temperature).log_softmax(-1).gather(-1, part[:, None])[:, 0]
-        for states, part in zip(hidden.split(chunk_tokens), ids.split(chunk_tokens))
-    ]
-    return torch.cat(parts)
+    parts = zip(hidden.split(chunk_tokens), ids.split(chunk_tokens))
+    return torch.cat([log_probs(head(states), part, sampling) for states, part in parts])
