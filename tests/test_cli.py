@@ -154,6 +154,15 @@ def test_version(capsys):
     assert re.fullmatch(r"lit-atex \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
+def test_the_command_that_is_named_first_has_the_only_parser(capsys, tmp_path):
+    """To make those of the other three took more than half of the time of parsing."""
+    assert [*load("base", "tiny", run=str(tmp_path / "run")).subcommands()] == ["fit"]
+    assert leave("predict", "--help") == 0
+    assert capsys.readouterr().out.startswith("usage: lit-atex predict ")
+    for command in ("fit", "validate", "test", "predict"):  # of no command: all, to choose from
+        assert f"'{command}'" in refused(capsys, "--config", "{}", "nosuch")
+
+
 # Mistakes
 
 
