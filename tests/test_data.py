@@ -312,7 +312,12 @@ def test_the_state_is_plain_numbers_and_text(tmp_path):
 def batches(world_size: int = 1, rank: int = 0, num_workers: int = 0, **args: object) -> list[list[Problem]]:
     defaults = {"source": Numbers(23), "held_out": frozenset(), "batch_size": 2, "shuffle_buffer": 5}
     stream = TrainStream(**{**defaults, "max_bad_share": 0.1, "seed": 1, **args}, world_size=world_size, rank=rank)
-    return [b for b, _ in DataLoader(stream, None, num_workers=num_workers, collate_fn=lambda x: x) if b is not None]
+    loaded: Any = iter(DataLoader(stream, None, num_workers=num_workers, collate_fn=lambda x: x))
+    try:
+        return [batch for batch, _ in loaded if batch is not None]
+    finally:
+        if num_workers:  # an error would leave them to the garbage collector, which waits five seconds for each
+            loaded._shutdown_workers()
 
 
 def ids(batch: list[Problem]) -> list[str]:
