@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import SIX, ScriptedEngine, byte_tokenizer
+from fakes import SIX, ScriptedEngine, byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint

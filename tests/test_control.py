@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SIX
+from fakes import SIX
 from test_measures import PROBE
 from test_module import LORA, Listed, distillation, problems_of, saved_model, trainer, weights
 from test_ranks import Answers

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import two_layer_model
+from fakes import two_layer_model
 from test_module import LORA, distillation, fit, saved_model, weights
 from torch.optim import SGD
 from transformers import Qwen3ForCausalLM

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import CHAT
+from fakes import CHAT
 from test_sources import AIME25, GSM8K, HMMT, MATH
 
 from lit_atex.cli import main

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import SIX, ScriptedEngine, byte_tokenizer
+from fakes import SIX, ScriptedEngine, byte_tokenizer
 from test_distil import Tempered
 from test_module import LORA, Listed, distillation, problems_of, saved_model, trainer
 

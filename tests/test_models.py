@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SIX, byte_tokenizer, two_layer_model
+from fakes import SIX, byte_tokenizer, two_layer_model
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from test_module import LORA, assert_null_control, distillation

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
-from conftest import SIX, ScriptedEngine, byte_tokenizer, two_layer_model
+from fakes import SIX, ScriptedEngine, byte_tokenizer, two_layer_model
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.optim import SGD, AdamW, Optimizer

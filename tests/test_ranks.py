@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SIX, ScriptedEngine, byte_tokenizer
+from fakes import SIX, ScriptedEngine, byte_tokenizer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from test_module import LORA, Listed, Memory, Spoiled, distillation, problems_of, saved_model, trainer, weights
 from torch.optim import SGD

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SIX
+from fakes import SIX
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from test_module import LORA, Listed, Memory, Spoiled, distillation, problems_of, saved_model, trainer, weights
 from test_ranks import Answers

@@ -7,7 +7,7 @@ import time
 from itertools import combinations
 
 import pytest
-from conftest import SIX, byte_tokenizer
+from fakes import SIX, byte_tokenizer
 from hypothesis import example, given
 from hypothesis import strategies as st
 

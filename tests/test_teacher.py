@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import SIX, ScriptedEngine, byte_tokenizer, two_layer_model
+from fakes import SIX, ScriptedEngine, byte_tokenizer, two_layer_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
