@@ -115,6 +115,7 @@ def test_every_combination_is_a_run_named_by_its_values(tmp_path):
     assert random.seed == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
@@ -408,6 +409,7 @@ def test_options():
 # The whole of it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metrics", [[], ["level-4/avg@2"]])
 def test_a_report_that_cannot_be_made_does_not_hide_what_failed(tmp_path, metrics, capsys):
     """The baseline's run has failed: no comparison, but a report; of metrics that no run has, not even that."""
@@ -458,6 +460,7 @@ def test_a_grid_that_ships_goes_by_name(monkeypatch, tmp_path):
             read_grid(missing)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_there_is_found_before_the_first_run_starts(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     keys = {"model.student": {"class_path": "lit_atex.models.LanguageModel", "init_args": {"name": "./no/model"}}}

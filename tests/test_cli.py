@@ -118,6 +118,7 @@ class Own(Exposure):
         return [self.ratio for _ in state.problem_ids]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -274,6 +275,7 @@ def test_a_hint_function_that_is_not_there_is_told_of_before_data_are_read(tmp_p
     assert "model.prompts.hint: nosuch.hint could not be imported" in message
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_before_its_first_checkpoint_may_be_started_again(tmp_path, capsys):
     words = ["fit", *TINY, "--run", str(tmp_path), "--trainer.max_steps", "1", "--data.validation", "null"]
     assert "no file" in leave(*words, "--data.train", "lit_atex.sources.JsonLines", "--data.train.path", "nosuch")
@@ -286,6 +288,7 @@ def test_evaluating_no_set(tmp_path, command, key):
     assert f"{key} is empty" in leave(command, *TINY, "--run", str(tmp_path), f"--{key}", "null")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "words", "told"),
     [
@@ -302,6 +305,7 @@ def test_resuming_what_cannot_be_resumed(tmp_path, monkeypatch, command, words, 
     assert told in message
 
 
+@pytest.mark.slow
 def test_resuming_nothing_says_that_it_begins_at_the_start(tmp_path, caplog):
     main(["fit", *TINY, "--run", str(tmp_path / "misspelt"), "--resume", "--trainer.max_steps", "1"])
     assert "--resume: no checkpoint in" in caplog.text
@@ -320,6 +324,7 @@ class Broken(Exposure):
         return [float("no number")]
 
 
+@pytest.mark.slow
 def test_a_bug_keeps_its_traceback(tmp_path):
     with pytest.raises(ValueError, match="could not convert"):
         main(["fit", *TINY, "--run", str(tmp_path), "--exposure.strategy", "test_cli.Broken"])
@@ -339,6 +344,7 @@ def test_the_default_folder_has_date_and_config_names(monkeypatch):
     assert default_run(type("C", (), {"config": []})) == run  # what Lightning starts for a second device
 
 
+@pytest.mark.slow
 def test_nothing_is_written_outside_the_run_folder(tmp_path, monkeypatch):
     here = tmp_path / "here"
     here.mkdir()
@@ -355,6 +361,7 @@ def test_nothing_is_written_outside_the_run_folder(tmp_path, monkeypatch):
 # Trainer settings of the user's own
 
 
+@pytest.mark.slow
 def test_the_users_loggers_and_callbacks_are_kept(tmp_path):
     words = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(tmp_path / "own")]
     words += ["--trainer.callbacks", "LearningRateMonitor", "--trainer.enable_progress_bar", "false"]
@@ -375,12 +382,14 @@ def python(*words, **environment):
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=300, env=environment)
 
 
+@pytest.mark.slow
 def test_the_command_line_imports_nothing_heavy():
     # torch itself imports sympy, and torchmetrics matplotlib where it is there; that much is not ours to mend.
     done = python("-c", "import sys, lit_atex.cli; print([n for n in sys.argv[1:] if n in sys.modules])", *HEAVY)
     assert set(ast.literal_eval(done.stdout)) <= {"matplotlib", "sympy"}, done.stderr
 
 
+@pytest.mark.slow
 def test_lines_of_libraries_come_once():
     code = """
         import logging
@@ -427,6 +436,7 @@ def test_a_class_of_the_users_own_beside_the_configs(tmp_path):
     assert "exposure 0.50" in done.stderr
 
 
+@pytest.mark.slow
 def test_threads_that_wait_sleep_unless_the_user_says_otherwise():
     """On a machine with other work, spinning ones make a step take ten times as long, or worse."""
     code = "import os, sys; from lit_atex.commands import main; sys.argv = ['lit-atex', 'compare', '--help']\n"
@@ -470,6 +480,7 @@ def embedded(split, size=3):
     return Embedded(level=4, size=size, split=split)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["null", "{a: {class_path: Embedded, init_args: {size: 2, split: other}}}"])
 def test_sets_and_strategy_are_exchanged_from_python(tmp_path, before):
     keys = {"data.validation": before, "trainer.max_steps": 1, "trainer.val_check_interval": 1}
@@ -485,6 +496,7 @@ def test_sets_and_strategy_are_exchanged_from_python(tmp_path, before):
         assert [row["exposure/ratio"] for row in csv.DictReader(file) if row["exposure/ratio"]] == ["0.25"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_before_the_training_changes_nothing_of_it(tmp_path):
     """Of one that finds its answers already there too: training evaluates all problems again."""
     found, left_out = [], ("time/", "throughput/completion", "test/")
@@ -504,6 +516,7 @@ def test_an_evaluation_before_the_training_changes_nothing_of_it(tmp_path):
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_sets_may_be_taken_away_from_python(tmp_path, recwarn):
     run = load("base", "tiny", {"trainer.max_steps": 1}, run=str(tmp_path / "run"))
     run.datamodule.validation = {}
@@ -519,6 +532,7 @@ def test_a_set_of_a_name_that_no_file_can_have_is_refused_from_python_too(tmp_pa
         run.train()
 
 
+@pytest.mark.slow
 def test_what_python_evaluates_before_it_trains_changes_nothing_of_the_run(tmp_path):
     def made(name):
         run = load("base", "tiny", {"trainer.max_steps": 1}, run=tmp_path / name)
@@ -565,6 +579,7 @@ def test_an_object_in_the_place_of_a_key_is_refused(tmp_path, key, value):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_path_is_a_text(tmp_path):
     student = {"class_path": "LanguageModel", "init_args": {"name": tmp_path / "b"}}
     for key, value in (("model.student.init_args.name", tmp_path / "b"), ("model.student", student)):

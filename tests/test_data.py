@@ -135,6 +135,7 @@ def train(folder: Path, datamodule: ProblemDataModule, model: Recorder, ckpt: Pa
 # Resuming
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_workers", "accumulate"), [(0, 1), (2, 2)])
 @pytest.mark.parametrize(
     ("hook", "save_at"),
@@ -163,6 +164,7 @@ def test_stopped_after_three_steps_and_resumed_to_eight(tmp_path, num_workers):
     assert whole.seen[0][1] != whole.seen[5][1]  # passes are shuffled differently
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [2, 4, 7])  # of 5 batches a pass
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("save_at", [2, 4, 5, 6, 8])
@@ -340,6 +342,7 @@ def test_ranks_share_each_super_batch_without_overlap_or_loss(world_size, batch_
     assert len(seen) == len(set(seen)) == max(0, size - skip * batch_size * world_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize("world_size", [1, 3])
 @pytest.mark.parametrize("skip", [0, 1])
