@@ -382,25 +382,31 @@ def python(*words, **environment):
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=300, env=environment)
 
 
-@pytest.mark.slow
-def test_the_command_line_imports_nothing_heavy():
-    # torch itself imports sympy, and torchmetrics matplotlib where it is there; that much is not ours to mend.
-    done = python("-c", "import sys, lit_atex.cli; print([n for n in sys.argv[1:] if n in sys.modules])", *HEAVY)
-    assert set(ast.literal_eval(done.stdout)) <= {"matplotlib", "sympy"}, done.stderr
-
-
-@pytest.mark.slow
-def test_lines_of_libraries_come_once():
+@pytest.fixture(scope="module")
+def imported():
+    """A process that has imported what a command of a trainer does: what was there then, and what libraries said."""
     code = """
-        import logging
+        import logging, sys
         from lit_atex.console import quiet
         quiet()
+        import lit_atex.cli
+        print([name for name in sys.argv[1:] if name in sys.modules])
         import huggingface_hub, lightning.pytorch
         for name in ("huggingface_hub.file_download", "lightning.fabric.utilities", "lightning.pytorch.utilities"):
             logging.getLogger(name).warning("said by " + name)
     """
-    done = python("-c", textwrap.dedent(code))
-    assert len(done.stderr.splitlines()) == len(set(done.stderr.splitlines())) == 3
+    return python("-c", textwrap.dedent(code), *HEAVY)
+
+
+@pytest.mark.slow
+def test_the_command_line_imports_nothing_heavy(imported):
+    # torch itself imports sympy, and torchmetrics matplotlib where it is there; that much is not ours to mend.
+    assert set(ast.literal_eval(imported.stdout)) <= {"matplotlib", "sympy"}, imported.stderr
+
+
+@pytest.mark.slow
+def test_lines_of_libraries_come_once(imported):
+    assert len(imported.stderr.splitlines()) == len(set(imported.stderr.splitlines())) == 3
 
 
 @pytest.mark.slow
