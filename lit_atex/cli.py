@@ -67,7 +67,8 @@ class Cli(LightningCLI):
 
     def __init__(self, args: list[str] | None, command: list[str] | None = None) -> None:
         """Parse and run; None: the arguments of the process. The manifest has `command`, if it was another."""
-        self.command = ["lit-atex", *(command or (sys.argv[1:] if args is None else args))]
+        words = sys.argv[1:] if args is None else args
+        self.command, self._first = ["lit-atex", *(command or words)], words[:1]
         super().__init__(
             SelfDistillation,
             ProblemDataModule,
@@ -78,14 +79,14 @@ class Cli(LightningCLI):
             parser_class=Parser,
             # what Lightning says of these breaks off in the midst of a sentence
             parser_kwargs={"prog": "lit-atex"}
-            | {name: {"description": getattr(Cli, name).__doc__} for name in ("validate", "test", "predict")},
+            | {name: {"description": getattr(Cli, name).__doc__} for name in self.subcommands() if name != "fit"},
             auto_configure_optimizers=False,  # else a second --optimizer would override model.optimizer
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Lightning's, less its own table of results and its list of all predictions: ours are in the run folder."""
-        return {k: v | {"verbose", "return_predictions"} for k, v in LightningCLI.subcommands().items()}
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # no staticmethod: of this command line
+        """The first word's alone, as parsers take long to make; without Lightning's tables: ours are in the folder."""
+        known = {k: v | {"verbose", "return_predictions"} for k, v in LightningCLI.subcommands().items()}
+        return {k: v for k, v in known.items() if [k] == self._first} or known
 
     def validate(self, **given: Any) -> None:
         """Evaluate on the validation sets."""

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from apart import Apart, Watched
-from conftest import two_layer_model
+from fakes import two_layer_model
 
 from lit_atex.api import load
 from lit_atex.decode import decoder_for

@@ -191,6 +191,7 @@ def test_names_are_no_equations() -> None:
         assert canonical(named) == "5"
 
 
+@pytest.mark.slow
 @given(st.text(max_size=60))
 @example("\ud800")
 @example("9^{9^{9^9}}")

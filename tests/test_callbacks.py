@@ -52,6 +52,7 @@ class Recorder(Exposure):
 # ExposureControl
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hold", "decided"), [("1", [0, 1, 2, 3, 4, 5]), ("2", [0, 0, 2, 2, 4, 4]), ("4", [0] * 4 + [4] * 2)]
 )
@@ -60,6 +61,7 @@ def test_a_decision_is_held_for_optimizer_steps(tmp_path, hold, decided):
     assert column(tmp_path, "exposure/ratio") == draws(*decided)
 
 
+@pytest.mark.slow
 def test_a_decision_is_held_for_an_epoch(tmp_path):
     fit(tmp_path, *RANDOM, *EPOCHS_OF_TWO_BATCHES, "--exposure.hold", "epoch")
     assert column(tmp_path, "exposure/ratio") == draws(0, 0, 2, 2, 4, 4)
@@ -73,6 +75,7 @@ class ByCompetence(Exposure):
         return [state.competence.mean(level=level, problem=p) for level, p in zip(state.levels, state.problem_ids)]
 
 
+@pytest.mark.slow
 def test_competence_holds_still_within_a_window(tmp_path):
     fit(tmp_path, "--exposure.strategy", f"{__name__}.ByCompetence", "--exposure.hold", "3")
     found = column(tmp_path, "exposure/ratio")
@@ -90,6 +93,7 @@ def test_a_window_outlives_a_stop(tmp_path):
     assert column(tmp_path, "epoch") == [0, 0, 1, 1, 2, 2]
 
 
+@pytest.mark.slow
 def test_micro_batches_of_a_step_share_a_decision_and_one_feedback(tmp_path):
     Recorder.states, Recorder.feedback = [], []
     words = ["--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "3"]
@@ -118,6 +122,7 @@ def samples(run):
     return [json.loads(line) for line in (run / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_samples_come_at_their_steps_and_say_everything(tmp_path):
     fit(tmp_path, "--sample_log.every_n_steps", "2", "--sample_log.samples", "3", "--model.samples", "2",
         "--model.sampling.max_new_tokens", "60")  # fmt: skip
@@ -134,6 +139,7 @@ def test_samples_come_at_their_steps_and_say_everything(tmp_path):
         assert "".join(row["tokens"]).startswith(row["completion"])
 
 
+@pytest.mark.slow
 def test_more_samples_than_rollouts_are_all_rollouts(tmp_path):
     fit(tmp_path, "--sample_log.samples", "100", "--trainer.max_steps", "1")
     assert len(samples(tmp_path)) == 4
@@ -162,6 +168,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.slow
 def test_without_a_terminal_there_are_lines(tmp_path, capfd):
     main(["fit", *STACK, "--run", str(tmp_path), "--trainer.max_steps", "2"])
     lines = capfd.readouterr().err.splitlines()
@@ -174,6 +181,7 @@ def test_without_a_terminal_there_are_lines(tmp_path, capfd):
         assert word in last
 
 
+@pytest.mark.slow
 def test_on_a_terminal_there_is_a_bar(tmp_path, monkeypatch, capsys):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from conftest import two_layer_model
+from fakes import two_layer_model
 from packaging.version import Version
 from test_decode import mistral, qwen2
 from test_rollout import gpt2, lfm2, llama, qwen3, sliding

@@ -119,6 +119,7 @@ class Own(Exposure):
         return [self.ratio for _ in state.problem_ids]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -153,6 +154,15 @@ def test_a_config_that_is_not_there_is_named_with_those_that_ship():
 def test_version(capsys):
     assert leave("--version") == 0
     assert re.fullmatch(r"lit-atex \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_the_command_that_is_named_first_has_the_only_parser(capsys, tmp_path):
+    """To make those of the other three took more than half of the time of parsing."""
+    assert [*load("base", "tiny", run=str(tmp_path / "run")).subcommands()] == ["fit"]
+    assert leave("predict", "--help") == 0
+    assert capsys.readouterr().out.startswith("usage: lit-atex predict ")
+    for command in ("fit", "validate", "test", "predict"):  # of no command: all, to choose from
+        assert f"'{command}'" in refused(capsys, "--config", "{}", "nosuch")
 
 
 # Mistakes
@@ -266,6 +276,7 @@ def test_a_hint_function_that_is_not_there_is_told_of_before_data_are_read(tmp_p
     assert "model.prompts.hint: nosuch.hint could not be imported" in message
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_before_its_first_checkpoint_may_be_started_again(tmp_path, capsys):
     words = ["fit", *TINY, "--run", str(tmp_path), "--trainer.max_steps", "1", "--data.validation", "null"]
     assert "no file" in leave(*words, "--data.train", "lit_atex.sources.JsonLines", "--data.train.path", "nosuch")
@@ -278,6 +289,7 @@ def test_evaluating_no_set(tmp_path, command, key):
     assert f"{key} is empty" in leave(command, *TINY, "--run", str(tmp_path), f"--{key}", "null")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "words", "told"),
     [
@@ -294,6 +306,7 @@ def test_resuming_what_cannot_be_resumed(tmp_path, monkeypatch, command, words, 
     assert told in message
 
 
+@pytest.mark.slow
 def test_resuming_nothing_says_that_it_begins_at_the_start(tmp_path, caplog):
     main(["fit", *TINY, "--run", str(tmp_path / "misspelt"), "--resume", "--trainer.max_steps", "1"])
     assert "--resume: no checkpoint in" in caplog.text
@@ -312,6 +325,7 @@ class Broken(Exposure):
         return [float("no number")]
 
 
+@pytest.mark.slow
 def test_a_bug_keeps_its_traceback(tmp_path):
     with pytest.raises(ValueError, match="could not convert"):
         main(["fit", *TINY, "--run", str(tmp_path), "--exposure.strategy", "test_cli.Broken"])
@@ -331,6 +345,7 @@ def test_the_default_folder_has_date_and_config_names(monkeypatch):
     assert default_run(type("C", (), {"config": []})) == run  # what Lightning starts for a second device
 
 
+@pytest.mark.slow
 def test_nothing_is_written_outside_the_run_folder(tmp_path, monkeypatch):
     here = tmp_path / "here"
     here.mkdir()
@@ -347,6 +362,7 @@ def test_nothing_is_written_outside_the_run_folder(tmp_path, monkeypatch):
 # Trainer settings of the user's own
 
 
+@pytest.mark.slow
 def test_the_users_loggers_and_callbacks_are_kept(tmp_path):
     words = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(tmp_path / "own")]
     words += ["--trainer.callbacks", "LearningRateMonitor", "--trainer.enable_progress_bar", "false"]
@@ -367,23 +383,31 @@ def python(*words, **environment):
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=300, env=environment)
 
 
-def test_the_command_line_imports_nothing_heavy():
-    # torch itself imports sympy, and torchmetrics matplotlib where it is there; that much is not ours to mend.
-    done = python("-c", "import sys, lit_atex.cli; print([n for n in sys.argv[1:] if n in sys.modules])", *HEAVY)
-    assert set(ast.literal_eval(done.stdout)) <= {"matplotlib", "sympy"}, done.stderr
-
-
-def test_lines_of_libraries_come_once():
+@pytest.fixture(scope="module")
+def imported():
+    """A process that has imported what a command of a trainer does: what was there then, and what libraries said."""
     code = """
-        import logging
+        import logging, sys
         from lit_atex.console import quiet
         quiet()
+        import lit_atex.cli
+        print([name for name in sys.argv[1:] if name in sys.modules])
         import huggingface_hub, lightning.pytorch
         for name in ("huggingface_hub.file_download", "lightning.fabric.utilities", "lightning.pytorch.utilities"):
             logging.getLogger(name).warning("said by " + name)
     """
-    done = python("-c", textwrap.dedent(code))
-    assert len(done.stderr.splitlines()) == len(set(done.stderr.splitlines())) == 3
+    return python("-c", textwrap.dedent(code), *HEAVY)
+
+
+@pytest.mark.slow
+def test_the_command_line_imports_nothing_heavy(imported):
+    # torch itself imports sympy, and torchmetrics matplotlib where it is there; that much is not ours to mend.
+    assert set(ast.literal_eval(imported.stdout)) <= {"matplotlib", "sympy"}, imported.stderr
+
+
+@pytest.mark.slow
+def test_lines_of_libraries_come_once(imported):
+    assert len(imported.stderr.splitlines()) == len(set(imported.stderr.splitlines())) == 3
 
 
 @pytest.mark.slow
@@ -419,6 +443,7 @@ def test_a_class_of_the_users_own_beside_the_configs(tmp_path):
     assert "exposure 0.50" in done.stderr
 
 
+@pytest.mark.slow
 def test_threads_that_wait_sleep_unless_the_user_says_otherwise():
     """On a machine with other work, spinning ones make a step take ten times as long, or worse."""
     code = "import os, sys; from lit_atex.commands import main; sys.argv = ['lit-atex', 'compare', '--help']\n"
@@ -432,12 +457,19 @@ def test_threads_that_wait_sleep_unless_the_user_says_otherwise():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["compare", "report", "inspect"])
-def test_reading_results_does_not_wait_for_lightning(command):
-    code = f"import sys; from lit_atex.commands import main\ntry: main(['{command}', '--help'])\n"
-    code += "except SystemExit: print('lightning' in sys.modules)"
-    done = python("-c", code)
-    assert done.stdout.splitlines()[-1] == "False", done.stderr
+def test_reading_results_does_not_wait_for_lightning():
+    code = """
+        import sys
+        from lit_atex.commands import main
+        for command in ("compare", "report", "inspect"):
+            try:
+                main([command, "--help"])
+            except SystemExit:
+                print(command, "lightning" in sys.modules)
+    """
+    lines = python("-c", textwrap.dedent(code)).stdout.splitlines()
+    for command in ("compare", "report", "inspect"):
+        assert f"{command} False" in lines
 
 
 def test_keys_given_to_load_are_those_of_the_command_line(tmp_path):
@@ -468,6 +500,7 @@ def embedded(split, size=3):
     return Embedded(level=4, size=size, split=split)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["null", "{a: {class_path: Embedded, init_args: {size: 2, split: other}}}"])
 def test_sets_and_strategy_are_exchanged_from_python(tmp_path, before):
     keys = {"data.validation": before, "trainer.max_steps": 1, "trainer.val_check_interval": 1}
@@ -483,6 +516,7 @@ def test_sets_and_strategy_are_exchanged_from_python(tmp_path, before):
         assert [row["exposure/ratio"] for row in csv.DictReader(file) if row["exposure/ratio"]] == ["0.25"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_before_the_training_changes_nothing_of_it(tmp_path):
     """Of one that finds its answers already there too: training evaluates all problems again."""
     found, left_out = [], ("time/", "throughput/completion")
@@ -502,6 +536,7 @@ def test_an_evaluation_before_the_training_changes_nothing_of_it(tmp_path):
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_an_evaluation_before_a_run_goes_on_is_in_none_of_its_logs(tmp_path):
     for name in ("plain", "evaluated"):
         for steps in (1, 2):
@@ -520,6 +555,7 @@ def points(run):
     return [(tag, event.step) for tag in sorted(found.Tags()["scalars"]) for event in found.Scalars(tag)]
 
 
+@pytest.mark.slow
 def test_sets_may_be_taken_away_from_python(tmp_path, recwarn):
     run = load("base", "tiny", {"trainer.max_steps": 1}, run=str(tmp_path / "run"))
     run.datamodule.validation = {}
@@ -535,6 +571,7 @@ def test_a_set_of_a_name_that_no_file_can_have_is_refused_from_python_too(tmp_pa
         run.train()
 
 
+@pytest.mark.slow
 def test_what_python_evaluates_before_it_trains_changes_nothing_of_the_run(tmp_path):
     def made(name):
         run = load("base", "tiny", {"trainer.max_steps": 1}, run=tmp_path / name)
@@ -581,6 +618,7 @@ def test_an_object_in_the_place_of_a_key_is_refused(tmp_path, key, value):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_path_is_a_text(tmp_path):
     student = {"class_path": "LanguageModel", "init_args": {"name": tmp_path / "b"}}
     for key, value in (("model.student.init_args.name", tmp_path / "b"), ("model.student", student)):

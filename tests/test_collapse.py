@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import SIX, ScriptedEngine, byte_tokenizer
+from fakes import SIX, ScriptedEngine, byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -320,6 +320,7 @@ def test_two_micro_batches_are_one(name):
         assert two[step] == pytest.approx(one[step], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_logs_what_the_undisturbed_one_logs(tmp_path, name):
     save = lambda: ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)  # noqa: E731
     straight = run(name, 6, a := CollapseMonitor(window=3), callbacks=[save()], enable_checkpointing=True)
@@ -346,6 +347,7 @@ def fit(folder, *words):
     main(["fit", *STACK, "--data.validation", "null", "--run", str(folder), *words])
 
 
+@pytest.mark.slow
 def test_a_run_that_collapses_is_stopped(tmp_path, caplog):
     """A learning rate a hundred times too high wrecks the student within a few steps."""
     words = [*COLLAPSING, "--collapse.window", "2", "--collapse.stop_after", "2", "--trainer.max_steps", "50"]
@@ -386,6 +388,7 @@ def healthy(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_healthy_run_is_left_alone(healthy):
     rows = metrics(healthy)
     assert len(rows) == 12
@@ -393,6 +396,7 @@ def test_a_healthy_run_is_left_alone(healthy):
     assert "stopped" not in load(healthy / "manifest.json")
 
 
+@pytest.mark.slow
 def test_the_page_of_custom_scalars(healthy):
     events = EventAccumulator(str(healthy / "tensorboard"))
     events.Reload()

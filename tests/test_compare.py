@@ -85,6 +85,7 @@ def test_problems_too_few_for_any_p_value_of_the_level_have_no_power(level):
     assert detectable(gaps, level=level) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("problems", "skew"), [(12, 0.0), (12, 0.2), (12, -0.2), (60, 0.0)])
 def test_a_true_difference_of_the_detectable_size_is_found_in_eight_of_ten(problems, skew):
     """Measured with the test that the comparison uses, on runs of 8 samples a problem."""
@@ -166,6 +167,7 @@ def test_noise_of_pass_and_majority_is_that_of_both_runs():
         assert (high + low) / 2 == pytest.approx(found[metric].difference)
 
 
+@pytest.mark.slow
 def test_fixed_intervals_of_differences_cover_the_truth():
     """Two runs of 30 problems of 8 samples, drawn independently: avg@8 and pass@8."""
     rng = np.random.default_rng(6)

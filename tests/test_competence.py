@@ -341,6 +341,7 @@ def test_a_frozen_one_stays_and_is_the_same_until_then():
     assert frozen.state_dict() == before != competence.state_dict()
 
 
+@pytest.mark.slow
 @given(HISTORY, HISTORY, st.integers(1, 5))
 def test_a_frozen_one_is_a_copy_whatever_is_counted_then(before: list, after: list, most: int) -> None:
     competence = told(before, max_problems=most)

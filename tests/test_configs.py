@@ -51,6 +51,7 @@ def plain(value):
     return list(value) if isinstance(value, tuple) else value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", named(OVERLAYS))
 def test_an_overlay_parses_on_the_base_and_changes_it(path):
     assert resolve(BASE, path) != resolve(BASE)
@@ -200,6 +201,7 @@ def test_grpo_samples_from_the_policy_whose_gradient_it_takes():
     assert model["divergence"]["init_args"]["temperature"] == whole["temperature"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", named(path for path in OVERLAYS if path.parent.name == "objective"))
 def test_the_last_objective_of_a_stack_holds(last):
     """GRPO's weights on references, which are all alike, would train nothing."""

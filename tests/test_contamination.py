@@ -49,6 +49,7 @@ def brute(test, train, n, common):
     return [p.id for p in test if any((windows(p.question) & t) - often for t in texts)]
 
 
+@pytest.mark.slow
 def test_against_all_pairs_of_windows():
     from lit_atex.sources import ReasoningGym
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SIX
+from fakes import SIX
 from test_measures import PROBE
 from test_module import LORA, Listed, distillation, problems_of, saved_model, trainer, weights
 from test_ranks import Answers
@@ -75,6 +75,7 @@ def decisions(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "decisions.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_a_window_opens_once_before_its_first_batch(tmp_path, name):
     diary = Diary()
     train(tmp_path, name, diary, 5, accumulate_grad_batches=2)
@@ -88,6 +89,7 @@ def test_a_window_opens_once_before_its_first_batch(tmp_path, name):
     assert diary.calls == [*expected, ("finish", -1)]
 
 
+@pytest.mark.slow
 def test_epochs_are_windows(tmp_path, name):
     diary = Diary()
     train(tmp_path, name, diary, 7, hold="epoch")
@@ -101,6 +103,7 @@ STRATEGIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES.keys())
 def test_every_decision_is_recorded_once_in_order_and_none_is_lost(tmp_path, name, strategy):
     _, _, log = train(tmp_path, name, strategy(), 11, hold=2)
@@ -120,6 +123,7 @@ def test_every_decision_is_recorded_once_in_order_and_none_is_lost(tmp_path, nam
         assert row["reward"] == pytest.approx(sum(0.9**j * x for j, x in enumerate(known)), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hold", [2, "epoch"])
 @pytest.mark.parametrize("cut", [3, 6, 7])
 def test_a_cut_run_records_what_the_straight_one_does(tmp_path, name, cut, hold):
@@ -134,6 +138,7 @@ def test_a_cut_run_records_what_the_straight_one_does(tmp_path, name, cut, hold)
     assert [row["decision"] for row in decisions(straight)] == list(range(5 if hold == 2 else 3))
 
 
+@pytest.mark.slow
 def test_a_run_that_has_nothing_left_records_its_end_once(tmp_path, name):
     train(tmp_path, name, BetaPolicy(horizon=2), 5)
     once = decisions(tmp_path)
@@ -157,6 +162,7 @@ def parts(make) -> tuple[Exposure, dict]:
     return (made[0], {"progress": made[1]}) if isinstance(made, tuple) else (made, {"progress": RolloutAccuracy()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("make", EVERY.values(), ids=EVERY.keys())
 def test_every_strategy_resumes_bit_for_bit(tmp_path, name, make, lora):
@@ -178,6 +184,7 @@ def test_every_strategy_resumes_bit_for_bit(tmp_path, name, make, lora):
         assert all(math.isfinite(v) for v in row_a.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learner", [Surrogate, Reinforce])
 def test_a_policy_that_has_learned_resumes_bit_for_bit(tmp_path, name, learner):
     def made():
@@ -225,6 +232,7 @@ def test_what_may_change_in_a_run_is_that_of_now():
     assert now.ratios(state) == [0.3]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_strategy_alone(tmp_path, name):
     train(tmp_path, name, Bandit(horizon=2), 2)
     for other in (BetaPolicy(horizon=2), MismatchTarget()):
@@ -245,6 +253,7 @@ class Given(Exposure):
         self.told = feedback
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given",
     [
@@ -261,6 +270,7 @@ def test_what_a_strategy_returns_is_checked(tmp_path, name, given):
         train(tmp_path, name, Given(given), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "credits", [[0.5], [Credit(0, 0, np.float32(0.5), None, True, {})], iter([Credit(0, 0, 0.5, 0.1, True, {})])]
 )
@@ -274,6 +284,7 @@ def test_credits_are_looked_at(tmp_path, name, credits):
     assert not (tmp_path / "decisions.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_arrays_will_do_and_a_memory_that_is_not_saved_is_said(tmp_path, name, caplog):
     _, _, log = train(tmp_path, name, Given(lambda n: np.full(n, 0.25)), 1)
     assert log.values("exposure/ratio") == [0.25]
@@ -283,6 +294,7 @@ def test_arrays_will_do_and_a_memory_that_is_not_saved_is_said(tmp_path, name, c
     assert "state_dict" not in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", ["state_dict", "load_state_dict"])
 @pytest.mark.parametrize(
     ("key", "base"), [("exposure.strategy", Given), ("exposure.progress", ProbeNLL), ("model.teacher", Live)]
@@ -296,6 +308,7 @@ def test_half_a_memory_is_refused(tmp_path, name, half, key, base):
         trainer(1, callbacks=[control]).fit(module, problems_of(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [Live, Frozen])
 def test_a_teacher_that_follows_and_is_not_saved_is_said(name, caplog, base):
     mine = type("Mine", (base,), {"after_step": lambda self, student, feedback: None})
@@ -306,6 +319,7 @@ def test_a_teacher_that_follows_and_is_not_saved_is_said(name, caplog, base):
     assert "state_dict" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_pass_that_never_ends_is_no_window(tmp_path, name):
     control = ExposureControl(BetaPolicy(), hold="epoch")
     endless = Listed(SIX)
@@ -328,6 +342,7 @@ class Forgetful(RolloutAccuracy):
     state_dict, load_state_dict = ProgressMeasure.state_dict, ProgressMeasure.load_state_dict
 
 
+@pytest.mark.slow
 def test_a_measure_that_is_not_saved_or_not_read_is_said(tmp_path, name, caplog):
     train(tmp_path, name, Bandit(), 1, progress=Forgetful())
     assert "Forgetful has an `update` but no `state_dict`" in caplog.text
@@ -336,6 +351,7 @@ def test_a_measure_that_is_not_saved_or_not_read_is_said(tmp_path, name, caplog)
     assert "exposure.progress is not read: Fixed learns nothing." in caplog.text
 
 
+@pytest.mark.slow
 def test_two_ends_of_a_run_are_warned_of(tmp_path, name, caplog):
     assert train(tmp_path, name, Fixed(), 2, max_epochs=2)[0].trainer.global_step == 2
     assert "trainer.max_epochs (2) are both set: the first to be reached ends the run." in caplog.text
@@ -344,6 +360,7 @@ def test_two_ends_of_a_run_are_warned_of(tmp_path, name, caplog):
     assert "ends the run" not in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("progress", [ProbeNLL, ProbeMatch])
 def test_progress_on_another_probe_is_none(tmp_path, name, progress):
     train(tmp_path, name, Bandit(), 2, hold=1, progress=progress())
@@ -354,6 +371,7 @@ def test_progress_on_another_probe_is_none(tmp_path, name, progress):
         )
 
 
+@pytest.mark.slow
 def test_the_probe_share_is_of_the_steps(tmp_path, name):
     _, _, log = train(tmp_path, name, BetaPolicy(horizon=1), 4, hold=2, progress=ProbeNLL())
     probe, steps = log.values("time/probe"), log.values("time/step")

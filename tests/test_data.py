@@ -135,6 +135,7 @@ def train(folder: Path, datamodule: ProblemDataModule, model: Recorder, ckpt: Pa
 # Resuming
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_workers", "accumulate"), [(0, 1), (2, 2)])
 @pytest.mark.parametrize(
     ("hook", "save_at"),
@@ -163,6 +164,7 @@ def test_stopped_after_three_steps_and_resumed_to_eight(tmp_path, num_workers):
     assert whole.seen[0][1] != whole.seen[5][1]  # passes are shuffled differently
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [2, 4, 7])  # of 5 batches a pass
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("save_at", [2, 4, 5, 6, 8])
@@ -312,7 +314,12 @@ def test_the_state_is_plain_numbers_and_text(tmp_path):
 def batches(world_size: int = 1, rank: int = 0, num_workers: int = 0, **args: object) -> list[list[Problem]]:
     defaults = {"source": Numbers(23), "held_out": frozenset(), "batch_size": 2, "shuffle_buffer": 5}
     stream = TrainStream(**{**defaults, "max_bad_share": 0.1, "seed": 1, **args}, world_size=world_size, rank=rank)
-    return [b for b, _ in DataLoader(stream, None, num_workers=num_workers, collate_fn=lambda x: x) if b is not None]
+    loaded: Any = iter(DataLoader(stream, None, num_workers=num_workers, collate_fn=lambda x: x))
+    try:
+        return [batch for batch, _ in loaded if batch is not None]
+    finally:
+        if num_workers:  # an error would leave them to the garbage collector, which waits five seconds for each
+            loaded._shutdown_workers()
 
 
 def ids(batch: list[Problem]) -> list[str]:
@@ -335,6 +342,7 @@ def test_ranks_share_each_super_batch_without_overlap_or_loss(world_size, batch_
     assert len(seen) == len(set(seen)) == max(0, size - skip * batch_size * world_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize("world_size", [1, 3])
 @pytest.mark.parametrize("skip", [0, 1])

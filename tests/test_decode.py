@@ -176,6 +176,7 @@ def test_a_cache_that_has_grown_gives_the_logits_of_one_made_for_all_tokens(samp
     assert len(held) == 5  # 3, 5, 10, 20 and 40 tokens, after the prompt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [300, 38_912])
 @pytest.mark.parametrize("copies", [1, 8])
 def test_a_cache_has_memory_for_little_more_than_the_rows_that_run_have_filled(room, copies):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import two_layer_model
+from fakes import two_layer_model
 from test_module import LORA, distillation, fit, saved_model, weights
 from torch.optim import SGD
 from transformers import Qwen3ForCausalLM
@@ -53,6 +53,7 @@ def by_rows(divergence, student, teacher, prompts, hints, rollouts):
     return total, torch.cat(values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part_tokens", [1, 30, 150, 10_000])
 @pytest.mark.parametrize("divergence", [ForwardKL(temperature=0.7), SampledToken()], ids=repr)
 @pytest.mark.parametrize("kind", [Frozen, Live])
@@ -87,6 +88,7 @@ def test_parts_add_up_to_the_plain_loss(kind, divergence, part_tokens):
         assert (ours - parameter.grad).norm() <= 2e-5 * parameter.grad.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [1, 2, 8])
 @pytest.mark.parametrize("hints", [0, 40])
 @pytest.mark.parametrize("budget", [1, 70, 130, 10_000])
@@ -180,6 +182,7 @@ def test_no_tokens_is_a_loss_of_zero_with_a_gradient():
     assert all((p.grad == 0).all() for p in student.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "settings"),
     [

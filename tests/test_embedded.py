@@ -128,6 +128,7 @@ def test_problems_by_value() -> None:
     )
 
 
+@pytest.mark.slow
 def test_problems_are_the_same_in_another_process() -> None:
     code = "from lit_atex.embedded.domain import make_problem; print(make_problem(5, 9, 0.7, 'probe', 2))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -177,6 +177,7 @@ def test_one_level_needs_no_row_for_all() -> None:
     assert "all" in competence_table("x", Competence())
 
 
+@pytest.mark.slow
 def test_in_a_run_folder(tmp_path) -> None:
     """The names that TensorBoard pages and documents rely on, as the command line writes them."""
     root = Path(__file__).parents[1]

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import CHAT
+from fakes import CHAT
 from test_sources import AIME25, GSM8K, HMMT, MATH
 
 from lit_atex.cli import main
@@ -179,6 +179,7 @@ def test_the_value_of_an_unknown_option_is_not_the_model():
     assert "name it before --seed_everything" in refused("--seed_everything", "3", "embedded", "--sets", TINY)
 
 
+@pytest.mark.slow
 def test_a_missing_model_is_found_before_data_are_read(tmp_path):
     """Data sets may take minutes; that of this test cannot be read at all."""
     (tmp_path / "sets.yaml").write_text(
@@ -218,6 +219,7 @@ def test_an_evaluations_folder_is_no_model(tmp_path):
     assert "lacks model.safetensors" in refused(run, "--overwrite")
 
 
+@pytest.mark.slow
 def test_a_grader_of_ones_own_is_part_of_the_protocol(tmp_path, monkeypatch):
     grader = """
         from lit_atex.verify import Verdict, Verifier
@@ -467,6 +469,7 @@ def test_the_protocols():
 # The package
 
 
+@pytest.mark.slow
 def test_the_wheel_takes_the_configs_along(tmp_path):
     """`evaluate` finds them in the package where there is no checkout beside it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

@@ -68,6 +68,7 @@ def gradients(loss: Tensor, given: dict) -> list[Tensor | None]:
     return list(torch.autograd.grad(loss, leaves, allow_unused=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [{}, {"scale": 0.3}, {"softcap": 2.0}, {"scale": 1.7, "softcap": 3.0}], ids=repr)
 @pytest.mark.parametrize("divergence", ALL, ids=repr)
 def test_chunked_equals_plain_in_value_and_all_gradients(divergence, head):
@@ -86,6 +87,7 @@ def test_chunked_equals_plain_in_value_and_all_gradients(divergence, head):
                 torch.testing.assert_close(grad_got, grad_want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", [ForwardKL(temperature=0.7), JSD(top_k=TopK(3, "union"))], ids=repr)
 def test_rows_that_are_taken_a_few_at_a_time_are_all_taken(divergence):
     # Large enough for two chunks of many blocks, the last of each cut short.

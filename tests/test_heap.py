@@ -25,6 +25,7 @@ print(full - resident())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's option")
 @pytest.mark.parametrize(("word", "least", "most"), [("keep", -5, 20), ("give back", 90, 110)])
 def test_holes_among_blocks_go_back_to_the_system(word: str, least: int, most: int) -> None:

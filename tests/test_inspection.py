@@ -51,6 +51,7 @@ def refused(*words):
     return end.value.code
 
 
+@pytest.mark.slow
 def test_the_command_shows_it_all(run, capsys):
     main(["inspect", str(run)])
     text = capsys.readouterr().out
@@ -70,6 +71,7 @@ def test_help(capsys):
     assert "--samples" in text
 
 
+@pytest.mark.slow
 def test_the_trace_says_what_metrics_csv_says(run):
     with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
         values = [float(row["mismatch/forward_kl"]) for row in csv.DictReader(file) if row["mismatch/forward_kl"]]
@@ -78,6 +80,7 @@ def test_the_trace_says_what_metrics_csv_says(run):
     assert line.split()[1:] == [sparkline(values), *(f"{v:.3g}" for v in figures)]
 
 
+@pytest.mark.slow
 def test_everything_fits_into_80_columns(run):
     lines = shown(run, every=2).split("before and after")[0].splitlines()
     assert max(map(len, lines)) <= 80
@@ -86,6 +89,7 @@ def test_everything_fits_into_80_columns(run):
     assert "…" not in "".join(lines)
 
 
+@pytest.mark.slow
 def test_samples_of_a_step(run):
     text = shown(run, step=2, samples=9)
     assert "sample 2 of 2 · step 2" in text
@@ -97,6 +101,7 @@ def test_samples_of_a_step(run):
     assert "sample 1" not in shown(run, samples=0)
 
 
+@pytest.mark.slow
 def test_tokens_are_coloured_by_divergence(copy):
     row = samples(copy)[0] | {"tokens": ["a", "b", "c", "d", "e"], "divergence": [-0.1, 0.05, 0.5, 2.0, 9.0]}
     (copy / "samples.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
@@ -109,6 +114,7 @@ def test_tokens_are_coloured_by_divergence(copy):
     assert plain[-2:] == ["abcde", " ▁▄██"]
 
 
+@pytest.mark.slow
 def test_without_colours_a_terminal_shows_bars(run, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     assert "bars under the tokens" in shown(run, terminal=True)
@@ -117,6 +123,7 @@ def test_without_colours_a_terminal_shows_bars(run, monkeypatch):
 EVIL = "\x1b[31mred\x1b]0;title\x07 \x9b2J \r\b\x7f [bold]m[/bold] :smile: [link=x]y[/] \u202eesrever\u2028 \ud800 \0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terminal", [True, False])
 def test_what_a_model_says_is_shown_and_not_obeyed(copy, terminal):
     evil = dict.fromkeys(("id", "question", "hint", "completion", "answer", "verdict"), EVIL)
@@ -153,6 +160,7 @@ def test_a_sparkline_has_its_extremes_where_they_are(values):
 # Runs that are not whole
 
 
+@pytest.mark.slow
 def test_numbers_of_each_so_many_steps_whichever_were_logged(copy):
     lines = (copy / "metrics.csv").read_text(encoding="utf-8").splitlines()
     (copy / "metrics.csv").write_text(
@@ -163,6 +171,7 @@ def test_numbers_of_each_so_many_steps_whichever_were_logged(copy):
     assert [words[0] for line in table.splitlines() if (words := line.split()) and words[0].isdigit()] == ["1", "5"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_still_going_or_was_killed(copy):
     with open(copy / "metrics.csv", "a", encoding="utf-8") as file:
         file.write("6,0,1.2e-")
@@ -175,6 +184,7 @@ def test_a_run_that_is_still_going_or_was_killed(copy):
     assert "6 optimizer steps; seed None" in text
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_or_was_stopped(copy):
     manifest = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
     for change, told in (({"stopped": "stopped by x"}, "stopped by x"),
@@ -183,6 +193,7 @@ def test_a_run_that_failed_or_was_stopped(copy):
         assert told in shown(copy)
 
 
+@pytest.mark.slow
 def test_an_evaluation_alone(tmp_path, capsys):
     main(["test", *STACK, "--run", str(tmp_path)])
     capsys.readouterr()
@@ -191,6 +202,7 @@ def test_an_evaluation_alone(tmp_path, capsys):
         assert word in text
 
 
+@pytest.mark.slow
 def test_decisions_of_a_controller(copy):
     decisions = [{"step": 2, "ratio": 0.25, "reward": 0.5}, {"step": 4, "ratio": 0.75, "reward": None}]
     text = "".join(json.dumps(d) + "\n" for d in decisions)
@@ -210,6 +222,7 @@ def test_what_is_no_run(tmp_path):
     assert "manifest.json is no JSON" in refused(tmp_path)
 
 
+@pytest.mark.slow
 def test_what_is_not_in_the_run(run):
     assert "samples of the steps 0, 2, 4 only" in refused(run, "--step", 3)
     assert "--samples must be at least 0" in refused(run, "--samples", -1)

@@ -61,6 +61,7 @@ def assert_same(expected, got, without=frozenset()):
                     assert found == value, told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "without"),
     [
@@ -79,11 +80,13 @@ def test_joined_tables_are_those_of_one_report(folders, kind, without):
     assert ("What is over problems" in told) == (kind == "seeds")
 
 
+@pytest.mark.slow
 def test_tables_joined_with_nothing_stay_as_they_are(folders):
     one = made(folders / "all/seeds")
     assert_same(one, join.join([one]))
 
 
+@pytest.mark.slow
 def test_tables_of_an_earlier_report_are_joined_with_new_ones(folders, tmp_path):
     old, new = (made(folders / "terseness" / f"part-{i}") for i in (0, 1))
     old = old._replace(cells=[{key: value for key, value in row.items() if key != "seen"} for row in old.cells])
@@ -135,6 +138,7 @@ def made_of(hits, folder):
     return tables.read(folder)
 
 
+@pytest.mark.slow
 def test_the_most_seeds_are_kept_of_what_cannot_be_joined(folders):
     many, few = made(folders / "all/seeds"), made(folders / "seeds/part-1")
     few = few._replace(
@@ -147,11 +151,13 @@ def test_the_most_seeds_are_kept_of_what_cannot_be_joined(folders):
         assert {row["seeds"] for row in joined.pass_at_k} == {4}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_in_two_folders_is_refused(folders):
     with pytest.raises(ValueError, match=r"exposure=full,terseness=0\.0, seed 0: this run is in two"):
         join.join([made(folders / "terseness/part-0"), made(folders / "all/terseness")])
 
 
+@pytest.mark.slow
 def test_metrics_that_some_folder_lacks_are_left_out_or_refused(folders):
     whole = made(folders / "terseness/part-0")
     (metric,) = {row["metric"] for row in whole.cells}
@@ -166,6 +172,7 @@ def test_metrics_that_some_folder_lacks_are_left_out_or_refused(folders):
             join.join(parts, ["level-8/pass@2"])
 
 
+@pytest.mark.slow
 def test_the_command_overwrites_no_tables_with_fewer(folders, monkeypatch, capsys):
     made(folders / "all/terseness")
     folder = folders / "all/tables-1-terseness"

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import SIX, ScriptedEngine, byte_tokenizer
+from fakes import SIX, ScriptedEngine, byte_tokenizer
 from test_distil import Tempered
 from test_module import LORA, Listed, distillation, problems_of, saved_model, trainer
 
@@ -97,6 +97,7 @@ def test_the_longest_prompt_that_fits_is_scored_and_no_longer_one(tmp_path):
     assert ProbeNLL().read(module, [longer]) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 def test_probe_match_is_minus_the_kl_to_the_teacher_at_full_exposure_on_fixed_rollouts(tmp_path, lora):
     module = ready(tmp_path, lora)
@@ -184,6 +185,7 @@ class Asks(Exposure):
         return [0.5] * len(state.problem_ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", [RolloutAccuracy, ReweightedAccuracy, ProbeAccuracy, ProbeNLL, ProbeMatch])
 def test_reading_leaves_the_run_as_it_is(tmp_path, measure: type[ProgressMeasure]):
     """A strategy that reads progress trains bit for bit as one that does not."""

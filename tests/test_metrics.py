@@ -144,6 +144,7 @@ def test_g_pass_at_k_against_the_numbers_of_another_library() -> None:
     assert pass_at_k(tensor(8), tensor(16), 4).item() == pytest.approx(published[4, 0.25], rel=1e-12)
 
 
+@pytest.mark.slow
 @given(counts)
 @settings(deadline=None)
 def test_laws_of_g_pass_at_k(cn: tuple[int, int]) -> None:

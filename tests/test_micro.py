@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from conftest import two_layer_model
+from fakes import two_layer_model
 
 from lit_atex.micro import split, sum_of_parts
 from lit_atex.types import seeded

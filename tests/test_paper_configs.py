@@ -36,6 +36,7 @@ def test_the_header_says_what_was_not_done(path):
         "configs/base.yaml", "configs/model/chat.yaml", "configs/data/openthoughts.yaml"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PAPER, ids=lambda p: p.stem)
 def test_the_settings_are_those_that_opsd_published(path):
     config = resolve(stack(path))
@@ -54,6 +55,7 @@ def test_the_settings_are_those_that_opsd_published(path):
     assert config["data"]["train"]["init_args"]["dataset"] == "siyanzhao/Openthoughts_math_30k_opsd"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_the_two_methods_differ_in_exposure_alone(size):
     opsd, atesd = (resolve(stack(CONFIGS / f"paper/qwen3-{size}-{method}.yaml")) for method in ("opsd", "atesd"))

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import SIX, byte_tokenizer
+from fakes import SIX, byte_tokenizer
 from hypothesis import example, given
 from hypothesis import strategies as st
 from test_module import Listed

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SIX, ScriptedEngine, byte_tokenizer
+from fakes import SIX, ScriptedEngine, byte_tokenizer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from test_module import LORA, Listed, Memory, Spoiled, distillation, problems_of, saved_model, trainer, weights
 from torch.optim import SGD
@@ -115,27 +115,41 @@ def run(model: str, out: str, case: str, devices: int) -> None:
         "validated": validated[0],
         "skipped": module.skipped.total,
     }
-    torch.save(found, Path(out) / f"{devices}-{rank}.pt")
+    torch.save(found, Path(out) / f"{case} {devices}-{rank}.pt")
 
 
 def numbers(log: Memory) -> dict[int, dict[str, float]]:
     return {s: {k: v for k, v in row.items() if not k.startswith(TIMED)} for s, row in log.steps.items()}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", ["lora", "accumulate", "not finite", "learned", "parts", "resumed"])
-def test_two_ranks_give_what_one_rank_gives(tmp_path, case):
-    model = saved_model(tmp_path / "model")
+CASES = ("lora", "accumulate", "not finite", "learned", "parts", *MATCH)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """The model, and a folder with what two ranks have in each of the cases, one after the other in two processes.
+
+    In the last of them they go on from a checkpoint of those before, in two others.
+    """
+    folder = tmp_path_factory.mktemp("ranks")
+    model = saved_model(folder / "model")
     paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    for part in MATCH if case == "resumed" else (case,):
-        command = [sys.executable, __file__, model, str(tmp_path), part, "2"]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    for cases in (CASES[:-1], CASES[-1:]):
+        command = [sys.executable, __file__, model, str(folder), *cases]
+        done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
-    (tmp_path / "alone").mkdir()
-    run(model, str(tmp_path / "alone"), MATCH[0] if case == "resumed" else case, 1)
-    (tmp_path / "alone" / "1-0.pt").rename(tmp_path / "1-0.pt")
-    alone, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
+    return model, folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if case != MATCH[0]])
+def test_two_ranks_give_what_one_rank_gives(ranks, tmp_path, case):
+    model, folder = ranks
+    run(model, str(tmp_path), MATCH[0] if case == "resumed" else case, 1)
+    (alone,) = tmp_path.glob("*.pt")
+    paths = (alone, folder / f"{case} 2-0.pt", folder / f"{case} 2-1.pt")
+    alone, first, second = (torch.load(path, weights_only=True) for path in paths)
 
     # The ranks agree with each other to the bit: weights, teacher, decisions, results.
     for key in ("weights", "average"):
@@ -169,4 +183,5 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists", UserWarning)
     torch.set_num_threads(1)
-    run(*sys.argv[1:4], int(sys.argv[4]))
+    for case in sys.argv[3:]:
+        run(*sys.argv[1:3], case, 2)

@@ -118,6 +118,7 @@ def test_docs_explain_nothing_that_is_not_logged() -> None:
     assert [name for name in names if not re.search(rf"[\"/]{name}\b", code)] == []
 
 
+@pytest.mark.slow
 def test_a_divergence_of_ones_own_as_docs_show_it(tmp_path, monkeypatch) -> None:
     text = (ROOT / "docs" / "divergences.md").read_text(encoding="utf-8")
     code = text.split("```python\n# my_divergence.py\n")[1].split("```")[0]
@@ -191,6 +192,7 @@ def test_the_method_on_a_page_is_so() -> None:
     assert {name for name in modules if not (ROOT / "lit_atex" / name).is_file()} == set()
 
 
+@pytest.mark.slow
 def test_a_run_from_python_is_that_of_the_command_line(tmp_path, monkeypatch) -> None:
     code = README.split("```python\nfrom lit_atex.api import load\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
@@ -207,6 +209,7 @@ def test_a_run_from_python_is_that_of_the_command_line(tmp_path, monkeypatch) ->
         assert (run.run_folder / file).read_text() == (tmp_path / "line" / file).read_text()
 
 
+@pytest.mark.slow
 def test_two_runs_from_python_do_not_lock_each_other_out(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     stack = ("base", "tiny", {"trainer.max_steps": 1, "data.validation": None})
@@ -234,6 +237,7 @@ def test_what_is_wrong_is_said_from_python_too(tmp_path) -> None:
         load("base", "exposure/bandti")
 
 
+@pytest.mark.slow
 def test_benchmarks_find_what_they_import() -> None:
     """None of them is run here: a name that moved would be noticed months later."""
     code = "import runpy, sys; [runpy.run_path(path, run_name='imported') for path in sys.argv[1:]]"

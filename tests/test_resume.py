@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SIX
+from fakes import SIX
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from test_module import LORA, Listed, Memory, Spoiled, distillation, problems_of, saved_model, trainer, weights
 from test_ranks import Answers
@@ -107,6 +107,7 @@ def assert_same(straight, resumed, first: int) -> None:
     assert all(row["loss/divergence"] > 0 for row in rows_a.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("teacher", [Frozen, lambda: Ema(0.7)], ids=["frozen", "ema"])
@@ -119,6 +120,7 @@ def test_six_steps_are_three_and_three(tmp_path, name, teacher, lora, accumulate
     assert_same(straight, resumed, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [1, 2, 4, 5])
 def test_a_run_may_be_cut_at_any_step(tmp_path, name, cut):
     """Three batches a pass in windows of two: cuts in the midst of a pass, at its end, and after a short window."""
@@ -139,6 +141,7 @@ class Watch(Callback):
         self.batches.append(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
 
 
+@pytest.mark.slow
 def test_no_checkpoint_is_written_in_the_midst_of_a_window(tmp_path, name):
     """Lightning's own callback does so after resuming, at each batch that finds the step of the checkpoint."""
     for steps, resume in ((2, None), (4, "last.ckpt")):
@@ -149,6 +152,7 @@ def test_no_checkpoint_is_written_in_the_midst_of_a_window(tmp_path, name):
         assert set(watch.batches) == ({2, 4} if resume is None else {6, 8})
 
 
+@pytest.mark.slow
 def test_none_is_written_by_a_validation_in_the_midst_either(tmp_path, name):
     """Such a validation comes after every third batch; a checkpoint there would hold a position, and no gradient."""
     keep = Checkpoint(tmp_path, monitor=None, every_n_epochs=1, save_last=True)
@@ -163,6 +167,7 @@ def test_none_is_written_by_a_validation_in_the_midst_either(tmp_path, name):
     assert all(batches % 2 == 0 for batches in watch.batches), watch.batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_validation", [False, True])
 def test_a_run_that_is_stopped_in_the_midst_of_a_window_ends_with_it(tmp_path, name, by_validation):
     """As by Lightning's Timer (trainer.max_time), or its EarlyStopping."""
@@ -188,6 +193,7 @@ def test_a_run_that_is_stopped_in_the_midst_of_a_window_ends_with_it(tmp_path, n
     assert checkpoint["global_step"] == 2
 
 
+@pytest.mark.slow
 def test_another_teacher_divergence_or_weighting_is_refused(tmp_path, name):
     run(tmp_path, make(name, Frozen, None), 1, Fixed(1.0))
     for teacher in (Live, lambda: Ema(0.9)):
@@ -224,6 +230,7 @@ class Lenient(Weighting):
         return correct + self.wrong * (1 - correct)
 
 
+@pytest.mark.slow
 def test_other_settings_of_a_part_are_refused(tmp_path, name):
     """From Python: no config shows them."""
     made = lambda decay=0.9, every=1, wrong=0.5: make(  # noqa: E731
@@ -242,6 +249,7 @@ def test_other_settings_of_a_part_are_refused(tmp_path, name):
     run(tmp_path, made(), 4, Fixed(1.0), resume="step=3.ckpt")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_settings_goes_on(tmp_path, name):
     """Those of commit 96f7758 and before had the classes alone."""
     run(tmp_path, make(name, lambda: Ema(0.9), None), 1, Fixed(1.0))
@@ -254,6 +262,7 @@ def test_a_checkpoint_without_settings_goes_on(tmp_path, name):
     run(tmp_path, make(name, lambda: Ema(0.9), None), 2, Fixed(1.0), resume="step=1.ckpt")
 
 
+@pytest.mark.slow
 def test_the_length_of_training_may_be_asked_for_while_the_optimizer_is_made(tmp_path, name):
     """Lightning then makes the loader before the checkpoint is read, and loses a stateful one's position (#20550)."""
 
@@ -275,6 +284,7 @@ def test_the_length_of_training_may_be_asked_for_while_the_optimizer_is_made(tmp
     assert_same(straight, resumed, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("cut", [1, 3, 5])
 def test_a_gate_goes_on(tmp_path, name, lora, cut):
@@ -292,6 +302,7 @@ def test_a_gate_goes_on(tmp_path, name, lora, cut):
     assert refreshes[0] == 0 < refreshes[-1] < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hold", [2, "epoch"])
 @pytest.mark.parametrize("strategy", [lambda: CompetenceBased("problem"), CompetenceBased, lambda: MismatchTarget(0.5)])
 def test_rules_that_follow_what_was_measured_go_on(tmp_path, name, strategy, hold):
@@ -308,6 +319,7 @@ def test_rules_that_follow_what_was_measured_go_on(tmp_path, name, strategy, hol
     assert len(set(straight[3].values("exposure/ratio"))) > 1
 
 
+@pytest.mark.slow
 def test_a_strategy_that_learns_and_a_window_of_a_pass_go_on(tmp_path, name):
     straight = run(tmp_path, make(name, Live, None), 7, Learner(), hold="epoch")
     resumed = run(tmp_path, make(name, Live, None), 7, Learner(), hold="epoch", resume="step=4.ckpt")
@@ -316,6 +328,7 @@ def test_a_strategy_that_learns_and_a_window_of_a_pass_go_on(tmp_path, name):
     assert len(set(levels)) > 1  # it did learn
 
 
+@pytest.mark.slow
 def test_dropout_goes_on(tmp_path, name):
     """Lightning does not save the state of torch's generator."""
     lora = Lora(rank=2, dropout=0.4)
@@ -325,12 +338,14 @@ def test_dropout_goes_on(tmp_path, name):
     assert_same(straight, resumed, 2)
 
 
+@pytest.mark.slow
 def test_bf16_mixed_goes_on(tmp_path, name):
     straight = run(tmp_path, make(name, Frozen, None), 4, Random(), precision="bf16-mixed")
     resumed = run(tmp_path, make(name, Frozen, None), 4, Random(), resume="step=2.ckpt", precision="bf16-mixed")
     assert_same(straight, resumed, 2)
 
 
+@pytest.mark.slow
 def test_bad_steps_in_a_row_are_counted_across_the_cut(tmp_path, name):
     first = distillation(name, divergence=Spoiled(2, 3), chunk_tokens=1000)
     run(tmp_path, first, 4, Random())
@@ -355,6 +370,7 @@ class Odd(Random):
         """Not reached."""
 
 
+@pytest.mark.slow
 def test_a_state_that_could_not_be_read_back_is_refused_as_it_is_written(tmp_path, name):
     module = make(name, Frozen, None)
     module_trainer = trainer(2, callbacks=[ExposureControl(Odd()), Checkpoint(tmp_path)], enable_checkpointing=True)
@@ -374,6 +390,7 @@ def test_a_state_that_could_not_be_read_back_is_refused_as_it_is_written(tmp_pat
         check_plain({"optimizer_states": [{"param_groups": [{"lr": np.float64(1e-3)}]}]})
 
 
+@pytest.mark.slow
 def test_adapters_go_on_from_their_base_model_alone(tmp_path, name):
     run(tmp_path, make(name, Frozen, LORA), 1, Fixed(1.0))
     other = make(name, Frozen, LORA)
@@ -402,6 +419,7 @@ class Half(LanguageModel):
         return student, tokenizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 def test_what_is_trained_later_is_in_the_checkpoint(tmp_path, name, lora):
     def one(steps, resume=None):

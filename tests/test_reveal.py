@@ -7,7 +7,7 @@ import time
 from itertools import combinations
 
 import pytest
-from conftest import SIX, byte_tokenizer
+from fakes import SIX, byte_tokenizer
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -610,6 +610,7 @@ def test_another_solution_is_as_long_as_the_own_one_would_be(problems: list[Prob
         assert best is None or abs(len(hint) - len(own)) == best
 
 
+@pytest.mark.slow
 @given(BATCHES, st.booleans())
 def test_another_solution_is_lent_alike_each_time(problems: list[Problem], hide: bool) -> None:
     assert lent(problems, hide) == lent(problems, hide)
@@ -669,6 +670,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_text_takes_bounded_time(name: str) -> None:
     text = HOSTILE[name]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SIX
+from fakes import SIX
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_measures import PROBE, feedback, ready, scores, shake
@@ -182,6 +182,7 @@ def test_a_gain_that_is_not_known_is_in_the_next_one(tmp_path, caplog):
     assert measure.read(module, []) not in (None, first)
 
 
+@pytest.mark.slow
 def test_what_is_drawn_ahead_is_the_steps_and_counted_as_its_time(tmp_path):
     """The module samples once a step; the time of rollouts is theirs, not the probe's."""
     made = []

@@ -125,6 +125,7 @@ def common_end(model):
 # --- what is generated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [qwen3, llama, sliding, gpt2, lfm2])
 def test_greedy_equals_transformers_token_for_token(build):
     model = build()

@@ -78,6 +78,7 @@ def short(tmp_path_factory):
 # What is there
 
 
+@pytest.mark.slow
 def test_the_folder_holds_everything(straight):
     names = {path.name for path in straight.iterdir()}
     assert names == {
@@ -87,6 +88,7 @@ def test_the_folder_holds_everything(straight):
     assert {p.name for p in (straight / "checkpoints").iterdir()} == {"last.ckpt", "epoch=0-step=6.ckpt"}
 
 
+@pytest.mark.slow
 def test_the_manifest(straight):
     manifest = load(straight / "manifest.json")
     assert manifest["finished"] is True
@@ -100,6 +102,7 @@ def test_the_manifest(straight):
     assert manifest["data"]["train"]["problems"] >= 24
 
 
+@pytest.mark.slow
 def test_the_config_says_what_was_set_and_nothing_that_resumes_or_deletes(straight):
     config = yaml.safe_load((straight / "config.yaml").read_text(encoding="utf-8"))
     assert config["trainer"]["max_steps"] == 6
@@ -109,12 +112,14 @@ def test_the_config_says_what_was_set_and_nothing_that_resumes_or_deletes(straig
     assert config["overwrite"] is False
 
 
+@pytest.mark.slow
 def test_the_prompts_are_those_of_the_models(straight):
     text = (straight / "prompts.txt").read_text(encoding="utf-8")
     assert text.count("· student, thinking None ·") == text.count("· evaluation, thinking None ·") == 4
     assert text.count("· teacher, thinking None, exposure 1.000 ·") == 4
 
 
+@pytest.mark.slow
 def test_the_student_is_the_trained_module(straight):
     student = AutoModelForCausalLM.from_pretrained(straight / "student")
     checkpoint = torch.load(straight / "checkpoints" / "last.ckpt", weights_only=True)
@@ -126,6 +131,7 @@ def test_the_student_is_the_trained_module(straight):
     assert any(not torch.equal(start[name], weights[name]) for name in start)
 
 
+@pytest.mark.slow
 def test_metrics_have_a_row_for_each_step(straight):
     table = metrics(straight)
     assert [row["step"] for row in table] == [str(i) for i in range(7)]
@@ -133,6 +139,7 @@ def test_metrics_have_a_row_for_each_step(straight):
     assert [row["step"] for row in table if "validation/level-4/avg@2" in row] == ["0", "6"]  # before, after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["exposure/bandit", "--model.samples", "2"], ["exposure/beta_policy"],
                                    ["exposure/mismatch", "--config", "teacher/gated"]])  # fmt: skip
 def test_docs_say_what_is_logged(tmp_path, words):
@@ -143,6 +150,7 @@ def test_docs_say_what_is_logged(tmp_path, words):
     assert {name for row in table(tmp_path / "metrics.csv") for name in row if not known.fullmatch(name)} == {"step"}
 
 
+@pytest.mark.slow
 def test_results_and_outcomes(straight):
     results = load(straight / "results.json")
     assert results.keys() == {"step-0", "step-6"}
@@ -167,6 +175,7 @@ def test_the_table_of_before_and_after(tmp_path, capsys):
     assert f"run folder: {tmp_path}" in text
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_the_run(straight):
     events = EventAccumulator(str(straight / "tensorboard"), size_guidance={"tensors": 0})
     events.Reload()
@@ -189,6 +198,7 @@ def test_tensorboard_shows_the_run(straight):
 # Again, on, after a kill
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_written_over(straight):
     before = metrics(straight)
     message = refused("fit", *STACK, "--run", str(straight))
@@ -273,6 +283,7 @@ def keys_of(state, depth=4):
     return found
 
 
+@pytest.mark.slow
 def test_a_checkpoint_has_the_keys_of_its_format(tmp_path):
     """A key that changes makes earlier checkpoints unreadable: raise resume.FORMAT, and renew the golden file.
 
@@ -291,6 +302,7 @@ def test_a_checkpoint_has_the_keys_of_its_format(tmp_path):
     assert lines == path.read_text(encoding="utf-8").splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("found", [None, FORMAT + 1])
 @pytest.mark.parametrize("command", ["fit", "validate"])
 def test_a_checkpoint_of_another_version_is_refused(short, tmp_path, found, command):
@@ -307,6 +319,7 @@ def test_a_checkpoint_of_another_version_is_refused(short, tmp_path, found, comm
     assert sorted(run.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_weights_alone_are_evaluated_but_not_gone_on_from(short, tmp_path):
     run, path = tmp_path / "run", tmp_path / "weights.ckpt"
     checkpoint = torch.load(short / "checkpoints/last.ckpt", weights_only=True)
@@ -358,6 +371,7 @@ def test_a_killed_run_without_a_checkpoint_begins_anew_if_told_to_go_on(short, t
     assert metrics(run) == metrics(short)
 
 
+@pytest.mark.slow
 def test_an_exception_is_noted(tmp_path):
     refused("fit", *STACK, "--run", str(tmp_path), "--model.student.init_args.name", "no/such")
     manifest = load(tmp_path / "manifest.json")
@@ -373,6 +387,7 @@ class Interrupted(pl.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_says_from_which_step_it_would_go_on(tmp_path, caplog):
     before = signal.getsignal(signal.SIGINT)  # Lightning ignores it from there on
     words = ["--trainer.callbacks", "test_run_folder.Interrupted", "--trainer.num_sanity_val_steps", "0"]
@@ -391,6 +406,7 @@ class Stops(pl.Callback):
         raise RuntimeError("stopped here")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -415,6 +431,7 @@ def test_a_run_does_not_go_on_as_another_and_a_refusal_changes_nothing(short, tm
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path in before} == before
 
 
+@pytest.mark.slow
 def test_an_earlier_checkpoint_of_the_run_is_held_to_its_method_too(short, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(short, run)
@@ -423,6 +440,7 @@ def test_an_earlier_checkpoint_of_the_run_is_held_to_its_method_too(short, tmp_p
     assert "model.samples was 1, is 2" in refused(*words, "--ckpt_path", str(earlier))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [["--model.optimizer.init_args.lr", "1e-5"], ["--model.lr_scheduler.init_args.factor", "0.5"],
@@ -439,6 +457,7 @@ def test_a_new_run_does_not_keep_another_optimizer_than_its_config_says(short, t
     assert (short / "student").is_dir()  # and that is a way that leads somewhere
 
 
+@pytest.mark.slow
 def test_a_new_run_goes_on_from_a_checkpoint_with_other_settings(short, tmp_path):
     words = ["--ckpt_path", str(short / "checkpoints/last.ckpt"), "--model.samples", "2"]
     fit(tmp_path, 4, *words)
@@ -450,6 +469,7 @@ def test_processes_that_are_forked_are_refused(tmp_path):
     assert "lose the run's state: take ddp" in refused("fit", *STACK, *words)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_does_not_say_that_it_has_ended(short, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(short, run)
@@ -599,6 +619,7 @@ class LogsInValidation(pl.Callback):
         module.log("own/val", float(trainer.global_step))
 
 
+@pytest.mark.slow
 def test_what_a_callback_logs_in_validation_is_in_the_row_of_ours(tmp_path):
     own = ["--trainer.callbacks", f"{__name__}.LogsInValidation", "--trainer.val_check_interval", "1"]
     fit(tmp_path, 3, *own)
@@ -649,6 +670,7 @@ def test_before_and_after_leaves_out_a_set_whose_problems_were_exchanged():
     assert "nan" not in before_after_table([result("a", {"x": 0.5})], [result("a", {"y": 0.5})])
 
 
+@pytest.mark.slow
 def test_the_first_prompts_are_shown_before_the_first_step_with_the_exposure_that_was_decided(tmp_path, caplog):
     run = tmp_path / "run"
     caplog.set_level("INFO", "lit_atex")
@@ -657,6 +679,7 @@ def test_the_first_prompts_are_shown_before_the_first_step_with_the_exposure_tha
     assert "· teacher, thinking None, exposure 0.250 · " in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_anew_deletes_what_fit_wrote_alone(short, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(short, run)
@@ -708,6 +731,7 @@ def test_more_processes_than_the_trainer_knows_of_are_refused(tmp_path, monkeypa
     assert "a launcher started 2 processes, and the trainer has 1: set --trainer.devices" in told
 
 
+@pytest.mark.slow
 def test_validations_within_a_run_are_logged_under_the_steps_that_were_done(tmp_path):
     fit(tmp_path, 2, "--trainer.val_check_interval", "1")
     by_step = {row["step"]: row.get("validation/level-4/avg@2") for row in metrics(tmp_path)}
@@ -718,6 +742,7 @@ def test_validations_within_a_run_are_logged_under_the_steps_that_were_done(tmp_
     assert list(results) == ["step-0", "step-1", "step-2"]
 
 
+@pytest.mark.slow
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
     code = "import sys; from pathlib import Path; from lit_atex.resume import hold; hold(Path(sys.argv[1])); "
     own = [sys.executable, "-c", f"{code} print('mine', flush=True); sys.stdin.read()", str(tmp_path)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import two_layer_model
+from fakes import two_layer_model
 from transformers import Lfm2Config, Lfm2ForCausalLM
 
 from lit_atex import scoring

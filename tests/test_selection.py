@@ -206,6 +206,7 @@ def test_the_best_is_no_checkpoint_to_go_on_from(straight, tmp_path):
     assert find_checkpoint(run, "last") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -52,6 +52,7 @@ def control() -> list[pl.Callback]:
     return [ExposureControl(MismatchTarget(0.5)), CompetenceEstimator(), CollapseMonitor(window=1)]
 
 
+@pytest.mark.slow
 def test_lightning_collects_none_of_our_numbers(name) -> None:
     """At 0.8 ms a name and step they would cost more than all that makes them; so each logger is called once a step."""
     run = fit(name, 4, *control(), logger=Counting())
@@ -75,6 +76,7 @@ class Mine(pl.Callback):
         trainer.should_stop = trainer.global_step == self.stop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(("every", "stop", "logged"), [(1, None, [0, 1, 2, 3, 4]), (2, None, [1, 3]), (50, None, []),
                                                        (2, 3, [1, 2]), (0, 3, [])])  # fmt: skip
@@ -87,12 +89,14 @@ def test_steps_and_epochs_are_those_of_lightning(name, every, stop, logged, accu
         assert row["loss/divergence"] > 0
 
 
+@pytest.mark.slow
 def test_both_write_one_row_of_the_same_epoch(name) -> None:
     run = fit(name, 5, Mine(), logger=Counting())
     epochs = {step: {row["epoch"] for at, row in run.logger.calls if at == step} for step in range(5)}
     assert epochs == {0: {0}, 1: {0}, 2: {0}, 3: {1}, 4: {1}}
 
 
+@pytest.mark.slow
 def test_a_skipped_step_has_no_numbers_but_the_count(name) -> None:
     module = distillation(name, divergence=Spoiled(1), chunk_tokens=1000)
     rows = fit(name, 3, *control(), module=module).logger.steps
@@ -100,6 +104,7 @@ def test_a_skipped_step_has_no_numbers_but_the_count(name) -> None:
     assert rows[0].keys() & rows[2].keys() > {"loss/divergence", "exposure/ratio", "competence/running"}
 
 
+@pytest.mark.slow
 def test_numbers_of_an_interrupted_step_are_forgotten(name) -> None:
     class Interrupt(pl.Callback):
         def on_train_batch_end(self, trainer, *args) -> None:
@@ -112,6 +117,7 @@ def test_numbers_of_an_interrupted_step_are_forgotten(name) -> None:
     assert [step for step, _ in run.logger.calls] == [0]
 
 
+@pytest.mark.slow
 def test_what_a_micro_batch_adds_waits_for_its_step(name) -> None:
     class Adds(pl.Callback):
         """In every micro-batch; what is added last is in the row, as with any name that is added twice."""
@@ -124,6 +130,7 @@ def test_what_a_micro_batch_adds_waits_for_its_step(name) -> None:
     assert run.logger.values("own/batch") == [1.0, 3.0, 5.0]
 
 
+@pytest.mark.slow
 def test_numbers_of_other_kinds_are_numbers_in_the_row_and_the_start_has_one(name) -> None:
     class Adds(pl.Callback):
         def on_train_start(self, trainer, module) -> None:
@@ -140,6 +147,7 @@ def test_numbers_of_other_kinds_are_numbers_in_the_row_and_the_start_has_one(nam
     assert not any(isinstance(v, bool) for key in ("true", "bool") for v in run.logger.values(f"own/{key}"))
 
 
+@pytest.mark.slow
 def test_an_evaluation_has_no_step_for_a_number(name) -> None:
     class Adds(pl.Callback):
         def on_validation_end(self, trainer, module) -> None:
@@ -151,6 +159,7 @@ def test_an_evaluation_has_no_step_for_a_number(name) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("added", "told"),
     [
@@ -169,6 +178,7 @@ def test_what_would_be_lost_or_written_by_no_logger_is_refused(name, added, told
         fit(name, 1, Adds())
 
 
+@pytest.mark.slow
 def test_a_teacher_has_no_number_of_ours(name) -> None:
     class Telling(Live):
         def scalars(self) -> dict[str, float]:
@@ -180,6 +190,7 @@ def test_a_teacher_has_no_number_of_ours(name) -> None:
         fit(name, 1, module=distillation(name, teacher=Telling()))
 
 
+@pytest.mark.slow
 def test_a_strategy_is_named_whose_number_is_none(name) -> None:
     class Telling(Fixed):
         def scalars(self) -> dict[str, Any]:
@@ -191,6 +202,7 @@ def test_a_strategy_is_named_whose_number_is_none(name) -> None:
         fit(name, 1, ExposureControl(Telling()))
 
 
+@pytest.mark.slow
 def test_a_training_number_can_be_monitored(name, tmp_path) -> None:
     """By whatever reads `callback_metrics`: in the step, and at the end of a pass."""
     best = ModelCheckpoint(tmp_path, "{step}", monitor="loss/divergence", every_n_train_steps=1, save_top_k=1)
@@ -225,6 +237,7 @@ def read(folder: Path) -> dict[str, dict[int, float]]:
     return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
 
 
+@pytest.mark.slow
 def test_a_step_is_on_disk_before_its_checkpoint(name, tmp_path) -> None:
     """And as it was given to any other logger."""
     loggers = [memory := Memory(), MetricsCsv(str(tmp_path)), TensorBoardLogger(str(tmp_path), "tensorboard", "")]
@@ -255,12 +268,14 @@ class Flushes(pl.Callback):
         self.seen.append((before, self.count))
 
 
+@pytest.mark.slow
 def test_tensorboard_is_flushed_for_a_checkpoint_and_not_in_each_step(name, tmp_path, monkeypatch) -> None:
     flushes = Flushes(monkeypatch)
     fit(name, 3, flushes, logger=[TensorBoardLogger(str(tmp_path), "tensorboard", "")], default_root_dir=tmp_path)
     assert flushes.seen == [(1 + k, 2 + k) for k in range(3)]  # and one as the logger begins
 
 
+@pytest.mark.slow
 def test_a_prefix_of_tensorboard_stays(name, tmp_path) -> None:
     fit(name, 2, logger=[TensorBoardLogger(str(tmp_path), "tensorboard", "", prefix="a")])
     assert read(tmp_path / "tensorboard")["a-loss/skipped_steps"] == {0: 0.0, 1: 0.0}
@@ -278,6 +293,7 @@ class Hour(pl.Callback):
         self.passed += 3600.0
 
 
+@pytest.mark.slow
 def test_the_time_of_a_step_leaves_out_evaluations(name, monkeypatch) -> None:
     hour, log = Hour(monkeypatch), Counting()
     data = problems_of(2, validation={"one": Listed(SIX[:2])}, eval_batch_size=2)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SIX, byte_tokenizer
+from fakes import SIX, byte_tokenizer
 from test_module import Drawn, distillation, fit, saved_model, weights
 from torch.optim import SGD
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import SIX, ScriptedEngine, byte_tokenizer, two_layer_model
+from fakes import SIX, ScriptedEngine, byte_tokenizer, two_layer_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
@@ -287,6 +287,7 @@ def test_a_module_that_was_evaluated_first_trains_as_one_that_was_not(name):
     torch.testing.assert_close(dict(weights[0]), dict(weights[1]), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("goes_on", [False, True])
 @pytest.mark.parametrize("by_hand", [False, True])
@@ -310,6 +311,7 @@ def test_a_run_begins_with_its_own_weights_whatever_checkpoint_was_evaluated(tmp
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("teacher", [Frozen, Ema, Gated])
 def test_a_teacher_that_is_exchanged_starts_where_the_student_is(tmp_path, name, teacher):
     """In a module that has trained, whether or not from a checkpoint."""

@@ -354,6 +354,7 @@ def test_nested_braces_beyond_any_stack() -> None:
     verifier.close()
 
 
+@pytest.mark.slow
 def test_the_reference_may_be_hostile_too(verifier: Verifier) -> None:
     impatient = Verifier(timeout=1.0)
     assert impatient.verify([boxed(r"\sqrt{2}")], ["9^{9^{9^9}}"]) == [T]
@@ -446,6 +447,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_importing_does_not_import_sympy() -> None:
     done = run("import sys, lit_atex.verify; print([m for m in ('sympy', 'math_verify') if m in sys.modules])")
     assert done.stdout.strip() == "[]", done.stderr

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from conftest import SIX
+from fakes import SIX
 from hypothesis import given
 from hypothesis import strategies as st
 from test_module import Drawn, distillation, fit, saved_model, weights

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import SIX
+from fakes import SIX
 
 from lit_atex import whole
 from lit_atex.metrics_csv import MetricsCsv
