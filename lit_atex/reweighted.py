@@ -95,8 +95,8 @@ class ReweightedAccuracy(ProgressMeasure):
         self._known, self._scalars = math.isfinite(gain), {}
         if not self._known:  # the weights of before stay, and the next gain has this one
             if len(rollouts) < 2 and not self._told:
-                told = "exposure.progress: ReweightedAccuracy compares the rollouts of a window's first micro-batch, %d here"
-                log.warning(told + ": set data.batch_size or model.samples to 2 or more.", len(rollouts))
+                told = "exposure.progress: ReweightedAccuracy compares the rollouts of a window's first micro-batch: %d"
+                log.warning(told + " here; set data.batch_size or model.samples to 2 or more.", len(rollouts))
                 self._told = True
             return
         if self._level is None:

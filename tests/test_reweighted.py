@@ -175,7 +175,7 @@ def test_a_gain_that_is_not_known_is_in_the_next_one(tmp_path, caplog):
         measure.window_opens(module, batch)
         assert measure.read(module, []) is None
         assert measure.state_dict()["before"] == kept
-    assert caplog.text.count("1 here: set data.batch_size or model.samples to 2 or more") == 1
+    assert caplog.text.count("1 here; set data.batch_size or model.samples to 2 or more") == 1
     module.engine = engine
     module._ahead = None
     measure.window_opens(module, PROBE)
