@@ -134,7 +134,7 @@ def test_a_grid_by_ray(cluster, tmp_path, capsys):
     path.write_text(yaml.safe_dump(grid))
     main(["ablate", str(path), "--out", str(out), "--ray", cluster, "--gpus", "0"])
     assert "[2/2]" in capsys.readouterr().out
-    runs = [folder for folder in out.iterdir() if folder.name != "report"]
+    runs = list(out.glob("seed=*"))
     assert len(runs) == 2
     assert all(is_finished(folder) for folder in runs)
     manifests = [json.loads((folder / "manifest.json").read_text()) for folder in runs]
