@@ -156,6 +156,7 @@ def test_version(capsys):
     assert re.fullmatch(r"lit-atex \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_the_command_that_is_named_first_has_the_only_parser(capsys, tmp_path):
     """To make those of the other three took more than half of the time of parsing."""
     assert [*load("base", "tiny", run=str(tmp_path / "run")).subcommands()] == ["fit"]
@@ -173,6 +174,7 @@ def test_an_unknown_key_on_the_command_line_is_named(capsys, word):
     assert "nosuch" in refused(capsys, "fit", *TINY, word, "1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
@@ -191,6 +193,7 @@ def test_an_unknown_key_in_a_file_is_named(capsys, tmp_path, text):
     assert "nosuch" in refused(capsys, "fit", *TINY, "--config", str(tmp_path / "wrong.yaml"))
 
 
+@pytest.mark.slow
 def test_a_key_is_not_cut_short_but_the_nearest_is_named(capsys, tmp_path):
     """argparse would take `--exposure.hol` for `--exposure.hold`, and a typing error for a setting."""
     assert "--trainer.max_step 3. Is it trainer.max_steps?" in refused(capsys, "fit", *TINY, "--trainer.max_step", "3")
@@ -219,6 +222,7 @@ def test_without_a_configuration_the_way_on_is_shown(capsys):
     assert "configs/base.yaml" not in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -244,6 +248,7 @@ def test_what_does_not_parse(capsys, words, told):
     assert all(word.lower() in text.lower() for word in told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -264,6 +269,7 @@ def test_a_wrong_value_leaves_a_message_and_no_folder(tmp_path, words, told):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["no/such", "pypi:no-such"])
 def test_a_model_that_is_not_there(tmp_path, name):
     message = leave("fit", *TINY, "--run", str(tmp_path), "--model.student.init_args.name", name)
@@ -483,6 +489,7 @@ def test_keys_given_to_load_are_those_of_the_command_line(tmp_path):
     assert run.config.fit.model.student.init_args.revision == "007"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", ["Solve: {question}", "[{question}]", "- {question}", "{question}\n{hint}", "yes", "1e-3", "7"]
 )

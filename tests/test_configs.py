@@ -67,6 +67,7 @@ def test_an_overlay_has_at_most_25_lines(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 25
 
 
+@pytest.mark.slow
 def test_tiny_on_top_of_everything_needs_no_network_and_no_optional_package():
     config = resolve(BASE, *(path for path in OVERLAYS if path != TINY), TINY)
     student = config["model"]["student"]["init_args"]
@@ -162,6 +163,7 @@ def test_the_base_agrees_with_the_defaults_in_the_code():
     assert differing == REASONS.keys()
 
 
+@pytest.mark.slow
 def test_quick_shortens_and_exchanges_nothing():
     """It is to try one's own model, data and prompts."""
     for paths in ((BASE,), (BASE, CONFIGS / "model/qwen3.yaml", CONFIGS / "data/jsonl.yaml")):
