@@ -39,7 +39,8 @@ class Verifier:
         forms: Where a final answer may stand, tried in this order: "boxed" (`\boxed{…}`, `\fbox{…}`), "hashes"
             (`#### …`), "answer_is" ("the answer is …", "the correct option is …", "Answer: …"). The first form
             that is found counts.
-        timeout: Wall-clock seconds for one answer, > 0. An ordinary comparison in the worker takes 0.01 to 0.5 s.
+        timeout: Seconds of processor time for one answer in the worker, > 0, and ten times as many by the clock. An
+            ordinary comparison takes 0.01 to 0.5 s.
         max_chars: Only this many characters at the end of a text are looked at, >= 1.
         occurrence: Which one counts where that form occurs several times: the "last", the "first", or the last if all
             are "agreed" on one answer (`canonical`), else none. A box within a box is part of the outer one.

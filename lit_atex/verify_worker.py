@@ -1,23 +1,25 @@
 """math-verify in a process that can be killed: both ends of the pipe; knows no completions and no verdict records.
 
-`Worker` is the near end. Run as a script, this file is the far end: it imports nothing of this package and keeps no
-time, its parent does. It takes a file descriptor (a duplex pipe) and the parent's limit in seconds; after "ready" it
-answers each JSON request `[reference, answer]` with `correct`, `wrong` or `unparsed`, until the pipe closes. POSIX.
+`Worker` is the near end. Run as a script, this file is the far end: it imports nothing of this package. It takes a file
+descriptor (a duplex pipe) and a limit in seconds; after "ready" it answers each JSON request `[reference, answer]` with
+`correct`, `wrong` or `unparsed`, until the pipe closes. POSIX.
+
+The limit is of processor time, and ends the process by a signal that no Python code handles: a verdict, which is a
+reward, must not depend on what else the machine does.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import multiprocessing
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import threading
-import time
 import warnings
 import weakref
 from contextlib import suppress
@@ -26,6 +28,7 @@ from typing import Any
 
 _MEMORY = 2 * 1024**3  # bytes of address space; sympy and its caches need about a tenth
 _DECIMAL = re.compile(r"-?\d*\.(\d+)")
+_CLOCK = 10  # times the limit that the near end waits by the clock, should the far end get no processor at all
 _START_LIMIT = 120.0  # seconds for the imports; they are not part of any answer's limit
 
 
@@ -35,7 +38,7 @@ class Worker:
     May be shared between threads and used after a fork; a copy starts its own. It never keeps the interpreter alive.
 
     Args:
-        timeout: Wall-clock seconds for one comparison, > 0.
+        timeout: Seconds of processor time for one comparison, > 0; ten times as many by the clock.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -64,7 +67,7 @@ class Worker:
             try:
                 pipe = self._running()
                 pipe.send_bytes(json.dumps([reference, answer]).encode("ascii"))  # lone surrogates travel as \udXXX
-                if pipe.poll(self.timeout):
+                if pipe.poll(_CLOCK * self.timeout):
                     reply = pipe.recv_bytes().decode()
             except (OSError, EOFError):  # it died
                 pass
@@ -132,7 +135,7 @@ def _compare(reference: str, answer: str) -> str:
             [LatexExtractionConfig()],
             fallback_mode="no_fallback",
             extraction_mode="first_match",
-            parsing_timeout=None,  # theirs is an alarm signal; the parent's kill holds instead
+            parsing_timeout=None,  # theirs is an alarm signal; our limit holds instead
         )
 
     expected, given = expressions(reference), expressions(answer)
@@ -173,7 +176,7 @@ def _are_near(one: Any, other: Any) -> bool:
 
 
 def _bound(kind: int, limit: int) -> None:
-    # Refused under a lower hard limit, or where the system has no such limit: the parent's clock still holds.
+    # Refused under a lower hard limit, or where the system has no such limit: the time is bounded in any case.
     with suppress(OSError, ValueError):
         resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
 
@@ -182,6 +185,8 @@ def _serve() -> None:
     pipe, seconds = Connection(int(sys.argv[1])), float(sys.argv[2])
     _bound(resource.RLIMIT_CORE, 0)
     _bound(resource.RLIMIT_AS, _MEMORY)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # a parent may have handed down that it is ignored, or blocked
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     logging.disable(logging.CRITICAL)
     _compare(r"\frac{1}{2}", "x^2")  # imports sympy and builds the parser's tables before any clock runs
     pipe.send_bytes(b"ready")
@@ -190,14 +195,14 @@ def _serve() -> None:
             request = pipe.recv_bytes()
         except (EOFError, OSError):
             return
-        # If the parent dies within a comparison nobody is left to kill this process: processor time then ends it.
-        _bound(resource.RLIMIT_CPU, math.ceil(time.process_time() + seconds) + 5)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             reply = _compare(*json.loads(request))
         except MemoryError:
             raise
         except Exception:  # sympy raises anything on hostile text; an answer that cannot be compared is not equal
             reply = "wrong"
+        signal.setitimer(signal.ITIMER_PROF, 0)
         pipe.send_bytes(reply.encode())
 
 
