@@ -491,7 +491,8 @@ def test_keys_given_to_load_are_those_of_the_command_line(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "text", ["Solve: {question}", "[{question}]", "- {question}", "{question}\n{hint}", "yes", "1e-3", "7"]
+    "text",
+    ["Solve: {question}", "[{question}]", "- {question}", "{question}\n{hint}", "### {question}", "yes", "1e-3", "7"],
 )
 def test_a_text_stays_one_where_the_key_takes_a_text(tmp_path, text):
     """Of which YAML would make a mapping, a list, a truth or a number."""
@@ -501,6 +502,17 @@ def test_a_text_stays_one_where_the_key_takes_a_text(tmp_path, text):
     assert given.model.prompts.init_args.system == given.model.student.init_args.revision == text
     assert given.model.student.init_args.name == str(tmp_path / text)
     assert given.model.sampling.temperature == 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["Solve: {question}", "[{question}]", "### {question}", "### Problem\n{question}"])
+def test_a_prompt_stays_a_text_on_the_command_line_and_in_a_file(capsys, tmp_path, text):
+    """YAML would make a mapping of the first, and of the third nothing, in whose place the default would stand."""
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump({"model": {"prompts": {"init_args": {"student": text}}}}))
+    for words in (["--model.prompts.init_args.student", text], ["--config", str(file)]):
+        assert leave("fit", *TINY, *words, "--print_config") == 0
+        assert yaml.safe_load(capsys.readouterr().out)["model"]["prompts"]["init_args"]["student"] == text
 
 
 def embedded(split, size=3):
