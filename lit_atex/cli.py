@@ -234,8 +234,9 @@ class Cli(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        """Look for the hint; leave out validations of nothing: Lightning would warn of an empty list of loaders."""
+        """Look for hint and model; leave out validations of nothing: Lightning would warn of an empty list."""
         self.model.prompts.check()
+        self.model.source.check()
         if not self.datamodule.validation_names:
             self.trainer.limit_val_batches = 0
 

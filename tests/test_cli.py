@@ -151,6 +151,19 @@ def test_a_config_that_is_not_there_is_named_with_those_that_ship():
     assert "exposure/bandit" in message
 
 
+@pytest.mark.parametrize(("word", "near"), [("fti", " Is it fit?"), ("evalute", " Is it evaluate?"), ("nosuch", "")])
+def test_a_command_that_is_not_there(capsys, word, near):
+    error = refused(capsys, word)
+    assert error == f"lit-atex: error: there is no command {word!r}.{near} (see `lit-atex --help`)\n"
+
+
+def test_a_file_of_problems_in_the_place_of_a_config(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"problem": "1+1?", "solution": "\\\\boxed{2}"}\n')
+    for words in (["fit", *TINY, "--config"], ["evaluate", "embedded", "--sets"]):
+        message = leave(*words, str(tmp_path / "train.jsonl"))
+        assert "train.jsonl holds problems and is no config: name it in one, as data/jsonl.yaml does" in message
+
+
 def test_version(capsys):
     assert leave("--version") == 0
     assert re.fullmatch(r"lit-atex \d+\.\d+\.\d+\n", capsys.readouterr().out)
@@ -280,6 +293,12 @@ def test_a_hint_function_that_is_not_there_is_told_of_before_data_are_read(tmp_p
     words = ["--model.prompts.init_args.hint", "nosuch.hint", "--data.train", "lit_atex.sources.JsonLines"]
     message = leave("fit", *TINY, "--run", str(tmp_path), *words, "--data.train.path", "nosuch")
     assert "model.prompts.hint: nosuch.hint could not be imported" in message
+
+
+def test_a_model_whose_folder_is_not_there_is_told_of_before_data_are_read(tmp_path):
+    words = ["--model.student.init_args.name", "runs/a/student", "--data.train", "lit_atex.sources.JsonLines"]
+    message = leave("fit", *TINY, "--run", str(tmp_path), *words, "--data.train.path", "nosuch")
+    assert "name='runs/a/student' could not be loaded: there is no such folder" in message
 
 
 @pytest.mark.slow
