@@ -9,8 +9,6 @@ import json
 from os import PathLike
 from typing import Any
 
-import yaml
-
 from lit_atex.callbacks import ExposureControl
 from lit_atex.cli import Cli
 from lit_atex.console import quiet
@@ -80,25 +78,13 @@ def load(*stack: Name | dict[str, Any], run: Name | None = None, **options: bool
     for one in stack:
         for key, value in one.items() if isinstance(one, dict) else [("", one)]:
             text = str(value) if isinstance(value, str | PathLike) else None
-            if "." in key and (text is None or not _is_nested(text) or key.startswith(OF_A_SET)):
+            if "." in key:
                 words.append(f"--{key}={_json(key, value) if text is None else text}")
             else:
                 words += ["--config", _json(key, {key: value}) if key else str(find_config(str(value)))]
     words += ["--run", str(run)] if run else []
     words += [f"--{name}={json.dumps(value)}" for name, value in options.items()]
     return Run(words)
-
-
-OF_A_SET = ("data.validation.", "data.test.")
-"""Beginnings of keys that name one of several sets, which as a key of a file they could not."""
-
-
-def _is_nested(text: str) -> bool:
-    """Whether YAML makes a mapping or a list of a text: so does the command line, where a file's key leaves it one."""
-    try:
-        return isinstance(yaml.safe_load(text), dict | list)
-    except yaml.YAMLError:
-        return False
 
 
 def _json(key: str, value: Any) -> str:

@@ -44,30 +44,31 @@ def attempt(module: SelfDistillation, batch: list[Problem]) -> Attempts:
     if skipped := [p.id for p, fit in zip(batch, fits) if not fit]:
         log.warning("prompts longer than model.prompts.max_prompt_tokens or the context, skipped: %s", skipped)
     problems, prompts = list(compress(batch, fits)), list(compress(prompts, fits))
+    broke = False
     with module.clock.timed("rollout"):
-        rollouts, broke = rollout(module, problems, prompts)
+        try:
+            rollouts = module.rollout(problems, prompts)
+        except FloatingPointError as error:  # the step will be skipped: nothing is scored
+            log.warning("%s; problems: %s", error, [p.id for p in problems])
+            rollouts, broke = Rollouts.nothing(len(problems) * module.samples, module.device), True
     with module.clock.timed("verify"):
         completions = module.decode(rollouts)
         verdicts = module.grade(completions, problems, module.samples)
     return Attempts(fits, problems, prompts, rollouts, completions, verdicts, broke)
 
 
-def rollout(module: SelfDistillation, problems: list[Problem], prompts: list[list[int]]) -> tuple[Rollouts, bool]:
+def rollout(module: SelfDistillation, problems: list[Problem], prompts: list[list[int]]) -> Rollouts:
     """References, or the student's completions, seeded by run, step, problem, sample, and how often it was drawn.
 
-    Returns:
-        The completions, and whether sampling met logits that are not finite.
+    Raises:
+        FloatingPointError: If sampling meets logits that are not finite.
     """
     keys: list[tuple[int | str, ...]] = [(module.global_step, p.id) for p in problems]
     generators = row_generators(module.seed, "rollout", keys, module.samples, module.window.drawn)
     if not problems:
-        return Rollouts.nothing(0, module.device), False
+        return Rollouts.nothing(0, module.device)
     if module.completions != "student":
         solutions = [module.prompts.solution(p, module.tokenizer) for p in problems]
         limit = module.sampling.max_new_tokens
-        return references(solutions, module.samples, module.end_id, limit, module.device), False
-    try:
-        return module.generate(prompts, module.samples, module.sampling, generators), False
-    except FloatingPointError as error:  # the step will be skipped: nothing is scored
-        log.warning("%s; problems: %s", error, [p.id for p in problems])
-        return Rollouts.nothing(len(generators), module.device), True
+        return references(solutions, module.samples, module.end_id, limit, module.device)
+    return module.generate(prompts, module.samples, module.sampling, generators)

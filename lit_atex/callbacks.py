@@ -54,12 +54,12 @@ class ExposureControl(pl.Callback):
         self._resumed: dict[str, Any] | None = None  # its state, in the midst of a window that goes on
         self._step_seconds = self._probe_seconds = self._last_probe = 0.0
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: SelfDistillation) -> None:  # type: ignore[override]
         """Refuse what cannot work, and warn of what would surprise.
 
         Raises:
-            ValueError: If the progress measure needs a probe and there is none, windows last an endless epoch, or a
-                strategy or measure saves what it does not load.
+            ValueError: If the progress measure needs a probe and there is none, or cannot follow this run; windows
+                last an endless epoch; or a strategy or measure saves what it does not load.
         """
         source = getattr(getattr(trainer, "datamodule", None), "train", None)
         endless = source is not None and not source.finite and not isinstance(trainer.limit_train_batches, int)
@@ -79,7 +79,9 @@ class ExposureControl(pl.Callback):
         if not self.strategy.needs_progress:
             if type(self.progress) is not RolloutAccuracy:
                 log.warning("exposure.progress is not read: %s learns nothing.", type(self.strategy).__name__)
-        elif self.progress.needs_probe:
+            return
+        self.progress.check(pl_module)
+        if self.progress.needs_probe:
             self._check_probe(probe_of(trainer))
 
     def _check_probe(self, probe: list[Problem]) -> None:

@@ -59,7 +59,7 @@ class SaveConfig(SaveConfigCallback):
         config = self.config.clone()
         config.checkpoint.dirpath, config.ckpt_path, config.resume, config.overwrite = None, None, False, False
         name = "config.yaml" if stage == "fit" else f"config-{getattr(stage, 'value', stage)}.yaml"
-        self.parser.save(config, run / name, skip_none=False, overwrite=True, multifile=False)
+        self.parser.save(config, run / name, skip_unset=False, overwrite=True, multifile=False)
 
 
 class Cli(LightningCLI):
@@ -203,7 +203,7 @@ class Cli(LightningCLI):
 
     def _as_plain_data(self, config: Any) -> dict[str, Any]:
         """The settings as plain data."""
-        told: dict[str, Any] = yaml.safe_load(self._parser("fit").dump(config, skip_none=False))
+        told: dict[str, Any] = yaml.safe_load(self._parser("fit").dump(config, skip_unset=False))
         return told
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -234,8 +234,9 @@ class Cli(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        """Look for the hint; leave out validations of nothing: Lightning would warn of an empty list of loaders."""
+        """Look for hint and model; leave out validations of nothing: Lightning would warn of an empty list."""
         self.model.prompts.check()
+        self.model.source.check()
         if not self.datamodule.validation_names:
             self.trainer.limit_val_batches = 0
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 
 OVERVIEW = """\
@@ -76,8 +77,11 @@ def main(args: list[str] | None = None) -> None:
 
         print(f"lit-atex {version('lit-atex')}")
         raise SystemExit(0)
-    if not words[0].startswith("-") and words[0] not in (*MODULES, *TRAINER, "evaluate"):
-        print(f"lit-atex: error: there is no command {words[0]!r} (see `lit-atex --help`)", file=sys.stderr)
+    known = [*MODULES, *TRAINER, "evaluate"]
+    if not words[0].startswith("-") and words[0] not in known:
+        near = [f" Is it {name}?" for name in get_close_matches(words[0], known, 1)]
+        told = f"lit-atex: error: there is no command {words[0]!r}.{''.join(near)} (see `lit-atex --help`)"
+        print(told, file=sys.stderr)
         raise SystemExit(2)
     # Before torch is loaded: threads that wait sleep. If they spin, a tiny model is 7 % faster on an idle machine, and
     # a step takes ten times as long or worse on one with other work (docs/speed.md).

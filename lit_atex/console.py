@@ -62,7 +62,7 @@ def with_known_classes(message: str) -> str:
     from lit_atex.verify import Verifier
     from lit_atex.weighting import Weighting
 
-    message = re.sub(r"- Expected a path but \S+ either not accessible or invalid -? ?", "", message)
+    message = re.sub(r"- Expected a path but .+? either not accessible or invalid -? ?", "", message)
     bases: dict[str, type] = {"strategy": Exposure, "progress": ProgressMeasure, "learner": Learner, "teacher": Teacher}
     bases |= {"divergence": Divergence, "engine": RolloutEngine, "verifier": Verifier, "weighting": Weighting}
     bases |= dict.fromkeys(("train", "validation", "test", "probe"), Source)

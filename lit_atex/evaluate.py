@@ -49,9 +49,11 @@ def find_config(name: str, folder: str = "") -> Path:
     """A config by its path, or by its name among those that ship: "protocol/paper"; a set: "aime24".
 
     Raises:
-        ValueError: If there is none, or the file is no YAML.
+        ValueError: If there is none, or the file is no YAML, or one of problems.
     """
     if (path := Path(name).expanduser()).is_file():
+        if path.suffix in (".jsonl", ".parquet"):
+            raise ValueError(f"{name} holds problems and is no config: name it in one, as data/jsonl.yaml does.")
         _read(path)  # the parser would not say which file of a stack it is
         return path
     shipped = configs() / folder / f"{name.removeprefix('configs/').removesuffix('.yaml')}.yaml"

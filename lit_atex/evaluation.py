@@ -15,18 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lit_atex import noise
-from lit_atex.metrics import (
-    AverageAtK,
-    DistinctAnswers,
-    GPassAtK,
-    MajorityAtK,
-    MeanOverProblems,
-    PassAtK,
-    curve_of,
-    g_pass_at_k,
-    mean_g_pass_at_k,
-    pass_at_k,
-)
+from lit_atex.metrics import curve_of, g_pass_at_k, mean_g_pass_at_k, pass_at_k
 from lit_atex.ranks import of_all_ranks
 from lit_atex.stats import bootstrap_intervals, fixed_problems_interval
 from lit_atex.types import Verdict
@@ -36,6 +25,8 @@ TAUS = (0.5, 0.75, 1.0)
 """The shares of G-Pass@k that are shown, as in its paper."""
 SHARES = ("wrong", "unparsed", "timeout", "cut")
 """What became of the answers that are not correct; "cut" at the length limit overlaps with the others."""
+PLAIN = ("length", "cut", *(v.value for v in Verdict if v is not Verdict.CORRECT))
+"""What a sample has by itself, of which a problem has the mean."""
 
 Interval = tuple[float, float]
 
@@ -139,7 +130,18 @@ def shown_ks(n: int) -> list[int]:
 @lru_cache(maxsize=8)
 def metric_names(n: int) -> tuple[str, ...]:
     """The names in `Result.metrics` for n samples, without the user's own."""
-    return tuple(_Set("", n).names)
+    of_counts, of_votes = _kinds(n)
+    return (*of_counts, *of_votes, "distinct", *PLAIN)
+
+
+def _kinds(n: int) -> tuple[dict[str, tuple[Any, ...]], dict[str, tuple[Any, ...]]]:
+    """Those of counts of correct samples, and those of votes: for each its shell (metric_shells.py), k, and tau."""
+    ks = shown_ks(n)
+    counts: dict[str, tuple[Any, ...]] = {f"avg@{n}": ("AverageAtK", n)}
+    counts |= {f"pass@{k}": ("PassAtK", k) for k in range(1, n + 1)}
+    counts |= {f"g-pass@{k}_{tau}": ("GPassAtK", k, tau) for k in ks for tau in TAUS if k > 1}
+    counts |= {f"mg-pass@{k}": ("GPassAtK", k) for k in ks if k > 1}
+    return counts, {f"maj@{k}": ("MajorityAtK", k) for k in ks}
 
 
 def is_share(name: str) -> bool:
@@ -151,20 +153,16 @@ class _Set(nn.Module):
     """The metrics of one set: values stream in, and are synced over ranks when the set is closed."""
 
     def __init__(self, name: str, samples: int, own: Sequence[str] = ()) -> None:
+        from lit_atex import metric_shells
+
         super().__init__()
         self.name, self.samples = name, n = name, samples
-        ks = shown_ks(n)
-        counts: dict[str, MeanOverProblems] = {f"avg@{n}": AverageAtK(n)}
-        counts |= {f"pass@{k}": PassAtK(k) for k in range(1, n + 1)}
-        counts |= {f"g-pass@{k}_{tau}": GPassAtK(k, tau) for k in ks for tau in TAUS if k > 1}
-        counts |= {f"mg-pass@{k}": GPassAtK(k) for k in ks if k > 1}
-        votes: dict[str, MeanOverProblems] = {f"maj@{k}": MajorityAtK(k) for k in ks}
-        plain = ["length", "cut", *(v.value for v in Verdict if v is not Verdict.CORRECT), *own]
-        self.of_counts, self.of_votes, self.plain, self.own = list(counts), list(votes), plain, set(own)
-        self.names = [*counts, *votes, "distinct", *plain]
-        # a list, as the names of a ModuleDict must not contain dots
-        values = (*counts.values(), *votes.values(), DistinctAnswers(), *(MeanOverProblems() for _ in plain))
-        self.metrics: Any = nn.ModuleList(values)
+        counts, votes = _kinds(n)
+        self.of_counts, self.of_votes, self.plain, self.own = list(counts), list(votes), [*PLAIN, *own], set(own)
+        self.names = [*counts, *votes, "distinct", *self.plain]
+        made = [getattr(metric_shells, kind)(*sizes) for kind, *sizes in (*counts.values(), *votes.values())]
+        made += [metric_shells.DistinctAnswers(), *(metric_shells.MeanOverProblems() for _ in self.plain)]
+        self.metrics: Any = nn.ModuleList(made)  # a list, as the names of a ModuleDict must not contain dots
         self.rows: list[dict[str, Any]] = []
 
     def named(self) -> dict[str, Any]:

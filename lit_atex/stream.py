@@ -94,7 +94,7 @@ class Tally:
 
     def describe(self) -> str:
         """The rows that gave no problem, for a reader."""
-        lines = [f"{self.bad.total()} of {self.rows} rows are broken"]
+        lines = [f"{self.bad.total()} of {self.rows} rows are broken" if self.rows else "It is empty: no row was read"]
         if self.held_out:
             lines[0] += f", {self.held_out} are held out for evaluation"
         for reason, number in self.bad.most_common():

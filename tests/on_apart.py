@@ -17,7 +17,7 @@ from fakes import two_layer_model
 
 from lit_atex.api import load
 from lit_atex.decode import decoder_for
-from lit_atex.metrics import GPassAtK, PassAtK
+from lit_atex.metric_shells import GPassAtK, PassAtK
 from lit_atex.rollout import TransformersEngine
 from lit_atex.sampling import Sampling, draw
 from lit_atex.types import widest

@@ -151,6 +151,19 @@ def test_a_config_that_is_not_there_is_named_with_those_that_ship():
     assert "exposure/bandit" in message
 
 
+@pytest.mark.parametrize(("word", "near"), [("fti", " Is it fit?"), ("evalute", " Is it evaluate?"), ("nosuch", "")])
+def test_a_command_that_is_not_there(capsys, word, near):
+    error = refused(capsys, word)
+    assert error == f"lit-atex: error: there is no command {word!r}.{near} (see `lit-atex --help`)\n"
+
+
+def test_a_file_of_problems_in_the_place_of_a_config(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"problem": "1+1?", "solution": "\\\\boxed{2}"}\n')
+    for words in (["fit", *TINY, "--config"], ["evaluate", "embedded", "--sets"]):
+        message = leave(*words, str(tmp_path / "train.jsonl"))
+        assert "train.jsonl holds problems and is no config: name it in one, as data/jsonl.yaml does" in message
+
+
 def test_version(capsys):
     assert leave("--version") == 0
     assert re.fullmatch(r"lit-atex \d+\.\d+\.\d+\n", capsys.readouterr().out)
@@ -280,6 +293,12 @@ def test_a_hint_function_that_is_not_there_is_told_of_before_data_are_read(tmp_p
     words = ["--model.prompts.init_args.hint", "nosuch.hint", "--data.train", "lit_atex.sources.JsonLines"]
     message = leave("fit", *TINY, "--run", str(tmp_path), *words, "--data.train.path", "nosuch")
     assert "model.prompts.hint: nosuch.hint could not be imported" in message
+
+
+def test_a_model_whose_folder_is_not_there_is_told_of_before_data_are_read(tmp_path):
+    words = ["--model.student.init_args.name", "runs/a/student", "--data.train", "lit_atex.sources.JsonLines"]
+    message = leave("fit", *TINY, "--run", str(tmp_path), *words, "--data.train.path", "nosuch")
+    assert "name='runs/a/student' could not be loaded: there is no such folder" in message
 
 
 @pytest.mark.slow
@@ -463,19 +482,21 @@ def test_threads_that_wait_sleep_unless_the_user_says_otherwise():
 
 
 @pytest.mark.slow
-def test_reading_results_does_not_wait_for_lightning():
+def test_reading_results_does_not_wait_for_lightning_nor_torchmetrics():
     code = """
         import sys
         from lit_atex.commands import main
+        from lit_atex.evaluation import metric_names
         for command in ("compare", "report", "inspect"):
             try:
                 main([command, "--help"])
             except SystemExit:
-                print(command, "lightning" in sys.modules)
+                metric_names(4)
+                print(command, sorted({"lightning", "torchmetrics", "transformers", "scipy"} & sys.modules.keys()))
     """
     lines = python("-c", textwrap.dedent(code)).stdout.splitlines()
     for command in ("compare", "report", "inspect"):
-        assert f"{command} False" in lines
+        assert f"{command} []" in lines
 
 
 def test_keys_given_to_load_are_those_of_the_command_line(tmp_path):
@@ -491,7 +512,8 @@ def test_keys_given_to_load_are_those_of_the_command_line(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "text", ["Solve: {question}", "[{question}]", "- {question}", "{question}\n{hint}", "yes", "1e-3", "7"]
+    "text",
+    ["Solve: {question}", "[{question}]", "- {question}", "{question}\n{hint}", "### {question}", "yes", "1e-3", "7"],
 )
 def test_a_text_stays_one_where_the_key_takes_a_text(tmp_path, text):
     """Of which YAML would make a mapping, a list, a truth or a number."""
@@ -501,6 +523,17 @@ def test_a_text_stays_one_where_the_key_takes_a_text(tmp_path, text):
     assert given.model.prompts.init_args.system == given.model.student.init_args.revision == text
     assert given.model.student.init_args.name == str(tmp_path / text)
     assert given.model.sampling.temperature == 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["Solve: {question}", "[{question}]", "### {question}", "### Problem\n{question}"])
+def test_a_prompt_stays_a_text_on_the_command_line_and_in_a_file(capsys, tmp_path, text):
+    """YAML would make a mapping of the first, and of the third nothing, in whose place the default would stand."""
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump({"model": {"prompts": {"init_args": {"student": text}}}}))
+    for words in (["--model.prompts.init_args.student", text], ["--config", str(file)]):
+        assert leave("fit", *TINY, *words, "--print_config") == 0
+        assert yaml.safe_load(capsys.readouterr().out)["model"]["prompts"]["init_args"]["student"] == text
 
 
 def embedded(split, size=3):

@@ -530,7 +530,7 @@ def test_a_source_that_keeps_its_generator_is_refused():
     ("source", "message"),
     [
         (Numbers(None), r"data\.test\.t never ends: set data\.test\.t\.init_args\.size"),
-        (Numbers(0), r"data\.test\.t has no problem"),
+        (Numbers(0), r"data\.test\.t has no problem\. It is empty: no row was read$"),
         (Renamed(["a", "a"], "same"), r"data\.test\.t: the id 'same' occurs twice: give each problem its own"),
         (Renamed(["a", "b"], "same"), r"data\.test\.t: the id 'same' is that of two questions.*: give each problem"),
     ],

@@ -11,18 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lit_atex.metrics import (
-    AverageAtK,
-    DistinctAnswers,
-    GPassAtK,
-    MajorityAtK,
-    MeanOverProblems,
-    PassAtK,
-    average_at_k,
-    g_pass_at_k,
-    mean_g_pass_at_k,
-    pass_at_k,
-)
+from lit_atex.metric_shells import AverageAtK, DistinctAnswers, GPassAtK, MajorityAtK, MeanOverProblems, PassAtK
+from lit_atex.metrics import average_at_k, g_pass_at_k, mean_g_pass_at_k, pass_at_k
 from lit_atex.votes import distinct_answers, majority_at_k
 
 counts = st.integers(1, 40).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))

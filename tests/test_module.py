@@ -17,7 +17,6 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
-from lit_atex.attempts import rollout
 from lit_atex.callbacks import ExposureControl
 from lit_atex.data import ProblemDataModule
 from lit_atex.divergence import Divergence, ForwardKL, ReverseKL
@@ -423,7 +422,7 @@ def test_rollouts_depend_on_seed_step_problem_and_sample_alone(name):
 
     def sample(problems: list[Problem], module: SelfDistillation = module) -> list[list[int]]:
         module.window.clear()
-        rollouts, _ = rollout(module, problems, [module.prompts.student(p, module.tokenizer) for p in problems])
+        rollouts = module.rollout(problems, [module.prompts.student(p, module.tokenizer) for p in problems])
         return [row[:n].tolist() for row, n in zip(rollouts.ids, rollouts.lengths)]
 
     together = sample(SIX)
@@ -434,6 +433,18 @@ def test_rollouts_depend_on_seed_step_problem_and_sample_alone(name):
     other = distillation(name, engine=TransformersEngine(), samples=3, max_new_tokens=12, seed=1)
     other.configure_model()
     assert all(a != b for a, b in zip(sample(SIX, other), together))
+
+
+class OwnRollouts(SelfDistillation):
+    def rollout(self, problems, prompts):
+        return Rollouts.of([[40 + len(prompt), 41, 0] for prompt in prompts], self.end_ids, self.device)
+
+
+def test_a_subclass_makes_its_rollouts_otherwise(name):
+    module = distillation(name)
+    module.__class__ = OwnRollouts
+    fit(module)
+    assert module.seen.rollouts.lists() == [[40 + len(prompt), 41, 0] for prompt in module.seen.student_prompts]
 
 
 def test_rollouts_change_with_the_optimizer_step_not_with_the_micro_batch(name):

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from lit_atex.attempts import Attempts
+from lit_atex.beta_policy import BetaPolicy
 from lit_atex.callbacks import ExposureControl
 from lit_atex.exposure import Fixed
 from lit_atex.module import SelfDistillation
@@ -148,14 +149,15 @@ def test_the_student_is_as_before(tmp_path):
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-def test_what_is_not_drawn_is_refused(tmp_path, greedy):
-    module = ready(tmp_path)
+def test_what_is_not_drawn_is_refused_before_training(tmp_path, greedy):
+    module = distillation(saved_model(tmp_path))
     if greedy:
         module.sampling = replace(module.sampling, temperature=0.0)
     else:
         module.completions = "reference"
+    control = ExposureControl(BetaPolicy(), progress=ReweightedAccuracy())
     with pytest.raises(ValueError, match=r"ReweightedAccuracy weighs rollouts .* set model\.completions to student"):
-        ReweightedAccuracy().window_opens(module, PROBE)
+        control.on_fit_start(trainer(1), module)
 
 
 class Breaks(TransformersEngine):
