@@ -47,6 +47,7 @@ def test_the_table_has_right_and_wrong_pairs_of_every_kind_with_their_reasons() 
     assert len({(row["prediction"], row["reference"]) for row in rows()}) == len(rows()) >= 500
     assert {kind for kind, _ in verdicts} == KINDS
     assert all(len(row["reason"]) > 3 for row in rows())
+    assert {row["by"] for row in rows()} == {"here", "worker"}  # others would be tested by nobody: a comma wants quotes
     for kind in KINDS:
         assert verdicts[kind, "correct"]
         assert verdicts[kind, "wrong"] + verdicts[kind, "unparsed"] >= 2
