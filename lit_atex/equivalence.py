@@ -19,7 +19,7 @@ from lit_atex.units import CURRENCIES
 
 _ROUNDED = 6  # decimal places from which on a decimal may stand for what it is rounded from
 _EXPRESSION = re.compile(r"[+^-]|^[0-9]")  # of a name that is more than a name
-_EQUATED = re.compile(r"[+^]|(?<![A-Za-z]{2})-(?![A-Za-z]{2})|^[0-9]")  # but not x-intercept
+_EQUATED = re.compile(r"[+^]|(?<![A-Za-z]{2})-(?![A-Za-z]{2})|^[0-9]|[a-z]\*[a-z]")  # but not x-intercept, AB
 _IN_BRACKETS = re.compile(r"\([^()]*\)")
 _LETTERS, _VOWEL = re.compile(r"[A-Za-z]+"), re.compile(r"[aeiouyAEIOUY]")
 _LETTERS_AS_UNIT = re.compile(r"[A-Za-z](?:\^-?[1-9])?(?: [A-Za-z](?:\^-?[1-9])?)*")
@@ -118,6 +118,8 @@ def _equal_leaves(a: Leaf, b: Leaf) -> bool | None:
         return True
     if _in_other_units(a, b):
         return False
+    if _is_equated(a.name) and not b.name:
+        return False  # the reference's circle, x^2 + y^2 = 25, is not 25; an answer's m + n = 25 is
     if a.words and (b.words or _DATED.search(a.text)):  # the reference's 10-20 is a range; an answer's may be a sum
         choice = a.text in _CHOICES or (_is_prose(a.text) and _is_prose(b.text))  # x is not X, nor rR rr
         if " and " in a.text + b.text:  # in which no order counts
@@ -167,6 +169,11 @@ def _zero(leaf: Leaf) -> exact.Value:
     zero = exact.add(left, right, -1) if left is not None and right is not None else {}
     letters = {symbol for monomial in zero for symbol, _ in monomial if not symbol.isdigit()} - {"e", "i", r"\pi"}
     return zero if len(letters) > 1 else {}
+
+
+def _is_equated(name: str) -> bool:
+    """Whether it is an expression in several letters rather than a name of what was asked."""
+    return bool(_EQUATED.search(_IN_BRACKETS.sub("", name)))
 
 
 def _is_prose(text: str) -> bool:
@@ -259,7 +266,7 @@ def _show(answer: Answer) -> str:
             return answer.text if len(answer.text) == 1 and answer.text not in _CHOICES else answer.text.casefold()
         if answer.value is None:
             return answer.text
-        if _EQUATED.search(_IN_BRACKETS.sub("", answer.name)):  # an equation: x + y = 0 is not x - y = 0
+        if _is_equated(answer.name):  # an equation: x + y = 0 is not x - y = 0
             return f"{answer.name}={exact.show(answer.value)}"
         number = exact.rational(answer.value)
         if answer.percent and number is not None and abs(number) < 1:
