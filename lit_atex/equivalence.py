@@ -206,15 +206,17 @@ def _equal_groups(a: Group, b: Group) -> bool | None:
         fewer, more = sorted(map(len, letters))
         return _in_order(items, others) if fewer == 0 and more > 1 else _in_any_order(items, others)
     if "union" in kinds:
-        sets_of_numbers = kinds <= {"union", "set", "()", "[]", "(]", "[)"}  # may be written otherwise: ask the worker
+        sets_of_numbers = kinds <= {"union", "set", "<>", "()", "[]", "(]", "[)"}  # else written: ask the worker
         return (kinds == {"union"} and _in_any_order(a.items, b.items)) or (None if sets_of_numbers else False)
     for one, other in ((a, b), (b, a)):
         if one.kind in ("list", "set") and len(one.items) == 1:
             return equal(one.items[0], other)
     if "set" in kinds or (kinds & {"matrix", "row"} and len(kinds) > 1):
         return False
-    if len(a.items) == 2 and len(kinds) > 1 and kinds != {"list", "()"}:
+    if len(a.items) == 2 and len(kinds) > 1 and kinds not in ({"list", "()"}, {"<>", "()"}):
         return False  # the brackets of an interval have a meaning, those of a longer sequence have none
+    if "<>" in kinds and (_names(a.items) or _names(b.items)):
+        return False  # 2 < x < 3 is not (x, y) = (2, 3)
     if any(g.kind == "list" and len(_names(g.items)) == 1 for g in (a, b)):
         return False  # x=2, x=3 is no pair
     return _in_order(a.items, b.items)
@@ -278,5 +280,5 @@ def _show(answer: Answer) -> str:
         return shown[0] if len(shown) == 1 else "{" + ",".join(shown) + "}"
     if answer.kind == "union":
         return "U".join(sorted(shown))
-    brackets = answer.kind if len(answer.kind) == 2 and len(shown) == 2 else "()"
+    brackets = answer.kind if len(answer.kind) == 2 and answer.kind != "<>" and len(shown) == 2 else "()"
     return brackets[0] + ",".join(shown) + brackets[1]
