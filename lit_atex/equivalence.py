@@ -219,7 +219,14 @@ def _equal_groups(a: Group, b: Group) -> bool | None:
         return False  # 2 < x < 3 is not (x, y) = (2, 3)
     if any(g.kind == "list" and len(_names(g.items)) == 1 for g in (a, b)):
         return False  # x=2, x=3 is no pair
+    if any(_are_other_letters(item, other) for item, other in zip(a.items, b.items)):
+        return False  # (A, B) is not (a, b)
     return _in_order(a.items, b.items)
+
+
+def _are_other_letters(a: Answer, b: Answer) -> bool:
+    """Whether one is a letter, and the other another one, if only in its case."""
+    return isinstance(a, Leaf) and isinstance(b, Leaf) and len(a.text) == 1 and a.words and b.words and a.text != b.text
 
 
 def _names(items: Sequence[Answer]) -> set[str]:
