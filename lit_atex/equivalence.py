@@ -17,7 +17,7 @@ from lit_atex.leaves import Leaf, rounds_to, value_of
 from lit_atex.types import Verdict
 from lit_atex.units import CURRENCIES
 
-_ROUNDED = 6  # decimal places from which on a decimal may stand for what it is rounded from
+_ROUNDED = 6, 4  # places, and digits that count, from which on a decimal may stand for what it is rounded from
 _EXPRESSION = re.compile(r"[+^-]|^[0-9]")  # of a name that is more than a name
 _EQUATED = re.compile(r"[+^]|(?<![A-Za-z]{2})-(?![A-Za-z]{2})|^[0-9]|[a-z]\*[a-z]")  # but not x-intercept, AB
 _IN_BRACKETS = re.compile(r"\([^()]*\)")
@@ -190,7 +190,7 @@ def _is_constant(leaf: Leaf) -> bool:
 
 def _equal_values(a: Leaf, b: Leaf, value: exact.Value, other: exact.Value) -> bool:
     if a.percent == b.percent:
-        return value == other or rounds_to(value, b, _ROUNDED) or rounds_to(other, a, _ROUNDED)
+        return value == other or rounds_to(value, b, *_ROUNDED) or rounds_to(other, a, *_ROUNDED)
     percent, number = (exact.rational(v) for v in ((value, other) if a.percent else (other, value)))
     if percent is None or number is None:
         return value == other
