@@ -166,12 +166,15 @@ def _is_rounded(text: str, other: list) -> bool:
 def _are_near(one: Any, other: Any) -> bool:
     """Whether two numbers are equal to forty digits, with decimals to twelve; True of anything else, and of 0.
 
-    To math-verify 1/19! and 1/20! are equal.
+    To math-verify 1/19! and 1/20! are equal. Where the difference is a fraction all digits count.
     """
     from sympy import Float
 
     if not all(getattr(side, "is_number", False) and side != 0 for side in (one, other)):
         return True
+    difference = (one - other).doit()
+    if difference.is_Rational:
+        return bool(difference == 0)
     off, size = abs(one - other).evalf(60), abs(one).evalf(60)
     digits = 12 if (one - other).has(Float) else 40
     return not (off.is_Number and size.is_Number) or bool(off <= size / 10**digits)  # sympy leaves some unevaluated
