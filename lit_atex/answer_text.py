@@ -60,7 +60,7 @@ _DOLLARS = re.compile(r"(?<!\\)\$")
 _INNER = r"((?:[^{}]|\{[^{}]*\})*)"
 # (?<!\\) keeps the row separator of a matrix, `\\`, together with what follows it.
 _CLEANING = [
-    (re.compile(r"(?<=[0-9])(?:\{,\}|,\\!|\\!,|\\[,!])(?=[0-9]{3}(?![0-9]))"), ""),  # thousands, as LaTeX sets them
+    (re.compile(r"(?<=[0-9])(?:\{,\}|,\\! ?|\\!,|\\[,!])(?=[0-9]{3}(?![0-9]))"), ""),  # thousands, as LaTeX sets them
     (re.compile(r"(?<!\\)\\(?:(?:left|right|middle)\.?|[bB]igg?[lrm]?|displaystyle|limits)(?![A-Za-z])"), ""),
     (re.compile(r"(?<!\\)\\!|(?<!\\)\\[()\[\]]"), ""),
     (re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~"), " "),
