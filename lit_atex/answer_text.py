@@ -88,9 +88,13 @@ _CLEANING = [
 _THOUSANDS = re.compile(r"(?:^|(?<==)|(?<== ))[+-]?[$€£¥₹]? ?[+-]?[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
 _SPACED_THOUSANDS = re.compile(r"(?:^|(?<==)|(?<== ))[+-]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
 _LIST_THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+_SHAPE = r"(?<!\\)\\(?:bf|it|rm|sf|tt|em|sl)(?![A-Za-z]) ?"  # as TeX sets it: what follows in the group
+_SHAPED = re.compile(rf"(?<![A-Za-z}}\]^_])\{{ ?{_SHAPE}([^{{}}]*)\}}|{_SHAPE}\{{([^{{}}]*)\}}")
 _TEXT = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|[mh]box|operatorname|boldsymbol) ?\{([^{}]*)\}"
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|[mh]box|operatorname|boldsymbol|bm|pmb|emph) ?"
+    r"\{([^{}]*)\}"
 )
+_BOLD = re.compile(rf"{_SHAPE}|(?<!\\)\\(?:textbf|mathbf|boldsymbol|bm|pmb)(?![A-Za-z]) ?")  # around more than text
 _CELSIUS = re.compile(r" ?(?:°|degrees?) ?([cf])(?:elsius|ahrenheit)(?![A-Za-z])", re.IGNORECASE)
 _FUNCTION = re.compile(
     r"(?<![\\A-Za-z])(ln|log|sin|cos|tan|cot|csc|arcsin|arccos|arctan)(?= ?[(0-9_^\\]| [a-z](?![A-Za-z]))"
@@ -143,8 +147,10 @@ def clean(text: str) -> str:
 def unwrap(text: str) -> str:
     """A cleaned text without its text commands, and with pi and infinity as LaTeX writes them."""
     if "\\" in text:
+        text = _SHAPED.sub(r"\\text{\1\2}", text)
         for _ in range(2):  # \textbf{\text{A}}
             text = _TEXT.sub(_opened, text)
+        text = _BOLD.sub("", text)
     if "exp" in text:
         text = _EXP.sub(r"e^{\1}", text)
     text = _FUNCTION.sub(r"\\\1", _CELSIUS.sub(lambda degrees: f" °{degrees[1].upper()}", text))
