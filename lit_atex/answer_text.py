@@ -73,6 +73,7 @@ _CLEANING = [
     (re.compile(r"\\frac ?([0-9]) ?([0-9])"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\frac ?([0-9]) ?\{"), r"\\frac{\1}{"),
     (re.compile(r"\\frac\{([0-9]{1,20})\} ?([0-9])(?![0-9])"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\binom ?([0-9A-Za-z]) ?([0-9A-Za-z])(?![0-9A-Za-z])"), r"\\binom{\1}{\2}"),
     (re.compile(r"\\sqrt ?([0-9]+)"), r"\\sqrt{\1}"),  # TeX takes one digit; who writes two means both
     (re.compile(r"(?:\{\} ?)?\^ ?(?:\{ ?)?\\circ(?: ?\})?|\\(?:text)?degree(?![A-Za-z])"), "°"),
     (re.compile(r"\\(?:varnothing|O)(?![A-Za-z])"), r"\\emptyset"),
