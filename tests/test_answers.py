@@ -1,6 +1,8 @@
 """What counts as an equal answer: the table of pairs, spellings made by construction, and majority votes."""
 
+import cmath
 import csv
+import math
 import random
 import re
 import sys
@@ -216,6 +218,16 @@ def test_exact_arithmetic_of_roots(n: int, a: int, b: int) -> None:
     assert parse(rf"\frac{{{a}}}{{\sqrt{{{b}}}}}") == parse(rf"\frac{{{a}\sqrt{{{b}}}}}{{{b}}}")
     if n:
         assert exact.divide(exact.multiply(value, exact.constant(a)), value) == exact.constant(a)
+
+
+def test_roots_of_one_are_those_of_floats() -> None:
+    for twelfths in range(-25, 26):
+        value = parse(rf"e^{{{twelfths}\pi i/12}}")
+        total = sum(
+            complex(factor) * math.prod((1j if symbol == "i" else int(symbol)) ** float(up) for symbol, up in monomial)
+            for monomial, factor in value.items()
+        )
+        assert cmath.isclose(total, cmath.exp(1j * math.pi * twelfths / 12), abs_tol=1e-12)
 
 
 @pytest.mark.parametrize(
