@@ -158,6 +158,15 @@ def root(under: Value, degree: Value) -> Value:
     return power(under, constant(1 / order))
 
 
+def modulus(value: Value) -> Value:
+    """The absolute value of a constant whose square is rational."""
+    conjugate = {monomial: -factor if ("i", Fraction(1)) in monomial else factor for monomial, factor in value.items()}
+    square = rational(multiply(value, conjugate))
+    if square is None or has_letters(value):
+        raise Undecided
+    return power(constant(square), constant(Fraction(1, 2)))
+
+
 def _bounded(value: Value) -> Value:
     value = {m: f for m, f in value.items() if f}
     if len(value) > MAX_TERMS:
