@@ -49,7 +49,7 @@ _WRITTEN = {
     **{"≈": r"\approx ", "∪": r"\cup ", "∅": r"\emptyset ", "∈": r"\in ", "²": "^2", "³": "^3", "º": "°", "’": "'"},
     **{"½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"},
     **{"α": r"\alpha ", "β": r"\beta ", "θ": r"\theta ", "λ": r"\lambda ", "φ": r"\phi ", "ω": r"\omega "},
-    **{"…": "...", "。": ".", "个": " units", "元": " yuan"},
+    **{"…": "...", "˚": "°", "。": ".", "个": " units", "元": " yuan"},
     **{"\u200b": "", "\u2060": "", "\ufeff": ""},  # zero width: nothing to see, nothing reordered
 }
 _RAISED = re.compile("⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]{2,}|⁻?[⁰¹⁴⁵⁶⁷⁸⁹]|⁻[²³]")  # ² and ³ alone are among the signs above
@@ -86,6 +86,7 @@ _CLEANING = [
     (re.compile(r"\\lbrace(?![A-Za-z])"), r"\\{"),
     (re.compile(r"\\rbrace(?![A-Za-z])"), r"\\}"),
 ]
+_BOLD_START = re.compile(r"^\*\*([^*]+)\*\*(?=[ :])")  # of Markdown
 _THOUSANDS = re.compile(r"(?:^|(?<==)|(?<== ))[+-]?[$€£¥₹]? ?[+-]?[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
 _SPACED_THOUSANDS = re.compile(r"(?:^|(?<==)|(?<== ))[+-]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
 _LIST_THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
@@ -136,6 +137,7 @@ def clean(text: str) -> str:
         for pattern, replacement in _CLEANING:
             text = pattern.sub(replacement, text)
     text = " ".join(text.split()).strip('`" ').rstrip(" .,;\\:")
+    text = _BOLD_START.sub(r"\1", text)
     if text.startswith(("**", "__")):
         text = text.strip("*_ ").rstrip(" .")
     if "," in text and _THOUSANDS.search(text):
