@@ -49,6 +49,7 @@ _ASKED = re.compile(  # what a problem asks for that has a value of its own; not
     r"|(?:[EP]|\\mathbb ?\{?[EP]\}?) ?(?:\([^()]*\)|\[[^][]*\])"
     r"|\\[dt]?binom ?(?:[0-9]|\{[0-9]+\}) ?(?:[0-9]|\{[0-9]+\})|\\log ?_ ?(?:[0-9]|\{[0-9]+\}) ?\(?[0-9]+\)?"
 )
+_DERIVATIVE = re.compile(r"\\frac\{d[A-Za-z]?\}\{d[A-Za-z]\}|d[A-Za-z]/d[A-Za-z]")  # no quotient of products
 _RELATION = re.compile(r"[<>]|\\(?:[lgn]e|approx|equiv|cong|sim)(?![A-Za-z])")
 _IN = re.compile(r"\\in(?![A-Za-z])")
 _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")  # not \pmod, \pmatrix
@@ -222,6 +223,8 @@ def _name(side: str) -> str:
     """One spelling for what is equated: a name, or an expression in several letters (`a^2+b^2`); "" for `2x`, `x^2`."""
     text = compact(side)
     value = value_of(text)
+    if _DERIVATIVE.fullmatch(text):
+        return text
     if value is None:
         named = _NAME.fullmatch(side) or _ASKED.fullmatch(side)
         return text if named and _closing(f"({side})") == len(side) + 2 else ""
