@@ -51,6 +51,7 @@ _ASKED = re.compile(  # what a problem asks for that has a value of its own; not
 )
 _DERIVATIVE = re.compile(r"\\frac\{d[A-Za-z]?\}\{d[A-Za-z]\}|d[A-Za-z]/d[A-Za-z]")  # no quotient of products
 _RELATION = re.compile(r"[<>]|\\(?:[lgn]e|approx|equiv|cong|sim)(?![A-Za-z])")
+_ABOUT = re.compile(r" ?\\approx(?![A-Za-z]) ?")
 _IN = re.compile(r"\\in(?![A-Za-z])")
 _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")  # not \pmod, \pmatrix
 _ORDER = re.compile(r" ?(<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z])) ?")
@@ -73,7 +74,18 @@ def read(text: str, depth: int = 0) -> Answer:
         return _leaf(text)
     if len(text) > MAX_READ or depth > _DEPTH:
         return Leaf(compact(text))
-    return _group(text, depth + 1) or _leaf(text)
+    return _about(text, depth + 1) or _group(text, depth + 1) or _leaf(text)
+
+
+def _about(text: str, depth: int) -> Answer | None:
+    r"""The value of `A = 25\pi \approx 78.54`; a text if it is not what was rounded, None of anything else."""
+    exactly, *rounded = _ABOUT.split(text)
+    answer = read(exactly, depth) if exactly and len(rounded) == 1 else None
+    if not isinstance(answer, Leaf) or answer.value is None or exact.has_letters(answer.value):
+        return None  # x \approx 3
+    number = _leaf(rounded[0])
+    agree = rounds_to(answer.value, number, places=0) and answer.percent == number.percent
+    return answer if agree else Leaf(compact(text), words=True)
 
 
 def _group(text: str, depth: int) -> Answer | None:
