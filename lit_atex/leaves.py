@@ -79,7 +79,7 @@ def rounds_to(value: exact.Value, decimal: Leaf, places: int = 1, digits: int = 
     if not written or abs(written) < Fraction(10) ** (digits - 1 - decimal.places):  # 0 is rounded from nothing
         return False
     exactly = exact.approximate(value)
-    return exactly is not None and round(exactly, decimal.places) == written
+    return exactly is not None and abs(exactly - written) * 2 * 10**decimal.places <= 1  # a half either way
 
 
 def number(text: str) -> Leaf | None:
