@@ -29,6 +29,7 @@ _ANSWER_IS = re.compile(
     r"(?:is\b(?: (?:as follows|therefore|thus|hence|then)\b,?)?|:)\s{0,4}:?(?:\*\*)?\s{0,4}",
     re.IGNORECASE,
 )
+_BOLD_END = re.compile(r"(?<=\S)\*\*(?=[ :])")  # of Markdown, which begins before the answer
 _NOTHING = re.compile(r"(?:obvious|evident|clear)\b")
 ABBREVIATIONS = "e\\.g|i\\.e|cf|vs|approx|resp|Eq|Fig|Mr|Mrs|Ms|Dr|St|Thm|Prop|Lem|Sec|Ch|Ex|Prob"
 _ABBREVIATED = re.compile(rf"(?:^|[\s(])(?:{ABBREVIATIONS})\Z")
@@ -209,7 +210,8 @@ def after_answer_is(text: str) -> Iterator[tuple[int, str]]:
             said, behind = next(filter(None, math.groups()[:2]), "") or _aligned(math[4]), ""
         elif reason := _REASON.search(behind):
             behind = behind[: reason.start()]
-        yield phrase.start(), (said + behind).removesuffix("**")
+        said = (said + behind).removesuffix("**")
+        yield phrase.start(), _BOLD_END.sub("", said, 1) if phrase[0].rstrip().endswith("**") else said
 
 
 def _sentence(line: str) -> str:
