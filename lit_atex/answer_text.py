@@ -29,6 +29,7 @@ _ANSWER_IS = re.compile(
     r"(?:is\b(?: (?:as follows|therefore|thus|hence|then)\b,?)?|:)\s{0,4}:?(?:\*\*)?\s{0,4}",
     re.IGNORECASE,
 )
+_BOLD_END = re.compile(r"(?<=\S)\*\*(?=[ :])")  # of Markdown, which begins before the answer
 _NOTHING = re.compile(r"(?:obvious|evident|clear)\b")
 ABBREVIATIONS = "e\\.g|i\\.e|cf|vs|approx|resp|Eq|Fig|Mr|Mrs|Ms|Dr|St|Thm|Prop|Lem|Sec|Ch|Ex|Prob"
 _ABBREVIATED = re.compile(rf"(?:^|[\s(])(?:{ABBREVIATIONS})\Z")
@@ -49,7 +50,7 @@ _WRITTEN = {
     **{"≈": r"\approx ", "∪": r"\cup ", "∅": r"\emptyset ", "∈": r"\in ", "²": "^2", "³": "^3", "º": "°", "’": "'"},
     **{"½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"},
     **{"α": r"\alpha ", "β": r"\beta ", "θ": r"\theta ", "λ": r"\lambda ", "φ": r"\phi ", "ω": r"\omega "},
-    **{"…": "...", "。": ".", "个": " units", "元": " yuan"},
+    **{"…": "...", "˚": "°", "。": ".", "个": " units", "元": " yuan"},
     **{"\u200b": "", "\u2060": "", "\ufeff": ""},  # zero width: nothing to see, nothing reordered
 }
 _RAISED = re.compile("⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]{2,}|⁻?[⁰¹⁴⁵⁶⁷⁸⁹]|⁻[²³]")  # ² and ³ alone are among the signs above
@@ -60,7 +61,7 @@ _DOLLARS = re.compile(r"(?<!\\)\$")
 _INNER = r"((?:[^{}]|\{[^{}]*\})*)"
 # (?<!\\) keeps the row separator of a matrix, `\\`, together with what follows it.
 _CLEANING = [
-    (re.compile(r"(?<=[0-9])(?:\{,\}|,\\!|\\!,|\\[,!])(?=[0-9]{3}(?![0-9]))"), ""),  # thousands, as LaTeX sets them
+    (re.compile(r"(?<=[0-9])(?:\{,\}|,\\! ?|\\!,|\\[,!])(?=[0-9]{3}(?![0-9]))"), ""),  # thousands, as LaTeX sets them
     (re.compile(r"(?<!\\)\\(?:(?:left|right|middle)\.?|[bB]igg?[lrm]?|displaystyle|limits)(?![A-Za-z])"), ""),
     (re.compile(r"(?<!\\)\\!|(?<!\\)\\[()\[\]]"), ""),
     (re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~"), " "),
@@ -73,6 +74,7 @@ _CLEANING = [
     (re.compile(r"\\frac ?([0-9]) ?([0-9])"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\frac ?([0-9]) ?\{"), r"\\frac{\1}{"),
     (re.compile(r"\\frac\{([0-9]{1,20})\} ?([0-9])(?![0-9])"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\binom ?([0-9A-Za-z]) ?([0-9A-Za-z])(?![0-9A-Za-z])"), r"\\binom{\1}{\2}"),
     (re.compile(r"\\sqrt ?([0-9]+)"), r"\\sqrt{\1}"),  # TeX takes one digit; who writes two means both
     (re.compile(r"(?:\{\} ?)?\^ ?(?:\{ ?)?\\circ(?: ?\})?|\\(?:text)?degree(?![A-Za-z])"), "°"),
     (re.compile(r"\\(?:varnothing|O)(?![A-Za-z])"), r"\\emptyset"),
@@ -85,12 +87,17 @@ _CLEANING = [
     (re.compile(r"\\lbrace(?![A-Za-z])"), r"\\{"),
     (re.compile(r"\\rbrace(?![A-Za-z])"), r"\\}"),
 ]
+_BOLD_START = re.compile(r"^\*\*([^*]+)\*\*(?=[ :])")  # of Markdown
 _THOUSANDS = re.compile(r"(?:^|(?<==)|(?<== ))[+-]?[$€£¥₹]? ?[+-]?[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
 _SPACED_THOUSANDS = re.compile(r"(?:^|(?<==)|(?<== ))[+-]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
 _LIST_THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+_SHAPE = r"(?<!\\)\\(?:bf|it|rm|sf|tt|em|sl)(?![A-Za-z]) ?"  # as TeX sets it: what follows in the group
+_SHAPED = re.compile(rf"(?<![A-Za-z}}\]^_])\{{ ?{_SHAPE}([^{{}}]*)\}}|{_SHAPE}\{{([^{{}}]*)\}}")
 _TEXT = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|[mh]box|operatorname|boldsymbol) ?\{([^{}]*)\}"
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|[mh]box|operatorname|boldsymbol|bm|pmb|emph) ?"
+    r"\{([^{}]*)\}"
 )
+_BOLD = re.compile(rf"{_SHAPE}|(?<!\\)\\(?:textbf|mathbf|boldsymbol|bm|pmb)(?![A-Za-z]) ?")  # around more than text
 _CELSIUS = re.compile(r" ?(?:°|degrees?) ?([cf])(?:elsius|ahrenheit)(?![A-Za-z])", re.IGNORECASE)
 _FUNCTION = re.compile(
     r"(?<![\\A-Za-z])(ln|log|sin|cos|tan|cot|csc|arcsin|arccos|arctan)(?= ?[(0-9_^\\]| [a-z](?![A-Za-z]))"
@@ -131,6 +138,7 @@ def clean(text: str) -> str:
         for pattern, replacement in _CLEANING:
             text = pattern.sub(replacement, text)
     text = " ".join(text.split()).strip('`" ').rstrip(" .,;\\:")
+    text = _BOLD_START.sub(r"\1", text)
     if text.startswith(("**", "__")):
         text = text.strip("*_ ").rstrip(" .")
     if "," in text and _THOUSANDS.search(text):
@@ -143,8 +151,10 @@ def clean(text: str) -> str:
 def unwrap(text: str) -> str:
     """A cleaned text without its text commands, and with pi and infinity as LaTeX writes them."""
     if "\\" in text:
+        text = _SHAPED.sub(r"\\text{\1\2}", text)
         for _ in range(2):  # \textbf{\text{A}}
             text = _TEXT.sub(_opened, text)
+        text = _BOLD.sub("", text)
     if "exp" in text:
         text = _EXP.sub(r"e^{\1}", text)
     text = _FUNCTION.sub(r"\\\1", _CELSIUS.sub(lambda degrees: f" °{degrees[1].upper()}", text))
@@ -200,7 +210,8 @@ def after_answer_is(text: str) -> Iterator[tuple[int, str]]:
             said, behind = next(filter(None, math.groups()[:2]), "") or _aligned(math[4]), ""
         elif reason := _REASON.search(behind):
             behind = behind[: reason.start()]
-        yield phrase.start(), (said + behind).removesuffix("**")
+        said = (said + behind).removesuffix("**")
+        yield phrase.start(), _BOLD_END.sub("", said, 1) if phrase[0].rstrip().endswith("**") else said
 
 
 def _sentence(line: str) -> str:

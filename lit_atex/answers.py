@@ -21,7 +21,8 @@ class Group(NamedTuple):
     """Several answers.
 
     Attributes:
-        kind: "list" (bare), "set", "union", "matrix", "row", or the brackets of a sequence: "()", "[)", ...
+        kind: "list" (bare), "set", "union", "matrix", "row", or the brackets of a sequence: "()", "[)", ...; "<>" is
+            an open interval that cannot be a pair, as `2 < x < 3`.
         items: What it consists of.
     """
 
@@ -48,7 +49,10 @@ _ASKED = re.compile(  # what a problem asks for that has a value of its own; not
     r"|(?:[EP]|\\mathbb ?\{?[EP]\}?) ?(?:\([^()]*\)|\[[^][]*\])"
     r"|\\[dt]?binom ?(?:[0-9]|\{[0-9]+\}) ?(?:[0-9]|\{[0-9]+\})|\\log ?_ ?(?:[0-9]|\{[0-9]+\}) ?\(?[0-9]+\)?"
 )
+_DERIVATIVE = re.compile(r"\\frac\{d[A-Za-z]?\}\{d[A-Za-z]\}|d[A-Za-z]/d[A-Za-z]")  # no quotient of products
 _RELATION = re.compile(r"[<>]|\\(?:[lgn]e|approx|equiv|cong|sim)(?![A-Za-z])")
+_ABOUT = re.compile(r" ?\\approx(?![A-Za-z]) ?")
+_IN = re.compile(r"\\in(?![A-Za-z])")
 _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")  # not \pmod, \pmatrix
 _ORDER = re.compile(r" ?(<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z])) ?")
 _BUILDER = re.compile(
@@ -70,7 +74,18 @@ def read(text: str, depth: int = 0) -> Answer:
         return _leaf(text)
     if len(text) > MAX_READ or depth > _DEPTH:
         return Leaf(compact(text))
-    return _group(text, depth + 1) or _leaf(text)
+    return _about(text, depth + 1) or _group(text, depth + 1) or _leaf(text)
+
+
+def _about(text: str, depth: int) -> Answer | None:
+    r"""The value of `A = 25\pi \approx 78.54`; a text if it is not what was rounded, None of anything else."""
+    exactly, *rounded = _ABOUT.split(text)
+    answer = read(exactly, depth) if exactly and len(rounded) == 1 else None
+    if not isinstance(answer, Leaf) or answer.value is None or exact.has_letters(answer.value):
+        return None  # x \approx 3
+    number = _leaf(rounded[0])
+    agree = rounds_to(answer.value, number, places=0) and answer.percent == number.percent
+    return answer if agree else Leaf(compact(text), words=True)
 
 
 def _group(text: str, depth: int) -> Answer | None:
@@ -89,7 +104,7 @@ def _group(text: str, depth: int) -> Answer | None:
         found = _group(builder[1].strip(), depth)
         return (
             found
-            if isinstance(found, Group) and (found.kind == "union" or found.kind in ("()", "[]", "(]", "[)"))
+            if isinstance(found, Group) and (found.kind == "union" or found.kind in ("<>", "()", "[]", "(]", "[)"))
             else None
         )
     if 0 < _closing(text) == len(text):
@@ -117,6 +132,8 @@ def _group(text: str, depth: int) -> Answer | None:
     answer = read(named[1], depth)
     if isinstance(answer, Leaf):
         return answer._replace(name=named[0])
+    if _IN.search(text) and answer.kind == "()" and len(answer.items) == 2:
+        return answer._replace(kind="<>")
     names = named[0][1:-1].split(",") if named[0].startswith("(") else []  # (x,y) = (1,2) tells x and y
     if len(names) != len(answer.items):
         return answer
@@ -145,7 +162,8 @@ def _range(text: str) -> Group | None:
         low, opening = valued(sides[0]), "(" if signs[0] == "<" else "["
     if not variable[-1]:
         high, closing = valued(sides[-1]), ")" if signs[-1] == "<" else "]"
-    return Group(opening + closing, (low, high))
+    kind = opening + closing
+    return Group("<>" if kind == "()" else kind, (low, high))
 
 
 def _read_all(parts: list[str], depth: int) -> tuple[Answer, ...]:
@@ -192,8 +210,8 @@ def _outside(text: str, ends: dict[int, int]) -> list[str]:
 def _named(text: str) -> tuple[str, str] | None:
     r"""The name and the value of `x = 5`, `5 = x`, `m + n = 5`, `A = \pi r^2 = 25\pi`, `x \in [1, 2]`, `2 + 3 = 5`."""
     sides = equation(text)
-    if len(sides) == 1 and r"\in " in text:
-        sides = [side.strip() for side in text.split(r"\in ", 1)]
+    if len(sides) == 1 and _IN.search(text):
+        sides = [side.strip() for side in _IN.split(text, 1)]
     if len(sides) == 1 or not all(sides) or _RELATION.search(text):
         return None
     name = _name(sides[0])
@@ -217,6 +235,8 @@ def _name(side: str) -> str:
     """One spelling for what is equated: a name, or an expression in several letters (`a^2+b^2`); "" for `2x`, `x^2`."""
     text = compact(side)
     value = value_of(text)
+    if _DERIVATIVE.fullmatch(text):
+        return text
     if value is None:
         named = _NAME.fullmatch(side) or _ASKED.fullmatch(side)
         return text if named and _closing(f"({side})") == len(side) + 2 else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from lit_atex.exact import Undecided, Value, add, constant, divide, multiply, power, root
+from lit_atex.exact import Undecided, Value, add, constant, divide, modulus, multiply, power, root
 
 MAX_CHARS = 400
 MAX_DEPTH = 30  # of brackets
@@ -116,6 +116,11 @@ class _Parser:
         if token in ("(", "{"):
             value = self._sum()
             if not self._take(")" if token == "(" else "}"):
+                raise Undecided
+            return value
+        if token in ("|", r"\lvert"):
+            value = modulus(self._sum())
+            if not self._take("|" if token == "|" else r"\rvert"):
                 raise Undecided
             return value
         if token == r"\frac":

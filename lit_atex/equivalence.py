@@ -17,9 +17,9 @@ from lit_atex.leaves import Leaf, rounds_to, value_of
 from lit_atex.types import Verdict
 from lit_atex.units import CURRENCIES
 
-_ROUNDED = 6  # decimal places from which on a decimal may stand for what it is rounded from
+_ROUNDED = 6, 4  # places, and digits that count, from which on a decimal may stand for what it is rounded from
 _EXPRESSION = re.compile(r"[+^-]|^[0-9]")  # of a name that is more than a name
-_EQUATED = re.compile(r"[+^]|(?<![A-Za-z]{2})-(?![A-Za-z]{2})|^[0-9]")  # but not x-intercept
+_EQUATED = re.compile(r"[+^]|(?<![A-Za-z]{2})-(?![A-Za-z]{2})|^[0-9]|[a-z]\*[a-z]")  # but not x-intercept, AB
 _IN_BRACKETS = re.compile(r"\([^()]*\)")
 _LETTERS, _VOWEL = re.compile(r"[A-Za-z]+"), re.compile(r"[aeiouyAEIOUY]")
 _LETTERS_AS_UNIT = re.compile(r"[A-Za-z](?:\^-?[1-9])?(?: [A-Za-z](?:\^-?[1-9])?)*")
@@ -118,6 +118,8 @@ def _equal_leaves(a: Leaf, b: Leaf) -> bool | None:
         return True
     if _in_other_units(a, b):
         return False
+    if _is_equated(a.name) and not b.name:
+        return False  # the reference's circle, x^2 + y^2 = 25, is not 25; an answer's m + n = 25 is
     if a.words and (b.words or _DATED.search(a.text)):  # the reference's 10-20 is a range; an answer's may be a sum
         choice = a.text in _CHOICES or (_is_prose(a.text) and _is_prose(b.text))  # x is not X, nor rR rr
         if " and " in a.text + b.text:  # in which no order counts
@@ -169,6 +171,11 @@ def _zero(leaf: Leaf) -> exact.Value:
     return zero if len(letters) > 1 else {}
 
 
+def _is_equated(name: str) -> bool:
+    """Whether it is an expression in several letters rather than a name of what was asked."""
+    return bool(_EQUATED.search(_IN_BRACKETS.sub("", name)))
+
+
 def _is_prose(text: str) -> bool:
     """Whether it is words as they are written: of four letters, or fewer with a vowel, in one case or a capital."""
     found = _LETTERS.findall(text)
@@ -183,7 +190,7 @@ def _is_constant(leaf: Leaf) -> bool:
 
 def _equal_values(a: Leaf, b: Leaf, value: exact.Value, other: exact.Value) -> bool:
     if a.percent == b.percent:
-        return value == other or rounds_to(value, b, _ROUNDED) or rounds_to(other, a, _ROUNDED)
+        return value == other or rounds_to(value, b, *_ROUNDED) or rounds_to(other, a, *_ROUNDED)
     percent, number = (exact.rational(v) for v in ((value, other) if a.percent else (other, value)))
     if percent is None or number is None:
         return value == other
@@ -199,18 +206,27 @@ def _equal_groups(a: Group, b: Group) -> bool | None:
         fewer, more = sorted(map(len, letters))
         return _in_order(items, others) if fewer == 0 and more > 1 else _in_any_order(items, others)
     if "union" in kinds:
-        sets_of_numbers = kinds <= {"union", "set", "()", "[]", "(]", "[)"}  # may be written otherwise: ask the worker
+        sets_of_numbers = kinds <= {"union", "set", "<>", "()", "[]", "(]", "[)"}  # else written: ask the worker
         return (kinds == {"union"} and _in_any_order(a.items, b.items)) or (None if sets_of_numbers else False)
     for one, other in ((a, b), (b, a)):
         if one.kind in ("list", "set") and len(one.items) == 1:
             return equal(one.items[0], other)
     if "set" in kinds or (kinds & {"matrix", "row"} and len(kinds) > 1):
         return False
-    if len(a.items) == 2 and len(kinds) > 1 and kinds != {"list", "()"}:
+    if len(a.items) == 2 and len(kinds) > 1 and kinds not in ({"list", "()"}, {"<>", "()"}):
         return False  # the brackets of an interval have a meaning, those of a longer sequence have none
+    if "<>" in kinds and (_names(a.items) or _names(b.items)):
+        return False  # 2 < x < 3 is not (x, y) = (2, 3)
     if any(g.kind == "list" and len(_names(g.items)) == 1 for g in (a, b)):
         return False  # x=2, x=3 is no pair
+    if any(_are_other_letters(item, other) for item, other in zip(a.items, b.items)):
+        return False  # (A, B) is not (a, b)
     return _in_order(a.items, b.items)
+
+
+def _are_other_letters(a: Answer, b: Answer) -> bool:
+    """Whether one is a letter, and the other another one, if only in its case."""
+    return isinstance(a, Leaf) and isinstance(b, Leaf) and len(a.text) == 1 and a.words and b.words and a.text != b.text
 
 
 def _names(items: Sequence[Answer]) -> set[str]:
@@ -259,7 +275,7 @@ def _show(answer: Answer) -> str:
             return answer.text if len(answer.text) == 1 and answer.text not in _CHOICES else answer.text.casefold()
         if answer.value is None:
             return answer.text
-        if _EQUATED.search(_IN_BRACKETS.sub("", answer.name)):  # an equation: x + y = 0 is not x - y = 0
+        if _is_equated(answer.name):  # an equation: x + y = 0 is not x - y = 0
             return f"{answer.name}={exact.show(answer.value)}"
         number = exact.rational(answer.value)
         if answer.percent and number is not None and abs(number) < 1:
@@ -271,5 +287,5 @@ def _show(answer: Answer) -> str:
         return shown[0] if len(shown) == 1 else "{" + ",".join(shown) + "}"
     if answer.kind == "union":
         return "U".join(sorted(shown))
-    brackets = answer.kind if len(answer.kind) == 2 and len(shown) == 2 else "()"
+    brackets = answer.kind if len(answer.kind) == 2 and answer.kind != "<>" and len(shown) == 2 else "()"
     return brackets[0] + ",".join(shown) + brackets[1]

@@ -120,7 +120,7 @@ def power(base: Value, exponent: Value) -> Value:
     """A whole power of anything small, or a root of a rational number."""
     up = rational(exponent)
     if up is None and base == {(("e", Fraction(1)),): Fraction(1)} and set(exponent) == {_TURN}:
-        return power({_I: Fraction(1)}, constant(2 * exponent[_TURN]))  # Euler's formula on the axes
+        return _on_circle(exponent[_TURN])
     if up is None or abs(up) > 999 or up.denominator > 12:
         raise Undecided
     if up.denominator == 1:
@@ -138,6 +138,16 @@ def power(base: Value, exponent: Value) -> Value:
     return _root(under, up)
 
 
+def _on_circle(turn: Fraction) -> Value:
+    r"""Euler's formula: `e^{i\pi turn}` for multiples of a twelfth, in roots."""
+    if (12 * turn).denominator != 1 or abs(turn) > 999:
+        raise Undecided
+    half, times = Fraction(1, 2), int(12 * turn) % 24
+    third: Value = {_ONE: half, (("3", half), *_I): half}
+    quarter: Value = {(("2", half),): half, (("2", half), *_I): half}
+    return multiply(power(third, constant(times % 6)), power(quarter, constant(-times % 8)))  # 1/12 is 1/3 - 1/4
+
+
 def root(under: Value, degree: Value) -> Value:
     r"""`\sqrt[degree]{under}`; odd roots of negative numbers are real."""
     order, radicand = rational(degree), rational(under)
@@ -146,6 +156,15 @@ def root(under: Value, degree: Value) -> Value:
     if radicand < 0 and order % 2:
         return multiply(constant(-1), _root(-radicand, 1 / order))
     return power(under, constant(1 / order))
+
+
+def modulus(value: Value) -> Value:
+    """The absolute value of a constant whose square is rational."""
+    conjugate = {monomial: -factor if ("i", Fraction(1)) in monomial else factor for monomial, factor in value.items()}
+    square = rational(multiply(value, conjugate))
+    if square is None or has_letters(value):
+        raise Undecided
+    return power(constant(square), constant(Fraction(1, 2)))
 
 
 def _bounded(value: Value) -> Value:

@@ -9,7 +9,10 @@ from lit_atex.answers import MAX_READ
 
 _LETTER = re.compile(r"(?<![0-9])[A-Za-z]")
 _SYMBOL = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
-_MARKS, _DOTS = re.compile(r"'|\\prime|\^\{?(?:T|\\top)(?![A-Za-z])"), re.compile(r"\\dots")  # primes, transposes
+_MARKS = re.compile(  # primes, transposes, inverse functions
+    r"'|\\prime|\^\{?(?:T|\\top)(?![A-Za-z])|(?<![A-Za-z\\])[fgh] ?\^ ?\{-1\} ?\("
+)
+_DOTS = re.compile(r"\\dots")
 _TURN, _DEGREES = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-z])"), re.compile(r"(\d+(?:\.\d+)?) ?°")
 _COMMANDS = re.compile(r"\\(?:begin|end) ?\{\w+\}|\\[A-Za-z]+")
 _KNOWN = (  # commands that a parser may know
@@ -25,10 +28,10 @@ _NO_MATHEMATICS = re.compile(
 )
 _BRACKET = re.compile(r"\\[{}]|[()\[\]{}]")
 _DEPTH = 20  # of brackets in what is passed on
-# x2 may be 2x or x^2; math-verify drops the base of 12_5, reads 1 2 as 3 (but \log_2 8 rightly), and tells "and" from
-# "or" no more than its commas
+# x2 may be 2x or x^2; math-verify drops the base of 12_5, reads 1 2 as 3 (but \log_2 8 rightly) and 3!! as (3!)!, and
+# tells "and" from "or" no more than its commas
 AMBIGUOUS = re.compile(
-    r"(?<![\\A-Za-z_])[A-Za-z][0-9]|[0-9]_|(?<![_0-9.])[0-9]+(?:\.[0-9]+)? [0-9]|\band\b.*\bor\b|\bor\b.*\band\b"
+    r"(?<![\\A-Za-z_])[A-Za-z][0-9]|[0-9]_|(?<![_0-9.])[0-9]+(?:\.[0-9]+)? [0-9]|\band\b.*\bor\b|\bor\b.*\band\b|! ?!"
 )
 _PROSE = re.compile(r"(?!sqrt|sinh|cosh|tanh|arc)[A-Za-z]{4}")
 

@@ -73,11 +73,13 @@ def value_of(text: str) -> exact.Value | None:
         return None
 
 
-def rounds_to(value: exact.Value, decimal: Leaf, least: int = 1) -> bool:
-    """Whether a value is what a decimal of so many places at least was rounded from; 0 is rounded from nothing."""
-    exactly = exact.approximate(value) if decimal.value is not None and decimal.places >= least else None
-    rounded = None if exactly is None else round(exactly, decimal.places)
-    return bool(rounded) and decimal.value is not None and rounded == exact.rational(decimal.value)
+def rounds_to(value: exact.Value, decimal: Leaf, places: int = 1, digits: int = 1) -> bool:
+    """Whether a value is what a decimal of so many places and digits that count, at least, was rounded from."""
+    written = exact.rational(decimal.value) if decimal.value is not None and decimal.places >= places else None
+    if not written or abs(written) < Fraction(10) ** (digits - 1 - decimal.places):  # 0 is rounded from nothing
+        return False
+    exactly = exact.approximate(value)
+    return exactly is not None and abs(exactly - written) * 2 * 10**decimal.places <= 1  # a half either way
 
 
 def number(text: str) -> Leaf | None:

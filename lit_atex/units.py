@@ -14,10 +14,12 @@ _SPELLINGS = """
     gbp £; jpy ¥ yen; inr ₹ rupee; am a.m. a.m; pm p.m. p.m; mi/h mph; km/h kmh kph; m/s mps; person people; man men
     child children; woman women; sheep; fish; deer; mouse mice; tooth teeth; goose geese
     yuan rmb; Mg megagram; Mm megameter; cat; dog; hat; egg; pen; cow; box; bag; cup; can; way; car; boy; row; ppl; pt
+    eV; keV; MeV; GeV; nm nanometer nanometre; erg; atm; dB decibel; pc parsec; kpc; Mpc; AU; MPa; GPa; kWh; ppm; ppb
 """
 CURRENCIES = frozenset(("usd", "eur", "gbp", "jpy", "inr", "yuan", "ct"))  # among the keys
 _NAMES = {name: names[0] for names in map(str.split, re.split(r"[;\n]", _SPELLINGS)) for name in names}
 _LONE = frozenset("mgshLNJWV")  # single letters that stand for a unit rather than a variable
+_SPACED = frozenset(("nm", "pc", "eV", "AU"))  # without a space a product of letters
 _NOT_UNITS = re.compile(
     r"(?:not|or|and|is|are|to|from|than|about|sqrt|times|plus|minus|over|divided|half|halfs|halves|third|thirds|fourth"
     r"|quarter|base|mod|modulo|choose|factorial|remainder|negative|hundreds?|thousands?|[a-z]+illions?"
@@ -27,6 +29,7 @@ _NOT_UNITS = re.compile(
     r"|root|zero|binary|octal|decimal|hexadecimal|[a-z]+ly|either|neither|versus|while|also|cannot|oder|only|just|even"
     r"|perhaps|always|sometimes|besides|instead|rather|then|than|that|this|which|would|could|should|might|because|since"
     r"|although|though|unless|until|wrong|incorrect|correct|invalid|unknown|equals|becomes|remains|seems|means|repeats"
+    r"|fails|excludes|includes|overcounts|contradicts"
     r"|repeating|recurring|rounded|halved|doubled|tripled|doubles|triples|gives|comes|makes|goes|does|into|each|both"
     r"|(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)t)"
     r"(?:s|es|y|ies)?)",
@@ -86,7 +89,7 @@ def key(text: str, spaced: bool = True, plural: bool = True) -> str | None:
                     return None
                 noun = bool(_PLURAL.fullmatch(word)) or ((sign < 0 or not plural) and not _PARTICIPLE.fullmatch(word))
                 named = _singular(word.lower())
-            elif word.isalpha() and (len(word) == 1 and (word not in _LONE or not spaced)):
+            elif (len(word) == 1 and word.isalpha() and word not in _LONE) or (not spaced and word in _LONE | _SPACED):
                 return None
             else:
                 noun = True

@@ -150,26 +150,34 @@ def _compare(reference: str, answer: str) -> str:
 
 
 def _is_rounded(text: str, other: list) -> bool:
-    """Whether a decimal is the other side, rounded to as many places; True of anything but a decimal and a number."""
+    """Whether a decimal is the other side, rounded to as many places if it has six, and four digits that count.
+
+    True of anything but a decimal and a number.
+    """
     from sympy import Rational
 
     number = _DECIMAL.fullmatch(text.strip())
     if number is None or not other or not getattr(other[0], "is_number", False) or other[0].is_real is False:
         return True
-    exactly = Rational(number[0])
-    off = abs(other[0] - exactly).evalf(len(number[1]) + 15)
-    return bool(off <= Rational(1, 2 * 10 ** len(number[1]))) and (exactly != 0 or bool(other[0] == 0))
+    exactly, places = Rational(number[0]), len(number[1])
+    off = abs(other[0] - exactly).evalf(places + 15)
+    rounded = places >= 6 and abs(exactly) * 10**places >= 1000
+    near = bool(off <= Rational(1, 2 * 10**places if rounded else 10 ** (places + 10)))
+    return near and (exactly != 0 or bool(other[0] == 0))
 
 
 def _are_near(one: Any, other: Any) -> bool:
     """Whether two numbers are equal to forty digits, with decimals to twelve; True of anything else, and of 0.
 
-    To math-verify 1/19! and 1/20! are equal.
+    To math-verify 1/19! and 1/20! are equal. Where the difference is a fraction all digits count.
     """
     from sympy import Float
 
     if not all(getattr(side, "is_number", False) and side != 0 for side in (one, other)):
         return True
+    difference = (one - other).doit()
+    if difference.is_Rational:
+        return bool(difference == 0)
     off, size = abs(one - other).evalf(60), abs(one).evalf(60)
     digits = 12 if (one - other).has(Float) else 40
     return not (off.is_Number and size.is_Number) or bool(off <= size / 10**digits)  # sympy leaves some unevaluated

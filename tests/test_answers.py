@@ -1,6 +1,8 @@
 """What counts as an equal answer: the table of pairs, spellings made by construction, and majority votes."""
 
+import cmath
 import csv
+import math
 import random
 import re
 import sys
@@ -47,6 +49,7 @@ def test_the_table_has_right_and_wrong_pairs_of_every_kind_with_their_reasons() 
     assert len({(row["prediction"], row["reference"]) for row in rows()}) == len(rows()) >= 500
     assert {kind for kind, _ in verdicts} == KINDS
     assert all(len(row["reason"]) > 3 for row in rows())
+    assert {row["by"] for row in rows()} == {"here", "worker"}  # others would be tested by nobody: a comma wants quotes
     for kind in KINDS:
         assert verdicts[kind, "correct"]
         assert verdicts[kind, "wrong"] + verdicts[kind, "unparsed"] >= 2
@@ -215,6 +218,16 @@ def test_exact_arithmetic_of_roots(n: int, a: int, b: int) -> None:
     assert parse(rf"\frac{{{a}}}{{\sqrt{{{b}}}}}") == parse(rf"\frac{{{a}\sqrt{{{b}}}}}{{{b}}}")
     if n:
         assert exact.divide(exact.multiply(value, exact.constant(a)), value) == exact.constant(a)
+
+
+def test_roots_of_one_are_those_of_floats() -> None:
+    for twelfths in range(-25, 26):
+        value = parse(rf"e^{{{twelfths}\pi i/12}}")
+        total = sum(
+            complex(factor) * math.prod((1j if symbol == "i" else int(symbol)) ** float(up) for symbol, up in monomial)
+            for monomial, factor in value.items()
+        )
+        assert cmath.isclose(total, cmath.exp(1j * math.pi * twelfths / 12), abs_tol=1e-12)
 
 
 @pytest.mark.parametrize(
