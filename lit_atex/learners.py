@@ -185,7 +185,7 @@ class Surrogate(Learner):
     """
 
     def __init__(
-        self, memory: float = 200.0, optimism: float = 0.3, entropy: float = 1.0, steps: int = 5, lr: float = 0.01
+        self, memory: float = 200.0, optimism: float = 0.3, entropy: float = 0.25, steps: int = 5, lr: float = 0.01
     ) -> None:
         """Set how it forgets and explores.
 
