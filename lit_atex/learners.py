@@ -192,8 +192,8 @@ class Surrogate(Learner):
         Args:
             memory: Windows until one weighs 1/e, >= 1: shorter follows a student that changes, longer averages noise.
             optimism: Weight of the model's uncertainty as a bonus, >= 0.
-            entropy: Weight of the policy's entropy (nats) per squared mean uncertainty, >= 0: higher is broader, and sees
-                sooner that the best exposure moves (results/controllers.md compares 0.25 and 1).
+            entropy: Weight of the policy's entropy (nats) per squared mean uncertainty, >= 0: higher is broader,
+                and sees sooner that the best exposure moves (results/controllers.md compares 0.25 and 1).
             steps: Steps of Adam per window, >= 0.
             lr: Their size, in [0, 10].
 
