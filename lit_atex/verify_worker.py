@@ -5,7 +5,7 @@ descriptor (a duplex pipe) and a limit in seconds; after "ready" it answers each
 `correct`, `wrong` or `unparsed`, until the pipe closes. POSIX.
 
 The limit is of processor time, and ends the process by a signal that no Python code handles: a verdict, which is a
-reward, must not depend on what else the machine does.
+reward, should not hang on what else the machine does.
 """
 
 from __future__ import annotations

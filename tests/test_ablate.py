@@ -174,7 +174,7 @@ def test_every_cell_of_a_grid_that_ships_parses(path, monkeypatch):
 
 def test_the_grids_cover_what_the_method_leaves_open():
     names = {path.stem for path in GRIDS}
-    parts = {"hold", "reward", "state", "progress", "controller", "margin", "gains"}
+    parts = {"hold", "reward", "state", "progress", "controller", "margin", "gains", "entropy"}
     others = {"hint", "divergence", "reverse", "longer", "controls", "smollm2", "teacher", "greedy", "verdicts"}
     assert names == {"exposure", "slower"} | others | parts
     grid = yaml.safe_load((ROOT / "configs/ablations/exposure.yaml").read_text(encoding="utf-8"))
