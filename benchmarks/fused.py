@@ -6,6 +6,7 @@ adds at its peak, and the largest relative error of value and gradients against 
 
     python benchmarks/fused.py                       # 2,048 tokens, 151,936 ids, hidden 256
     python benchmarks/fused.py --growth              # tokens, vocabulary and hidden size doubled, one at a time
+    python benchmarks/fused.py --forms               # every divergence as it is and compiled, without TRL
 """
 
 import argparse
@@ -71,24 +72,18 @@ def case(tokens: int, vocab: int, hidden: int, device: str) -> dict[str, Callabl
         loss = values.sum()
         return loss.detach(), *torch.autograd.grad(loss, leaves)
 
-    @torch.no_grad()
-    def products() -> None:
-        rows = min(CHUNK, CHUNK_LOGITS // vocab)
-        logits, by_head = torch.empty(rows, vocab, **make), torch.zeros(vocab, hidden, **make)
-        for part, theirs in zip(states.split(rows), other.split(rows)):
-            out = logits[: len(part)]
-            torch.mm(theirs, teacher.T, out=out)
-            torch.mm(part, weight.T, out=out)
-            out @ weight
-            by_head.addmm_(out.T, part)
-
     def exact() -> Any:
         x, w = states.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
         p, q = (other.double() @ teacher.double().T).log_softmax(-1), (x @ w.T).log_softmax(-1)
         loss = (p.exp() * (p - q)).sum()
         return loss.detach(), *torch.autograd.grad(loss, [x, w])
 
-    return {"ours": ours, "trl": trl, "products": products, "exact": exact}
+    return {
+        "ours": ours,
+        "trl": trl,
+        "products": lambda: products(states.detach(), weight.detach(), other, teacher),
+        "exact": exact,
+    }
 
 
 def measure(tokens: int, vocab: int, hidden: int, runs: int, device: str) -> dict[str, list[float]]:
@@ -107,6 +102,63 @@ def measure(tokens: int, vocab: int, hidden: int, runs: int, device: str) -> dic
     return {name: values[1:] for name, values in seconds.items()}
 
 
+def forms(tokens: int, vocab: int, hidden: int, runs: int, device: str) -> None:
+    """Seconds of every divergence, as it is and compiled, in turn with the products alone."""
+    import torch
+
+    from lit_atex.compiled import Compiled
+    from lit_atex.divergence import JSD, Clip, ForwardKL, ReverseKL, SkewKL, TopK
+    from lit_atex.fused import Head, fused_divergence
+
+    torch.manual_seed(0)
+    make = {"device": device, "dtype": torch.bfloat16 if device == "cuda" else torch.float32}
+    states, other = torch.randn(tokens, hidden, **make), torch.randn(tokens, hidden, **make)
+    weight = torch.randn(vocab, hidden, **make) / hidden**0.5
+    teacher = weight + 0.1 * torch.randn(vocab, hidden, **make) / hidden**0.5
+    ids = torch.zeros(tokens, dtype=torch.long, device=device)
+    leaves = [states.requires_grad_(), weight.requires_grad_()]
+
+    def timed(divergence: Any) -> float:
+        began = time.perf_counter()
+        if divergence is None:
+            products(states.detach(), weight.detach(), other, teacher)
+        else:
+            loss, _ = fused_divergence(divergence, states, Head(weight), other, Head(teacher), ids, CHUNK)
+            torch.autograd.grad(loss, leaves)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    print(f"{tokens} tokens, {vocab} ids, hidden {hidden}: seconds, median of {runs} rounds; ratios per round")
+    print(f"{'':<18}{'plain':>10}{'compiled':>10}{'plain / products':>26}{'compiled / plain':>26}")
+    top_k = ForwardKL(top_k=TopK(100))
+    clipped = (ForwardKL(clip=Clip(0.05)), JSD(clip=Clip(0.05)))
+    for plain in (ForwardKL(), ReverseKL(), JSD(), SkewKL(), *clipped, top_k):
+        torch._dynamo.reset()
+        cases = {"plain": plain, "compiled": Compiled(of=plain), "products": None}
+        rounds = [{name: timed(case) for name, case in cases.items()} for _ in range(runs + 1)][1:]
+        name = type(plain).__name__ + (", clip" if plain.clip else "") + (", top_k" if plain.top_k else "")
+        line = f"{name:<18}" + "".join(f"{median(s[which] for s in rounds):10.2f}" for which in ("plain", "compiled"))
+        for a, b in (("plain", "products"), ("compiled", "plain")):
+            ratios = [s[a] / s[b] for s in rounds]
+            line += f"{median(ratios):11.2f} ({min(ratios):.2f} .. {max(ratios):.2f})"
+        print(line, flush=True)
+
+
+def products(states: Any, weight: Any, other: Any, teacher: Any) -> None:
+    """The four products of a divergence from hidden states, chunk by chunk."""
+    import torch
+
+    rows = min(CHUNK, CHUNK_LOGITS // len(weight))
+    logits, by_head = weight.new_empty(rows, len(weight)), torch.zeros_like(weight)
+    for part, theirs in zip(states.split(rows), other.split(rows)):
+        out = logits[: len(part)]
+        torch.mm(theirs, teacher.T, out=out)
+        torch.mm(part, weight.T, out=out)
+        out @ weight
+        by_head.addmm_(out.T, part)
+
+
 def run(args: argparse.Namespace) -> None:
     import torch
 
@@ -115,6 +167,9 @@ def run(args: argparse.Namespace) -> None:
     git = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     print(f"torch {torch.__version__}, {device}, {args.threads} threads, commit {commit}")
+    if args.forms:
+        forms(args.tokens, 151_936, 256, args.runs, device)
+        return
     if args.growth:
         print(f"{'tokens':>8}{'vocab':>9}{'hidden':>8}{'seconds':>9}{'exponent':>10}{'peak MiB':>10}")
         first = (512, 32_768, 128)
@@ -153,10 +208,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--runs", type=int, default=3, help="rounds that are measured, after one that is not")
     parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--forms", action="store_true")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.inside:
+    if args.inside or args.forms:
         run(args)
         return
     env = os.environ | {"PYTHONPATH": str(ROOT), "TRL_EXPERIMENTAL_SILENCE": "1"}

@@ -18,11 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lit_atex import adaptive as adaptive  # these five: so that their classes go by short names
-from lit_atex import bandit as bandit
-from lit_atex import beta_policy as beta_policy
-from lit_atex import reweighted as reweighted
-from lit_atex import vllm_engine as vllm_engine
+from lit_atex import adaptive, bandit, beta_policy, compiled, reweighted, vllm_engine  # noqa: F401 for short names
 from lit_atex.callbacks import ExposureControl
 from lit_atex.checkpoint import Checkpoint
 from lit_atex.collapse import CollapseMonitor

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_atex.divergence import Divergence, ForwardKL, TokenDivergence
+from lit_atex.divergence import Divergence, ForwardKL, ReverseKL, TokenDivergence
 
 CHUNK = 3 * 2**24  # most logits of a side at a time (192 MiB): with more, matrix products are hardly faster
 BLOCK = 5 * 2**17  # most of them between two products on a CPU (2.5 MiB)
@@ -221,11 +221,12 @@ def _reduce(
     slope = None
     if head.softcap is not None:
         slope = 1 - (logits.to(torch.promote_types(logits.dtype, torch.float32)) / head.softcap).square_()
-    if type(divergence) is ForwardKL and divergence.top_k is None and divergence.clip is None:
-        result, grad = _forward_kl(divergence, logits, teacher_logits, weights, scratch)
+    kind = type(divergence)  # not a subclass: its formula may be another
+    if kind in (ForwardKL, ReverseKL) and divergence == kind(temperature=divergence.temperature):
+        result, grad = _kl(divergence, logits, teacher_logits, weights, scratch)
     else:
         with torch.enable_grad():
-            leaf = logits.to(torch.promote_types(logits.dtype, torch.float32)).detach().requires_grad_()
+            leaf = logits.detach().requires_grad_()
             result = divergence.per_token(leaf, teacher_logits, ids)
             (grad,) = torch.autograd.grad(result.value, leaf, weights.to(result.value.dtype))
         result = result._replace(value=result.value.detach())
@@ -237,25 +238,32 @@ def _reduce(
     return result
 
 
-def _forward_kl(
-    divergence: ForwardKL, logits: Tensor, teacher_logits: Tensor, weights: Tensor, scratch: list[Tensor]
+def _kl(
+    divergence: Divergence, logits: Tensor, teacher_logits: Tensor, weights: Tensor, scratch: list[Tensor]
 ) -> tuple[TokenDivergence, Tensor]:
-    """The default loss in closed form, with its gradient (q - p) / temperature, and in place: each pass costs."""
+    """Either direction in closed form, and in place, as each pass costs.
+
+    The gradient, times the temperature, is q - p for the forward one and q (log q/p - KL(q‖p)) for the other.
+    """
     p, q, product = (x[: logits.shape[0]] for x in scratch)
     log_p = _softmax(teacher_logits.to(p.dtype), divergence.temperature, p)
     log_q = _softmax(logits.to(q.dtype), divergence.temperature, q)
     teacher_entropy, student_entropy = -_expectation(p, log_p, product), -_expectation(q, log_q, product)
-    value = _expectation(p, log_p.sub_(log_q), product)
-    grad = torch.sub(q, p, out=log_q).mul_((weights / divergence.temperature).to(q.dtype)[:, None])
+    mismatch = _expectation(p, log_p.sub_(log_q), product)
+    if type(divergence) is ForwardKL:
+        value, grad = mismatch, torch.sub(q, p, out=log_q)
+    else:
+        value = -_expectation(q, log_p, product)
+        grad = torch.add(log_p, value[:, None], out=log_q).mul_(q).neg_().masked_fill_(q == 0, 0.0)
     result = TokenDivergence(
         value=value,
-        mismatch=value.clone(),
+        mismatch=mismatch.clone(),
         student_entropy=student_entropy,
         teacher_entropy=teacher_entropy,
         clipped=torch.zeros_like(value),
         negative=(value < -1e-6).to(value.dtype),
     )
-    return result, grad
+    return result, grad.mul_((weights / divergence.temperature).to(q.dtype)[:, None])
 
 
 def _softmax(x: Float[Tensor, "tokens vocab"], temperature: float, p: Float[Tensor, "tokens vocab"]) -> Tensor:

@@ -18,6 +18,8 @@ TOKENS, VOCAB, HIDDEN = 7, 13, 5
 ALL = [
     ForwardKL(),
     ForwardKL(temperature=0.7),
+    ReverseKL(),
+    ReverseKL(temperature=0.7),
     ForwardKL(temperature=0.7, clip=Clip(0.02)),
     ForwardKL(temperature=2.0, top_k=TopK(3, tail="renormalise")),
     ReverseKL(temperature=0.7, top_k=TopK(4, "student")),
@@ -111,20 +113,36 @@ def test_rows_that_are_taken_a_few_at_a_time_are_all_taken(divergence):
     assert (weight - want[3]).norm() < 1e-5 * want[3].norm()
 
 
-def test_closed_form_of_forward_kl_is_exact_where_a_side_excludes_entries():
+@pytest.mark.parametrize("kind", [ForwardKL, ReverseKL])
+def test_the_closed_forms_are_exact_where_a_side_excludes_entries(kind):
     given = inputs(dtype=torch.float32)
     bias = torch.zeros(VOCAB)
     bias[:3] = -torch.inf
     given["student_head"] = given["student_head"]._replace(bias=bias)
     given["teacher_head"] = given["teacher_head"]._replace(bias=bias.clone())
-    losses = [f(ForwardKL(temperature=0.7), **given, chunk=3)[0] for f in (fused_divergence, plain_divergence)]
+    if kind is ReverseKL:  # what the student alone excludes adds nothing either
+        given["teacher_head"].bias[1] = 0.0
+    losses = [f(kind(temperature=0.7), **given, chunk=3)[0] for f in (fused_divergence, plain_divergence)]
     torch.testing.assert_close(*losses)
     leaves = [given["student_hidden"], given["student_head"].weight]
     for grad_got, grad_want in zip(*(torch.autograd.grad(loss, leaves) for loss in losses)):
         assert grad_got.isfinite().all()
         torch.testing.assert_close(grad_got, grad_want)
-    given["teacher_head"].bias[0] = 0.0
-    assert fused_divergence(ForwardKL(), **given, chunk=3)[0].item() == torch.inf
+    given["student_head" if kind is ReverseKL else "teacher_head"].bias[0] = 0.0
+    assert fused_divergence(kind(), **given, chunk=3)[0].item() == torch.inf
+
+
+class Doubled(ReverseKL):
+    """Somebody's own, on top of one with a closed form."""
+
+    def contributions(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return 2 * super().contributions(log_p, log_q)
+
+
+def test_a_subclass_of_one_with_a_closed_form_has_its_own_formula():
+    given = inputs()
+    got, want = (fused_divergence(d, **given, chunk=3)[0] for d in (Doubled(), ReverseKL()))
+    torch.testing.assert_close(got, 2 * want)
 
 
 def test_a_head_tied_to_the_embedding_gets_both_gradients():
@@ -139,7 +157,9 @@ def test_a_head_tied_to_the_embedding_gets_both_gradients():
     torch.testing.assert_close(*grads)
 
 
-@pytest.mark.parametrize("divergence", [ForwardKL(temperature=0.7), JSD(temperature=0.7, top_k=TopK(3))], ids=repr)
+@pytest.mark.parametrize(
+    "divergence", [ForwardKL(temperature=0.7), ReverseKL(), JSD(temperature=0.7, top_k=TopK(3))], ids=repr
+)
 def test_the_same_model_on_both_sides_costs_exactly_nothing(divergence):
     given = inputs(dtype=torch.float32, vocab=1003)
     given |= {"teacher_hidden": given["student_hidden"], "teacher_head": given["student_head"]}
