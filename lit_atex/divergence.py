@@ -98,7 +98,7 @@ def _log_ratio(log_a: Tensor, log_b: Tensor) -> Tensor:
     return (log_a - log_b).masked_fill((log_a == -math.inf) & (log_b == -math.inf), 0.0)
 
 
-def _log_mix(ratio: Tensor, w: float) -> Tensor:
+def log_mix(ratio: Tensor, w: float) -> Tensor:
     """log(1 - w + w·exp(ratio)) for 0 < w < 1: exactly 0 at ratio 0, precise in both tails, finite gradients."""
     near = w * torch.expm1(ratio.clamp(max=30.0))  # log1p loses digits below -0.5, and expm1 overflows far above 30
     far = torch.logaddexp(ratio + math.log(w), ratio.new_full((), math.log1p(-w)))
@@ -259,8 +259,7 @@ class JSD(VocabularyDivergence):
         """Per entry: β p log(p/m) + (1-β) q log(q/m), by m/p = β + (1-β) q/p and m/q = (1-β) + β p/q."""
         b, ratio = self.beta, _log_ratio(log_q, log_p)
         scale = 1 / (b * (1 - b)) if self.rescaled else 1.0
-        teacher = _weighted(log_p, _log_mix(ratio, 1 - b))
-        student = _weighted(log_q, _log_mix(-ratio, b))
+        teacher, student = _weighted(log_p, log_mix(ratio, 1 - b)), _weighted(log_q, log_mix(-ratio, b))
         return -(b * scale) * teacher - ((1 - b) * scale) * student
 
 
@@ -283,7 +282,7 @@ class SkewKL(VocabularyDivergence):
     def contributions(self, log_p: Entries, log_q: Entries) -> Entries:
         """Per entry: p log(p/m), by m/p = α + (1-α) q/p."""
         ratio = _log_ratio(log_q, log_p)
-        return _weighted(log_p, -ratio if self.alpha == 0 else -_log_mix(ratio, 1 - self.alpha))
+        return _weighted(log_p, -ratio if self.alpha == 0 else -log_mix(ratio, 1 - self.alpha))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_atex.divergence import Divergence, ForwardKL, ReverseKL, TokenDivergence
+from lit_atex.divergence import JSD, Divergence, ForwardKL, ReverseKL, TokenDivergence, VocabularyDivergence, log_mix
 
 CHUNK = 3 * 2**24  # most logits of a side at a time (192 MiB): with more, matrix products are hardly faster
 BLOCK = 5 * 2**17  # most of them between two products on a CPU (2.5 MiB)
@@ -221,9 +221,9 @@ def _reduce(
     slope = None
     if head.softcap is not None:
         slope = 1 - (logits.to(torch.promote_types(logits.dtype, torch.float32)) / head.softcap).square_()
-    kind = type(divergence)  # not a subclass: its formula may be another
-    if kind in (ForwardKL, ReverseKL) and divergence == kind(temperature=divergence.temperature):
-        result, grad = _kl(divergence, logits, teacher_logits, weights, scratch)
+    full = isinstance(divergence, VocabularyDivergence) and divergence.top_k is None and divergence.clip is None
+    if full and type(divergence) in (ForwardKL, ReverseKL, JSD):  # a subclass may have another formula
+        result, grad = _closed_form(divergence, logits, teacher_logits, weights, scratch)
     else:
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_()
@@ -238,23 +238,32 @@ def _reduce(
     return result
 
 
-def _kl(
+def _closed_form(
     divergence: Divergence, logits: Tensor, teacher_logits: Tensor, weights: Tensor, scratch: list[Tensor]
 ) -> tuple[TokenDivergence, Tensor]:
-    """Either direction in closed form, and in place, as each pass costs.
+    """Value and gradient without autograd, and in place where it can be: each pass costs.
 
-    The gradient, times the temperature, is q - p for the forward one and q (log q/p - KL(q‖p)) for the other.
+    Times the temperature the gradient of KL(p‖q) is q - p, and that of KL(q‖m) is q (log q/m - KL(q‖m)), also where m
+    is a mixture with q in it and KL(p‖m) comes on top, as in JSD: what is left out cancels.
     """
     p, q, product = (x[: logits.shape[0]] for x in scratch)
     log_p = _softmax(teacher_logits.to(p.dtype), divergence.temperature, p)
     log_q = _softmax(logits.to(q.dtype), divergence.temperature, q)
     teacher_entropy, student_entropy = -_expectation(p, log_p, product), -_expectation(q, log_q, product)
-    mismatch = _expectation(p, log_p.sub_(log_q), product)
-    if type(divergence) is ForwardKL:
+    ratio = log_p.sub_(log_q)
+    mismatch = _expectation(p, ratio, product)
+    if isinstance(divergence, ForwardKL):
         value, grad = mismatch, torch.sub(q, p, out=log_q)
     else:
-        value = -_expectation(q, log_p, product)
-        grad = torch.add(log_p, value[:, None], out=log_q).mul_(q).neg_().masked_fill_(q == 0, 0.0)
+        own, mixed, of_teacher = 1.0, ratio, torch.zeros_like(mismatch)  # log m/q, where m is p
+        if isinstance(divergence, JSD):
+            b = divergence.beta
+            scale = 1 / (b * (1 - b)) if divergence.rescaled else 1.0
+            own, mixed = (1 - b) * scale, log_mix(ratio, b)
+            of_teacher = -b * scale * _expectation(p, log_mix(-ratio, 1 - b), product)
+        kl = -_expectation(q, mixed, product)
+        value = own * kl + of_teacher
+        grad = torch.add(mixed, kl[:, None], out=log_q).mul_(q).mul_(-own).masked_fill_(q == 0, 0.0)
     result = TokenDivergence(
         value=value,
         mismatch=mismatch.clone(),

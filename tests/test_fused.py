@@ -24,7 +24,8 @@ ALL = [
     ForwardKL(temperature=2.0, top_k=TopK(3, tail="renormalise")),
     ReverseKL(temperature=0.7, top_k=TopK(4, "student")),
     JSD(temperature=2.0, top_k=TopK(3, "union"), clip=Clip(0.1, "token"), beta=0.3),
-    JSD(beta=0.7, rescaled=True),
+    JSD(beta=0.3),
+    JSD(temperature=0.7, beta=0.7, rescaled=True),
     ReverseKL(clip=Clip(0.05)),
     SkewKL(temperature=0.7, alpha=0.2),
     SkewKL(alpha=0.3, clip=Clip(0.05, "token"), top_k=TopK(4)),
@@ -90,7 +91,7 @@ def test_chunked_equals_plain_in_value_and_all_gradients(divergence, head):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("divergence", [ForwardKL(temperature=0.7), JSD(top_k=TopK(3, "union"))], ids=repr)
+@pytest.mark.parametrize("divergence", [ForwardKL(temperature=0.7), JSD(), JSD(top_k=TopK(3, "union"))], ids=repr)
 def test_rows_that_are_taken_a_few_at_a_time_are_all_taken(divergence):
     # Large enough for two chunks of many blocks, the last of each cut short.
     tokens, vocab = (CHUNK // 150_000) + 3, 150_000
@@ -113,15 +114,17 @@ def test_rows_that_are_taken_a_few_at_a_time_are_all_taken(divergence):
     assert (weight - want[3]).norm() < 1e-5 * want[3].norm()
 
 
-@pytest.mark.parametrize("kind", [ForwardKL, ReverseKL])
+@pytest.mark.parametrize("kind", [ForwardKL, ReverseKL, JSD])
 def test_the_closed_forms_are_exact_where_a_side_excludes_entries(kind):
     given = inputs(dtype=torch.float32)
     bias = torch.zeros(VOCAB)
     bias[:3] = -torch.inf
     given["student_head"] = given["student_head"]._replace(bias=bias)
     given["teacher_head"] = given["teacher_head"]._replace(bias=bias.clone())
-    if kind is ReverseKL:  # what the student alone excludes adds nothing either
+    if kind is not ForwardKL:  # what the student alone excludes adds nothing to its own side
         given["teacher_head"].bias[1] = 0.0
+    if kind is JSD:
+        given["student_head"].bias[2] = 0.0
     losses = [f(kind(temperature=0.7), **given, chunk=3)[0] for f in (fused_divergence, plain_divergence)]
     torch.testing.assert_close(*losses)
     leaves = [given["student_hidden"], given["student_head"].weight]
@@ -129,7 +132,7 @@ def test_the_closed_forms_are_exact_where_a_side_excludes_entries(kind):
         assert grad_got.isfinite().all()
         torch.testing.assert_close(grad_got, grad_want)
     given["student_head" if kind is ReverseKL else "teacher_head"].bias[0] = 0.0
-    assert fused_divergence(kind(), **given, chunk=3)[0].item() == torch.inf
+    assert (fused_divergence(kind(), **given, chunk=3)[0].item() == torch.inf) == (kind is not JSD)
 
 
 class Doubled(ReverseKL):
@@ -158,7 +161,9 @@ def test_a_head_tied_to_the_embedding_gets_both_gradients():
 
 
 @pytest.mark.parametrize(
-    "divergence", [ForwardKL(temperature=0.7), ReverseKL(), JSD(temperature=0.7, top_k=TopK(3))], ids=repr
+    "divergence",
+    [ForwardKL(temperature=0.7), ReverseKL(), JSD(beta=0.3), JSD(temperature=0.7, top_k=TopK(3))],
+    ids=repr,
 )
 def test_the_same_model_on_both_sides_costs_exactly_nothing(divergence):
     given = inputs(dtype=torch.float32, vocab=1003)
