@@ -22,7 +22,7 @@ _EXPRESSION = re.compile(r"[+^-]|^[0-9]")  # of a name that is more than a name
 _EQUATED = re.compile(r"[+^]|(?<![A-Za-z]{2})-(?![A-Za-z]{2})|^[0-9]|[a-z]\*[a-z]")  # but not x-intercept, AB
 _IN_BRACKETS = re.compile(r"\([^()]*\)")
 _LETTERS, _VOWEL = re.compile(r"[A-Za-z]+"), re.compile(r"[aeiouyAEIOUY]")
-_LETTERS_AS_UNIT = re.compile(r"[A-Za-z](?:\^-?[1-9])?(?: [A-Za-z](?:\^-?[1-9])?)*")
+_LETTERS_AS_UNIT = re.compile(r"[A-Za-z]{1,2}(?:\^-?[1-9])?(?: [A-Za-z]{1,2}(?:\^-?[1-9])?)*")
 _CHOICES = frozenset("abcdefghijABCDEFGHIJ")
 _DATED = re.compile("[0-9][/-]")
 _MATCHED = 32  # items of a list that are compared each with each
@@ -150,7 +150,7 @@ def _in_other_units(a: Leaf, b: Leaf) -> bool:
 
 
 def _value(value: exact.Value, unit: str, other: exact.Value) -> exact.Value:
-    """Value times unit, if that may be letters and the other value has some, as `1/2 m` against `m/2`."""
+    """Value times unit, if that may be letters and the other value has some, as `1/2 mg` against `mg/2`."""
     may_be = exact.has_letters(other) and _LETTERS_AS_UNIT.fullmatch(unit)
     letters = value_of(unit.replace(" ", "*")) if may_be else None
     return value if letters is None else exact.multiply(value, letters)
