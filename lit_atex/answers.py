@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from lit_atex import closed_form, exact, units
 from lit_atex.answer_text import compact, is_words
-from lit_atex.leaves import Leaf, number, rounds_to, value_of, valued
+from lit_atex.leaves import Leaf, is_about, number, rounds_to, value_of, valued
 
 MAX_READ = 800  # of an answer that is taken apart
 _DEPTH = 4  # of lists in lists
@@ -78,14 +78,19 @@ def read(text: str, depth: int = 0) -> Answer:
 
 
 def _about(text: str, depth: int) -> Answer | None:
-    r"""The value of `A = 25\pi \approx 78.54`; a text if it is not what was rounded, None of anything else."""
-    exactly, *rounded = _ABOUT.split(text)
-    answer = read(exactly, depth) if exactly and len(rounded) == 1 else None
-    if not isinstance(answer, Leaf) or answer.value is None or exact.has_letters(answer.value):
-        return None  # x \approx 3
-    number = _leaf(rounded[0])
-    agree = rounds_to(answer.value, number, places=0) and answer.percent == number.percent
-    return answer if agree else Leaf(compact(text), words=True)
+    r"""The value of `A = 25\pi \approx 78.54`; a text if it does not round so, None if that is not known here."""
+    exactly, *about = _ABOUT.split(text)
+    if not exactly or not about or len(_split(text)) > 1:
+        return None
+    answer, numbers = read(exactly, depth), [_leaf(one) for one in about]
+    if isinstance(answer, Leaf) and answer.value is not None and not exact.has_letters(answer.value):
+        if all(is_about(answer, number) for number in numbers):
+            number = numbers[-1]
+            counts = number.percent == answer.percent and rounds_to(answer.value, number, places=1, digits=3)
+            return answer._replace(rounded=number.value if counts else None)
+    elif (_name(exactly) and len(about) == 1) or all(is_about(numbers[0], number) for number in numbers):
+        return None  # x \approx 3, \ln 2 \approx 0.693
+    return Leaf(compact(text), words=True)
 
 
 def _group(text: str, depth: int) -> Answer | None:

@@ -190,7 +190,8 @@ def _is_constant(leaf: Leaf) -> bool:
 
 def _equal_values(a: Leaf, b: Leaf, value: exact.Value, other: exact.Value) -> bool:
     if a.percent == b.percent:
-        return value == other or rounds_to(value, b, *_ROUNDED) or rounds_to(other, a, *_ROUNDED)
+        told = value in (other, b.rounded) or other == a.rounded
+        return told or rounds_to(value, b, *_ROUNDED) or rounds_to(other, a, *_ROUNDED)
     percent, number = (exact.rational(v) for v in ((value, other) if a.percent else (other, value)))
     if percent is None or number is None:
         return value == other
