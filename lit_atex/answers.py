@@ -49,7 +49,10 @@ _ASKED = re.compile(  # what a problem asks for that has a value of its own; not
     r"|(?:[EP]|\\mathbb ?\{?[EP]\}?) ?(?:\([^()]*\)|\[[^][]*\])"
     r"|\\[dt]?binom ?(?:[0-9]|\{[0-9]+\}) ?(?:[0-9]|\{[0-9]+\})|\\log ?_ ?(?:[0-9]|\{[0-9]+\}) ?\(?[0-9]+\)?"
 )
-_DERIVATIVE = re.compile(r"\\frac\{d[A-Za-z]?\}\{d[A-Za-z]\}|d[A-Za-z]/d[A-Za-z]")  # no quotient of products
+_DERIVATIVE = re.compile(  # no quotient of products
+    r"\\frac\{(d|\\partial ?)[A-Za-z]?\}\{\1[A-Za-z]\}|(d|\\partial ?)[A-Za-z]/\2[A-Za-z]"
+)
+_PROBABILITY = re.compile(r"(?:\\Pr|(?<![A-Za-z])P|\\mathbb ?\{?P\}?) ?\([^()]*\)")  # of a relation, and none itself
 _RELATION = re.compile(r"[<>]|\\(?:[lgn]e|approx|equiv|cong|sim)(?![A-Za-z])")
 _ABOUT = re.compile(r" ?\\approx(?![A-Za-z]) ?")
 _IN = re.compile(r"\\in(?![A-Za-z])")
@@ -127,7 +130,7 @@ def _group(text: str, depth: int) -> Answer | None:
             return Group("list", _read_all(parts, depth))
         ranges = [_range(part) for part in parts] if "," not in text and " and " not in text else []
         return Group("union", tuple(filter(None, ranges))) if ranges and all(ranges) else None
-    if _ORDER.search(text):
+    if _ORDER.search(_PROBABILITY.sub("P", text)):
         return _range(text)
     if len(_PLUS_MINUS.findall(text)) == 1:
         return Group("list", _read_all([_PLUS_MINUS.sub(sign, text) for sign in "+-"], depth))
@@ -217,15 +220,16 @@ def _named(text: str) -> tuple[str, str] | None:
     sides = equation(text)
     if len(sides) == 1 and _IN.search(text):
         sides = [side.strip() for side in _IN.split(text, 1)]
-    if len(sides) == 1 or not all(sides) or _RELATION.search(text):
+    if len(sides) == 1 or not all(sides) or _RELATION.search(_PROBABILITY.sub("P", text)):
         return None
     name = _name(sides[0])
     if not name and len(sides) == 2 and _name(sides[1]):
         sides.reverse()
         name = _name(sides[0])
     if name:
-        told = [leaf for leaf in map(valued, sides[1:]) if leaf.value is not None and not exact.has_letters(leaf.value)]
-        return (name, sides[-1]) if all(_agree(leaf, told[-1]) for leaf in told) else None  # x = 4 = 5
+        told = [(exact.letters(leaf.value), leaf) for leaf in map(valued, sides[1:]) if leaf.value is not None]
+        last = dict(told)  # A = \pi r^2 = 25\pi is no contradiction, x = 4 = 5 and y = 3x = 2x are
+        return (name, sides[-1]) if all(_agree(leaf, last[letters]) for letters, leaf in told) else None
     values = [*(value_of(compact(side)) for side in sides[:-1]), _leaf(sides[-1]).value]  # 12 - 5 = 7 apples
     return ("", sides[-1]) if values[0] is not None and all(value == values[0] for value in values) else None
 
@@ -241,11 +245,11 @@ def _name(side: str) -> str:
     text = compact(side)
     value = value_of(text)
     if _DERIVATIVE.fullmatch(text):
-        return text
+        return re.sub(r"\\frac|[{}/ ]", "", text)
     if value is None:
         named = _NAME.fullmatch(side) or _ASKED.fullmatch(side)
         return text if named and _closing(f"({side})") == len(side) + 2 else ""
-    letters = {symbol for monomial in value for symbol, _ in monomial if not symbol.isdigit()} - {"e", "i", r"\pi"}
+    letters = exact.letters(value)
     shown = exact.show(value)
     return shown if len(letters) > 1 or (shown in letters and len(value) == 1) else ""
 

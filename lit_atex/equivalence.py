@@ -20,6 +20,7 @@ from lit_atex.units import CURRENCIES
 _ROUNDED = 6, 4  # places, and digits that count, from which on a decimal may stand for what it is rounded from
 _EXPRESSION = re.compile(r"[+^-]|^[0-9]")  # of a name that is more than a name
 _EQUATED = re.compile(r"[+^]|(?<![A-Za-z]{2})-(?![A-Za-z]{2})|^[0-9]|[a-z]\*[a-z]")  # but not x-intercept, AB
+_DERIVED = re.compile(r"(d|\\partial)[A-Za-z]?\1[A-Za-z]")
 _IN_BRACKETS = re.compile(r"\([^()]*\)")
 _LETTERS, _VOWEL = re.compile(r"[A-Za-z]+"), re.compile(r"[aeiouyAEIOUY]")
 _LETTERS_AS_UNIT = re.compile(r"[A-Za-z]{1,2}(?:\^-?[1-9])?(?: [A-Za-z]{1,2}(?:\^-?[1-9])?)*")
@@ -127,6 +128,8 @@ def _equal_leaves(a: Leaf, b: Leaf) -> bool | None:
             return one == other
         return a.text == b.text or (choice and a.text.casefold() == b.text.casefold())
     if a.name and b.name and a.name != b.name:
+        if _DERIVED.fullmatch(a.name) and _DERIVED.fullmatch(b.name):
+            return False  # dx/dy is not dy/dx
         plain = not any(_EXPRESSION.search(leaf.name) for leaf in (a, b))
         return False if plain and _is_constant(a) and _is_constant(b) else None  # y = x + 1 and x = y - 1
     if (len(equation(a.text)) > 1) != (len(equation(b.text)) > 1):
@@ -167,8 +170,7 @@ def _zero(leaf: Leaf) -> exact.Value:
     sides = [leaf.name, leaf.text] if leaf.name else equation(leaf.text)
     left, right = [value_of(compact(side)) for side in sides] if len(sides) == 2 else (None, None)
     zero = exact.add(left, right, -1) if left is not None and right is not None else {}
-    letters = {symbol for monomial in zero for symbol, _ in monomial if not symbol.isdigit()} - {"e", "i", r"\pi"}
-    return zero if len(letters) > 1 else {}
+    return zero if len(exact.letters(zero)) > 1 else {}
 
 
 def _is_equated(name: str) -> bool:
