@@ -10,7 +10,7 @@ import re
 from typing import NamedTuple
 
 from lit_atex import closed_form, exact, units
-from lit_atex.answer_text import compact, is_words
+from lit_atex.answer_text import compact, is_words, signs
 from lit_atex.leaves import Leaf, is_about, number, rounds_to, value_of, valued
 
 MAX_READ = 800  # of an answer that is taken apart
@@ -56,7 +56,6 @@ _PROBABILITY = re.compile(r"(?:\\Pr|(?<![A-Za-z])P|\\mathbb ?\{?P\}?) ?\([^()]*\
 _RELATION = re.compile(r"[<>]|\\(?:[lgn]e|approx|equiv|cong|sim)(?![A-Za-z])")
 _ABOUT = re.compile(r" ?\\approx(?![A-Za-z]) ?")
 _IN = re.compile(r"\\in(?![A-Za-z])")
-_PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")  # not \pmod, \pmatrix
 _ORDER = re.compile(r" ?(<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z])) ?")
 _BUILDER = re.compile(
     r"\\\{ ?[A-Za-z](?: ?\\in ?(?:\\R|\\mathbb ?\{?R\}?))? ?(?::|\||\\mid|\\vert)(?![A-Za-z])(.*)\\\}"
@@ -110,16 +109,15 @@ def _group(text: str, depth: int) -> Answer | None:
         return _group(", ".join(lines), depth) if told else None
     if builder := _BUILDER.fullmatch(text):
         found = _group(builder[1].strip(), depth)
-        return (
-            found
-            if isinstance(found, Group) and (found.kind == "union" or found.kind in ("<>", "()", "[]", "(]", "[)"))
-            else None
-        )
+        return found if isinstance(found, Group) and found.kind in ("union", "<>", "()", "[]", "(]", "[)") else None
     if 0 < _closing(text) == len(text):
         in_set = text[0] in "{\\"  # many forget the backslash before the braces of a set
         parts = _split(text[2:-2] if text[0] == "\\" else text[1:-1], words=in_set)
         if all(parts) and len(parts) > (0 if text[0] == "\\" else 1):
-            return Group("set" if in_set else text[0] + text[-1], _read_all(parts, depth))
+            if in_set:
+                return Group("set", _read_all(signs(parts), depth))
+            if len(signs([text])) == 1:  # (1, \pm 2) are two pairs
+                return Group(text[0] + text[-1], _read_all(parts, depth))
     if r"\cup" in text:
         parts = [part.strip() for part in text.split(r"\cup")]
         if all(part and _closing(part) == len(part) for part in parts):
@@ -127,13 +125,13 @@ def _group(text: str, depth: int) -> Answer | None:
     parts = _split(text)
     if len(parts) > 1 and all(parts):
         if not any(_ORDER.search(part) for part in parts):
-            return Group("list", _read_all(parts, depth))
+            return Group("list", _read_all(signs(parts), depth))
         ranges = [_range(part) for part in parts] if "," not in text and " and " not in text else []
         return Group("union", tuple(filter(None, ranges))) if ranges and all(ranges) else None
     if _ORDER.search(_PROBABILITY.sub("P", text)):
         return _range(text)
-    if len(_PLUS_MINUS.findall(text)) == 1:
-        return Group("list", _read_all([_PLUS_MINUS.sub(sign, text) for sign in "+-"], depth))
+    if len(both := signs([text])) > 1:
+        return Group("list", _read_all(both, depth))
     named = _named(text)
     if not named:
         return None
