@@ -32,6 +32,7 @@ class Group(NamedTuple):
 
 Answer = Leaf | Group
 
+PRODUCT = re.compile(r"[A-Za-z](?: [A-Za-z])+")  # m g
 _PERCENT = re.compile(r" ?(?:\\?%| per ?cent)$")
 _MONEY = re.compile(r"([+-]?) ?([$€£¥₹]) ?(?=[+-]?[0-9.])")
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
@@ -260,7 +261,7 @@ def equation(text: str) -> list[str]:
 def _leaf(text: str) -> Leaf:
     if is_words(text):
         whole = compact(text)
-        return Leaf(whole, value_of(whole) if len(whole) <= 3 else None, words=True)
+        return Leaf(whole, value_of(whole) if len(whole) <= 3 or PRODUCT.fullmatch(whole) else None, words=True)
     text = text.removeprefix(r"\approx").strip()
     bare = _PERCENT.sub("", text)
     if bare != text:

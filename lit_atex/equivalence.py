@@ -11,7 +11,7 @@ from string import ascii_letters
 
 from lit_atex import exact
 from lit_atex.answer_text import MAX_CHARS, clean, compact, label, unwrap
-from lit_atex.answers import Answer, Group, equation, read
+from lit_atex.answers import PRODUCT, Answer, Group, equation, read
 from lit_atex.formulas import AMBIGUOUS, is_mathematics
 from lit_atex.leaves import Leaf, rounds_to, value_of
 from lit_atex.types import Verdict
@@ -24,6 +24,7 @@ _DERIVED = re.compile(r"(d|\\partial)[A-Za-z]?\1[A-Za-z]")
 _IN_BRACKETS = re.compile(r"\([^()]*\)")
 _LETTERS, _VOWEL = re.compile(r"[A-Za-z]+"), re.compile(r"[aeiouyAEIOUY]")
 _LETTERS_AS_UNIT = re.compile(r"[A-Za-z]{1,2}(?:\^-?[1-9])?(?: [A-Za-z]{1,2}(?:\^-?[1-9])?)*")
+_LETTERS_ALONE = re.compile(r"[A-Za-z]{1,2}(?: [A-Za-z]{1,2})*")
 _CHOICES = frozenset("abcdefghijABCDEFGHIJ")
 _DATED = re.compile("[0-9][/-]")
 _MATCHED = 32  # items of a list that are compared each with each
@@ -126,6 +127,8 @@ def _equal_leaves(a: Leaf, b: Leaf) -> bool | None:
         if " and " in a.text + b.text:  # in which no order counts
             one, other = (sorted(re.split("[,;]| and ", leaf.text.casefold())) for leaf in (a, b))
             return one == other
+        if PRODUCT.fullmatch(a.text) or PRODUCT.fullmatch(b.text):
+            return a.value is not None and a.value == b.value
         return a.text == b.text or (choice and a.text.casefold() == b.text.casefold())
     if a.name and b.name and a.name != b.name:
         if _DERIVED.fullmatch(a.name) and _DERIVED.fullmatch(b.name):
@@ -147,6 +150,9 @@ def _in_other_units(a: Leaf, b: Leaf) -> bool:
     """Whether both have a unit, and not the same; that of money may lack what it is paid for: $5 for $5 per hour."""
     if not (a.unit or a.percent) or not (b.unit or b.percent):
         return False
+    one, other = (_LETTERS_ALONE.fullmatch(leaf.unit) and sorted(leaf.unit.replace(" ", "")) for leaf in (a, b))
+    if one and one == other:
+        return a.percent != b.percent  # 2 m g and 2mg
     fewer, more = sorted((a.unit.split(), b.unit.split()), key=len)
     lacks = len(fewer) == 1 and fewer[0] in CURRENCIES and fewer[0] in more
     return a.percent != b.percent or (fewer != more and not lacks)
