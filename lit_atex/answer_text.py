@@ -90,7 +90,7 @@ _CLEANING = [
     (re.compile(r"\\lbrace(?![A-Za-z])"), r"\\{"),
     (re.compile(r"\\rbrace(?![A-Za-z])"), r"\\}"),
 ]
-_BOLD_START = re.compile(r"^\*\*([^*]+)\*\*(?=[ :])")  # of Markdown
+_BOLD_PART = re.compile(r"(?:^|(?<= ))\*\*([^* ][^*]*)\*\*(?=[ :,])|(?<=[a-z,] )\*\*([^* ][^*]*)\*\*$")  # of Markdown
 _THOUSANDS = re.compile(r"(?:^|(?<==)|(?<== ))[+-]?[$€£¥₹]? ?[+-]?[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
 _SPACED_THOUSANDS = re.compile(r"(?:^|(?<==)|(?<== ))[+-]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
 _LIST_THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
@@ -142,7 +142,7 @@ def clean(text: str) -> str:
         for pattern, replacement in _CLEANING:
             text = pattern.sub(replacement, text)
     text = " ".join(text.split()).strip('`" ').rstrip(" .,;\\:")
-    text = _BOLD_START.sub(r"\1", text)
+    text = _BOLD_PART.sub(r"\1\2", text)
     if text.startswith(("**", "__")):
         text = text.strip("*_ ").rstrip(" .")
     if "," in text and _THOUSANDS.search(text):
@@ -223,8 +223,9 @@ def after_answer_is(text: str) -> Iterator[tuple[int, str]]:
             said, behind = next(filter(None, math.groups()[:2]), "") or _aligned(math[4]), ""
         elif reason := _REASON.search(behind):
             behind = behind[: reason.start()]
-        said = (said + behind).removesuffix("**")
-        yield phrase.start(), _BOLD_END.sub("", said, 1) if phrase[0].rstrip().endswith("**") else said
+        said += behind
+        bold = _BOLD_END.search(said) if phrase[0].rstrip().endswith("**") else None
+        yield phrase.start(), said[: bold.start()] + said[bold.end() :] if bold else said.removesuffix("**")
 
 
 def _sentence(line: str) -> str:

@@ -56,6 +56,7 @@ _DERIVATIVE = re.compile(  # no quotient of products
 _PROBABILITY = re.compile(r"(?:\\Pr|(?<![A-Za-z])P|\\mathbb ?\{?P\}?) ?\([^()]*\)")  # of a relation, and none itself
 _RELATION = re.compile(r"[<>]|\\(?:[lgn]e|approx|equiv|cong|sim)(?![A-Za-z])")
 _ABOUT = re.compile(r" ?\\approx(?![A-Za-z]) ?")
+_NEARLY = re.compile(r"^(?:\\approx(?![A-Za-z])|(?:approximately|roughly|about)(?= [0-9.$\\-])) *", re.IGNORECASE)
 _IN = re.compile(r"\\in(?![A-Za-z])")
 _ORDER = re.compile(r" ?(<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z])) ?")
 _BUILDER = re.compile(
@@ -262,7 +263,7 @@ def _leaf(text: str) -> Leaf:
     if is_words(text):
         whole = compact(text)
         return Leaf(whole, value_of(whole) if len(whole) <= 3 or PRODUCT.fullmatch(whole) else None, words=True)
-    text = text.removeprefix(r"\approx").strip()
+    text = _NEARLY.sub("", text)
     bare = _PERCENT.sub("", text)
     if bare != text:
         return valued(bare)._replace(percent=True)
