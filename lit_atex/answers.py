@@ -89,9 +89,10 @@ def _about(text: str, depth: int) -> Answer | None:
     answer, numbers = read(exactly, depth), [_leaf(one) for one in about]
     if isinstance(answer, Leaf) and answer.value is not None and not exact.has_letters(answer.value):
         if all(is_about(answer, number) for number in numbers):
-            number = numbers[-1]
-            counts = number.percent == answer.percent and rounds_to(answer.value, number, places=1, digits=3)
-            return answer._replace(rounded=number.value if counts else None)
+            last = numbers[-1]
+            told = last.percent == answer.percent and not last.text.endswith("0")  # 1.50 may be 1.5, and not 1.499
+            told = told and rounds_to(answer.value, last, places=1, digits=3)
+            return answer._replace(rounded=last.value if told else None)
     elif (_name(exactly) and len(about) == 1) or all(is_about(numbers[0], number) for number in numbers):
         return None  # x \approx 3, \ln 2 \approx 0.693
     return Leaf(compact(text), words=True)
