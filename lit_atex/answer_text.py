@@ -79,7 +79,10 @@ _CLEANING = [
     (re.compile(r"(?:\{\} ?)?\^ ?(?:\{ ?)?\\circ(?: ?\})?|\\(?:text)?degree(?![A-Za-z])"), "°"),
     (re.compile(r"\\(?:varnothing|O)(?![A-Za-z])"), r"\\emptyset"),
     (re.compile(r"\\([lgn]e)(?:q|qslant)(?![A-Za-z])"), r"\\\1"),
+    (re.compile(r"^\(([0-9]+)\)(?= ?_ ?\{?[0-9])"), r"\1"),
     (re.compile(r"(?<=[0-9])_ ?\{([0-9]+)\}"), r"_\1"),  # the base of a number
+    (re.compile(r"\\pmod ?\{([^{}]*)\}"), r"\\pmod \1"),
+    (re.compile(r"\\(vec|hat|bar) ([A-Za-z])(?![A-Za-z])"), r"\\\1{\2}"),
     (re.compile(r"\\(?:text)?color ?\{[a-z]+\}"), ""),
     (re.compile(r"\\ldots(?![A-Za-z])"), r"\\dots "),
     (re.compile(r"\\langle(?![A-Za-z])"), "("),
@@ -87,7 +90,7 @@ _CLEANING = [
     (re.compile(r"\\lbrace(?![A-Za-z])"), r"\\{"),
     (re.compile(r"\\rbrace(?![A-Za-z])"), r"\\}"),
 ]
-_BOLD_START = re.compile(r"^\*\*([^*]+)\*\*(?=[ :])")  # of Markdown
+_BOLD_PART = re.compile(r"(?:^|(?<= ))\*\*([^* ][^*]*)\*\*(?=[ :,])|(?<=[a-z,] )\*\*([^* ][^*]*)\*\*$")  # of Markdown
 _THOUSANDS = re.compile(r"(?:^|(?<==)|(?<== ))[+-]?[$€£¥₹]? ?[+-]?[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
 _SPACED_THOUSANDS = re.compile(r"(?:^|(?<==)|(?<== ))[+-]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
 _LIST_THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
@@ -98,7 +101,7 @@ _TEXT = re.compile(
     r"\{([^{}]*)\}"
 )
 _BOLD = re.compile(rf"{_SHAPE}|(?<!\\)\\(?:textbf|mathbf|boldsymbol|bm|pmb)(?![A-Za-z]) ?")  # around more than text
-_CELSIUS = re.compile(r" ?(?:°|degrees?) ?([cf])(?:elsius|ahrenheit)(?![A-Za-z])", re.IGNORECASE)
+_CELSIUS = re.compile(r" ?(?:°|degrees?) ?([cf])(?:elsius|ahrenheit)(?![A-Za-z])|(?-i:° ([CF])$)", re.IGNORECASE)
 _FUNCTION = re.compile(
     r"(?<![\\A-Za-z])(ln|log|sin|cos|tan|cot|csc|arcsin|arccos|arctan)(?= ?[(0-9_^\\]| [a-z](?![A-Za-z]))"
 )
@@ -113,6 +116,7 @@ _HEDGE = re.compile(  # `(A) or (B)` is no choice, nor is `(A) is wrong`, or `A.
     re.IGNORECASE,
 )
 _CHOICE = re.compile(r"(?:option|choice) ([A-J])", re.IGNORECASE)
+_PLUS_MINUS, _MINUS_PLUS = re.compile(r"\\pm(?![A-Za-z])"), re.compile(r"\\mp(?![A-Za-z])")  # not \pmod, \pmatrix
 # In a text command these are units; alone they may be variables. Their names tell them apart.
 _UNITS = {
     **{"m": "meter", "g": "gram", "s": "second", "h": "hour", "L": "liter", "N": "newton", "J": "joule", "W": "watt"},
@@ -134,11 +138,11 @@ def clean(text: str) -> str:
     if len(_DOLLARS.findall(text)) % 2 == 0:
         text = _DOLLARS.sub("", text)  # around mathematics; a single one is money
     text = text.replace(r"\$", "$").replace("<=", r"\le ").replace(">=", r"\ge ").replace("...", r"\dots ")
-    if any(char in text for char in "\\√~{"):
+    if any(char in text for char in "\\√~{_"):
         for pattern, replacement in _CLEANING:
             text = pattern.sub(replacement, text)
     text = " ".join(text.split()).strip('`" ').rstrip(" .,;\\:")
-    text = _BOLD_START.sub(r"\1", text)
+    text = _BOLD_PART.sub(r"\1\2", text)
     if text.startswith(("**", "__")):
         text = text.strip("*_ ").rstrip(" .")
     if "," in text and _THOUSANDS.search(text):
@@ -157,7 +161,7 @@ def unwrap(text: str) -> str:
         text = _BOLD.sub("", text)
     if "exp" in text:
         text = _EXP.sub(r"e^{\1}", text)
-    text = _FUNCTION.sub(r"\\\1", _CELSIUS.sub(lambda degrees: f" °{degrees[1].upper()}", text))
+    text = _FUNCTION.sub(r"\\\1", _CELSIUS.sub(lambda degrees: f" °{(degrees[1] or degrees[2]).upper()}", text))
     text = _PLAIN.sub(r"\\\1 ", text.replace("infinity", "infty"))
     return " ".join(text.split()).replace(" ^", "^").rstrip(" .")  # \text{ cm}^2, \text{Yes.}
 
@@ -170,6 +174,15 @@ def compact(text: str) -> str:
 def is_words(text: str) -> bool:
     """Whether there are letters, and nothing but letters and what stands between words."""
     return any(map(str.isalpha, text)) and all(char.isalpha() or char in " ,;'" for char in text)
+
+
+def signs(parts: list[str]) -> list[str]:
+    r"""The parts, each that has a single `\pm` once with either sign, and `\mp` with the other one."""
+    return [
+        _MINUS_PLUS.sub(other, _PLUS_MINUS.sub(sign, part))
+        for part in parts
+        for sign, other in (("+-", "-+") if len(_PLUS_MINUS.findall(part)) == 1 else ((r"\\pm", r"\\mp"),))
+    ]
 
 
 def label(text: str) -> tuple[str, str]:
@@ -210,8 +223,9 @@ def after_answer_is(text: str) -> Iterator[tuple[int, str]]:
             said, behind = next(filter(None, math.groups()[:2]), "") or _aligned(math[4]), ""
         elif reason := _REASON.search(behind):
             behind = behind[: reason.start()]
-        said = (said + behind).removesuffix("**")
-        yield phrase.start(), _BOLD_END.sub("", said, 1) if phrase[0].rstrip().endswith("**") else said
+        said += behind
+        bold = _BOLD_END.search(said) if phrase[0].rstrip().endswith("**") else None
+        yield phrase.start(), said[: bold.start()] + said[bold.end() :] if bold else said.removesuffix("**")
 
 
 def _sentence(line: str) -> str:

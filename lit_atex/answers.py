@@ -10,8 +10,8 @@ import re
 from typing import NamedTuple
 
 from lit_atex import closed_form, exact, units
-from lit_atex.answer_text import compact, is_words
-from lit_atex.leaves import Leaf, number, rounds_to, value_of, valued
+from lit_atex.answer_text import compact, is_words, signs
+from lit_atex.leaves import Leaf, is_about, number, rounds_to, value_of, valued
 
 MAX_READ = 800  # of an answer that is taken apart
 _DEPTH = 4  # of lists in lists
@@ -32,6 +32,7 @@ class Group(NamedTuple):
 
 Answer = Leaf | Group
 
+PRODUCT = re.compile(r"[A-Za-z](?: [A-Za-z])+")  # m g
 _PERCENT = re.compile(r" ?(?:\\?%| per ?cent)$")
 _MONEY = re.compile(r"([+-]?) ?([$€£¥₹]) ?(?=[+-]?[0-9.])")
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
@@ -49,11 +50,14 @@ _ASKED = re.compile(  # what a problem asks for that has a value of its own; not
     r"|(?:[EP]|\\mathbb ?\{?[EP]\}?) ?(?:\([^()]*\)|\[[^][]*\])"
     r"|\\[dt]?binom ?(?:[0-9]|\{[0-9]+\}) ?(?:[0-9]|\{[0-9]+\})|\\log ?_ ?(?:[0-9]|\{[0-9]+\}) ?\(?[0-9]+\)?"
 )
-_DERIVATIVE = re.compile(r"\\frac\{d[A-Za-z]?\}\{d[A-Za-z]\}|d[A-Za-z]/d[A-Za-z]")  # no quotient of products
+_DERIVATIVE = re.compile(  # no quotient of products
+    r"\\frac\{(d|\\partial ?)[A-Za-z]?\}\{\1[A-Za-z]\}|(d|\\partial ?)[A-Za-z]/\2[A-Za-z]"
+)
+_PROBABILITY = re.compile(r"(?:\\Pr|(?<![A-Za-z])P|\\mathbb ?\{?P\}?) ?\([^()]*\)")  # of a relation, and none itself
 _RELATION = re.compile(r"[<>]|\\(?:[lgn]e|approx|equiv|cong|sim)(?![A-Za-z])")
 _ABOUT = re.compile(r" ?\\approx(?![A-Za-z]) ?")
+_NEARLY = re.compile(r"^(?:\\approx(?![A-Za-z])|(?:approximately|roughly|about)(?= [0-9.$\\-])) *", re.IGNORECASE)
 _IN = re.compile(r"\\in(?![A-Za-z])")
-_PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")  # not \pmod, \pmatrix
 _ORDER = re.compile(r" ?(<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z])) ?")
 _BUILDER = re.compile(
     r"\\\{ ?[A-Za-z](?: ?\\in ?(?:\\R|\\mathbb ?\{?R\}?))? ?(?::|\||\\mid|\\vert)(?![A-Za-z])(.*)\\\}"
@@ -78,14 +82,20 @@ def read(text: str, depth: int = 0) -> Answer:
 
 
 def _about(text: str, depth: int) -> Answer | None:
-    r"""The value of `A = 25\pi \approx 78.54`; a text if it is not what was rounded, None of anything else."""
-    exactly, *rounded = _ABOUT.split(text)
-    answer = read(exactly, depth) if exactly and len(rounded) == 1 else None
-    if not isinstance(answer, Leaf) or answer.value is None or exact.has_letters(answer.value):
-        return None  # x \approx 3
-    number = _leaf(rounded[0])
-    agree = rounds_to(answer.value, number, places=0) and answer.percent == number.percent
-    return answer if agree else Leaf(compact(text), words=True)
+    r"""The value of `A = 25\pi \approx 78.54`; a text if it does not round so, None if that is not known here."""
+    exactly, *about = _ABOUT.split(text)
+    if not exactly or not about or len(_split(text)) > 1:
+        return None
+    answer, numbers = read(exactly, depth), [_leaf(one) for one in about]
+    if isinstance(answer, Leaf) and answer.value is not None and not exact.has_letters(answer.value):
+        if all(is_about(answer, number) for number in numbers):
+            last = numbers[-1]
+            told = last.percent == answer.percent and not last.text.endswith("0")  # 1.50 may be 1.5, and not 1.499
+            told = told and rounds_to(answer.value, last, places=1, digits=3)
+            return answer._replace(rounded=last.value if told else None)
+    elif (_name(exactly) and len(about) == 1) or all(is_about(numbers[0], number) for number in numbers):
+        return None  # x \approx 3, \ln 2 \approx 0.693
+    return Leaf(compact(text), words=True)
 
 
 def _group(text: str, depth: int) -> Answer | None:
@@ -102,16 +112,15 @@ def _group(text: str, depth: int) -> Answer | None:
         return _group(", ".join(lines), depth) if told else None
     if builder := _BUILDER.fullmatch(text):
         found = _group(builder[1].strip(), depth)
-        return (
-            found
-            if isinstance(found, Group) and (found.kind == "union" or found.kind in ("<>", "()", "[]", "(]", "[)"))
-            else None
-        )
+        return found if isinstance(found, Group) and found.kind in ("union", "<>", "()", "[]", "(]", "[)") else None
     if 0 < _closing(text) == len(text):
         in_set = text[0] in "{\\"  # many forget the backslash before the braces of a set
         parts = _split(text[2:-2] if text[0] == "\\" else text[1:-1], words=in_set)
         if all(parts) and len(parts) > (0 if text[0] == "\\" else 1):
-            return Group("set" if in_set else text[0] + text[-1], _read_all(parts, depth))
+            if in_set:
+                return Group("set", _read_all(signs(parts), depth))
+            if len(signs([text])) == 1:  # (1, \pm 2) are two pairs
+                return Group(text[0] + text[-1], _read_all(parts, depth))
     if r"\cup" in text:
         parts = [part.strip() for part in text.split(r"\cup")]
         if all(part and _closing(part) == len(part) for part in parts):
@@ -119,13 +128,13 @@ def _group(text: str, depth: int) -> Answer | None:
     parts = _split(text)
     if len(parts) > 1 and all(parts):
         if not any(_ORDER.search(part) for part in parts):
-            return Group("list", _read_all(parts, depth))
+            return Group("list", _read_all(signs(parts), depth))
         ranges = [_range(part) for part in parts] if "," not in text and " and " not in text else []
         return Group("union", tuple(filter(None, ranges))) if ranges and all(ranges) else None
-    if _ORDER.search(text):
+    if _ORDER.search(_PROBABILITY.sub("P", text)):
         return _range(text)
-    if len(_PLUS_MINUS.findall(text)) == 1:
-        return Group("list", _read_all([_PLUS_MINUS.sub(sign, text) for sign in "+-"], depth))
+    if len(both := signs([text])) > 1:
+        return Group("list", _read_all(both, depth))
     named = _named(text)
     if not named:
         return None
@@ -212,15 +221,16 @@ def _named(text: str) -> tuple[str, str] | None:
     sides = equation(text)
     if len(sides) == 1 and _IN.search(text):
         sides = [side.strip() for side in _IN.split(text, 1)]
-    if len(sides) == 1 or not all(sides) or _RELATION.search(text):
+    if len(sides) == 1 or not all(sides) or _RELATION.search(_PROBABILITY.sub("P", text)):
         return None
     name = _name(sides[0])
     if not name and len(sides) == 2 and _name(sides[1]):
         sides.reverse()
         name = _name(sides[0])
     if name:
-        told = [leaf for leaf in map(valued, sides[1:]) if leaf.value is not None and not exact.has_letters(leaf.value)]
-        return (name, sides[-1]) if all(_agree(leaf, told[-1]) for leaf in told) else None  # x = 4 = 5
+        told = [(exact.letters(leaf.value), leaf) for leaf in map(valued, sides[1:]) if leaf.value is not None]
+        last = dict(told)  # A = \pi r^2 = 25\pi is no contradiction, x = 4 = 5 and y = 3x = 2x are
+        return (name, sides[-1]) if all(_agree(leaf, last[letters]) for letters, leaf in told) else None
     values = [*(value_of(compact(side)) for side in sides[:-1]), _leaf(sides[-1]).value]  # 12 - 5 = 7 apples
     return ("", sides[-1]) if values[0] is not None and all(value == values[0] for value in values) else None
 
@@ -236,11 +246,11 @@ def _name(side: str) -> str:
     text = compact(side)
     value = value_of(text)
     if _DERIVATIVE.fullmatch(text):
-        return text
+        return re.sub(r"\\frac|[{}/ ]", "", text)
     if value is None:
         named = _NAME.fullmatch(side) or _ASKED.fullmatch(side)
         return text if named and _closing(f"({side})") == len(side) + 2 else ""
-    letters = {symbol for monomial in value for symbol, _ in monomial if not symbol.isdigit()} - {"e", "i", r"\pi"}
+    letters = exact.letters(value)
     shown = exact.show(value)
     return shown if len(letters) > 1 or (shown in letters and len(value) == 1) else ""
 
@@ -253,8 +263,8 @@ def equation(text: str) -> list[str]:
 def _leaf(text: str) -> Leaf:
     if is_words(text):
         whole = compact(text)
-        return Leaf(whole, value_of(whole) if len(whole) <= 3 else None, words=True)
-    text = text.removeprefix(r"\approx").strip()
+        return Leaf(whole, value_of(whole) if len(whole) <= 3 or PRODUCT.fullmatch(whole) else None, words=True)
+    text = _NEARLY.sub("", text)
     bare = _PERCENT.sub("", text)
     if bare != text:
         return valued(bare)._replace(percent=True)

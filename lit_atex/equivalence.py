@@ -11,7 +11,7 @@ from string import ascii_letters
 
 from lit_atex import exact
 from lit_atex.answer_text import MAX_CHARS, clean, compact, label, unwrap
-from lit_atex.answers import Answer, Group, equation, read
+from lit_atex.answers import PRODUCT, Answer, Group, equation, read
 from lit_atex.formulas import AMBIGUOUS, is_mathematics
 from lit_atex.leaves import Leaf, rounds_to, value_of
 from lit_atex.types import Verdict
@@ -20,9 +20,11 @@ from lit_atex.units import CURRENCIES
 _ROUNDED = 6, 4  # places, and digits that count, from which on a decimal may stand for what it is rounded from
 _EXPRESSION = re.compile(r"[+^-]|^[0-9]")  # of a name that is more than a name
 _EQUATED = re.compile(r"[+^]|(?<![A-Za-z]{2})-(?![A-Za-z]{2})|^[0-9]|[a-z]\*[a-z]")  # but not x-intercept, AB
+_DERIVED = re.compile(r"(d|\\partial)[A-Za-z]?\1[A-Za-z]")
 _IN_BRACKETS = re.compile(r"\([^()]*\)")
 _LETTERS, _VOWEL = re.compile(r"[A-Za-z]+"), re.compile(r"[aeiouyAEIOUY]")
-_LETTERS_AS_UNIT = re.compile(r"[A-Za-z](?:\^-?[1-9])?(?: [A-Za-z](?:\^-?[1-9])?)*")
+_LETTERS_AS_UNIT = re.compile(r"[A-Za-z]{1,2}(?:\^-?[1-9])?(?: [A-Za-z]{1,2}(?:\^-?[1-9])?)*")
+_LETTERS_ALONE = re.compile(r"[A-Za-z]{1,2}(?: [A-Za-z]{1,2})*")
 _CHOICES = frozenset("abcdefghijABCDEFGHIJ")
 _DATED = re.compile("[0-9][/-]")
 _MATCHED = 32  # items of a list that are compared each with each
@@ -125,8 +127,12 @@ def _equal_leaves(a: Leaf, b: Leaf) -> bool | None:
         if " and " in a.text + b.text:  # in which no order counts
             one, other = (sorted(re.split("[,;]| and ", leaf.text.casefold())) for leaf in (a, b))
             return one == other
+        if PRODUCT.fullmatch(a.text) or PRODUCT.fullmatch(b.text):
+            return a.value is not None and a.value == b.value
         return a.text == b.text or (choice and a.text.casefold() == b.text.casefold())
     if a.name and b.name and a.name != b.name:
+        if _DERIVED.fullmatch(a.name) and _DERIVED.fullmatch(b.name):
+            return False  # dx/dy is not dy/dx
         plain = not any(_EXPRESSION.search(leaf.name) for leaf in (a, b))
         return False if plain and _is_constant(a) and _is_constant(b) else None  # y = x + 1 and x = y - 1
     if (len(equation(a.text)) > 1) != (len(equation(b.text)) > 1):
@@ -144,13 +150,16 @@ def _in_other_units(a: Leaf, b: Leaf) -> bool:
     """Whether both have a unit, and not the same; that of money may lack what it is paid for: $5 for $5 per hour."""
     if not (a.unit or a.percent) or not (b.unit or b.percent):
         return False
+    one, other = (_LETTERS_ALONE.fullmatch(leaf.unit) and sorted(leaf.unit.replace(" ", "")) for leaf in (a, b))
+    if one and one == other:
+        return a.percent != b.percent  # 2 m g and 2mg
     fewer, more = sorted((a.unit.split(), b.unit.split()), key=len)
     lacks = len(fewer) == 1 and fewer[0] in CURRENCIES and fewer[0] in more
     return a.percent != b.percent or (fewer != more and not lacks)
 
 
 def _value(value: exact.Value, unit: str, other: exact.Value) -> exact.Value:
-    """Value times unit, if that may be letters and the other value has some, as `1/2 m` against `m/2`."""
+    """Value times unit, if that may be letters and the other value has some, as `1/2 mg` against `mg/2`."""
     may_be = exact.has_letters(other) and _LETTERS_AS_UNIT.fullmatch(unit)
     letters = value_of(unit.replace(" ", "*")) if may_be else None
     return value if letters is None else exact.multiply(value, letters)
@@ -167,8 +176,7 @@ def _zero(leaf: Leaf) -> exact.Value:
     sides = [leaf.name, leaf.text] if leaf.name else equation(leaf.text)
     left, right = [value_of(compact(side)) for side in sides] if len(sides) == 2 else (None, None)
     zero = exact.add(left, right, -1) if left is not None and right is not None else {}
-    letters = {symbol for monomial in zero for symbol, _ in monomial if not symbol.isdigit()} - {"e", "i", r"\pi"}
-    return zero if len(letters) > 1 else {}
+    return zero if len(exact.letters(zero)) > 1 else {}
 
 
 def _is_equated(name: str) -> bool:
@@ -190,7 +198,8 @@ def _is_constant(leaf: Leaf) -> bool:
 
 def _equal_values(a: Leaf, b: Leaf, value: exact.Value, other: exact.Value) -> bool:
     if a.percent == b.percent:
-        return value == other or rounds_to(value, b, *_ROUNDED) or rounds_to(other, a, *_ROUNDED)
+        told = value in (other, b.rounded) or other == a.rounded
+        return told or rounds_to(value, b, *_ROUNDED) or rounds_to(other, a, *_ROUNDED)
     percent, number = (exact.rational(v) for v in ((value, other) if a.percent else (other, value)))
     if percent is None or number is None:
         return value == other

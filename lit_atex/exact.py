@@ -55,9 +55,14 @@ def rational(value: Value) -> Fraction | None:
     return value.get(_ONE) if len(value) == 1 else None
 
 
+def letters(value: Value) -> frozenset[str]:
+    """What a value has besides constants."""
+    return frozenset(s for m in value for s, _ in m if not (s.isdigit() or s == "i" or s in _CONSTANTS))
+
+
 def has_letters(value: Value) -> bool:
     """Whether a value is no constant."""
-    return any(not (s.isdigit() or s == "i" or s in _CONSTANTS) for m in value for s, _ in m)
+    return bool(letters(value))
 
 
 def approximate(value: Value) -> Fraction | None:

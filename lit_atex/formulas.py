@@ -55,7 +55,7 @@ def is_mathematics(text: str) -> bool:
 
 
 def are_written_apart(reference: str, answer: str) -> bool:
-    """Whether formulas differ in what the parser does not see: a letter's case, primes, dots, degrees in a function."""
+    """Whether formulas differ in what the parser does not see: case, primes, dots, vectors, degrees in a function."""
     one, other = (_COMMANDS.sub(" ", text.translate(MARKS)) for text in (reference, answer))
     letters, others = (sorted(_LETTER.findall(text)) for text in (one, other))
     if letters != others and sorted("".join(letters).casefold()) == sorted("".join(others).casefold()):
@@ -63,6 +63,8 @@ def are_written_apart(reference: str, answer: str) -> bool:
     marks, dots = ([len(mark.findall(text)) for text in (reference, answer)] for mark in (_MARKS, _DOTS))
     if dots[0] != dots[1] or (marks[0] != marks[1] and ("=" in reference) == ("=" in answer)):  # a name may be left out
         return True
+    if any(r"\vec" in text and r"\times" in text for text in (reference, answer)):
+        return True  # no product of numbers
     turned = [bool(_TURN.search(text)) for text in (reference, answer)]
     return all(turned) and ("°" in reference) != ("°" in answer)
 

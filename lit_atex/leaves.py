@@ -24,7 +24,7 @@ _TIME = re.compile(r"[0-9]{1,2}(?::[0-9]{2}){1,2}")
 
 
 class Leaf(NamedTuple):
-    """One value, or a text.
+    r"""One value, or a text.
 
     Attributes:
         text: Without name, unit and layout.
@@ -34,6 +34,7 @@ class Leaf(NamedTuple):
         unit: One of `units.key`.
         name: The x of `x = 5`.
         words: Whether it is compared as text alone: letters and spaces, a date, a range of integers, a ratio, a time.
+        rounded: The 78.54 of `25\pi \approx 78.54`, if three digits of it count.
     """
 
     text: str
@@ -43,6 +44,7 @@ class Leaf(NamedTuple):
     unit: str = ""
     name: str = ""
     words: bool = False
+    rounded: exact.Value | None = None
 
 
 def valued(text: str) -> Leaf:
@@ -78,8 +80,20 @@ def rounds_to(value: exact.Value, decimal: Leaf, places: int = 1, digits: int = 
     written = exact.rational(decimal.value) if decimal.value is not None and decimal.places >= places else None
     if not written or abs(written) < Fraction(10) ** (digits - 1 - decimal.places):  # 0 is rounded from nothing
         return False
-    exactly = exact.approximate(value)
-    return exactly is not None and abs(exactly - written) * 2 * 10**decimal.places <= 1  # a half either way
+    exactly = exact.rational(value) if exact.rational(value) is not None else exact.approximate(value)
+    return exactly is not None and abs(exactly - written) * 2 * Fraction(10) ** decimal.places <= 1  # a half either way
+
+
+def is_about(leaf: Leaf, number: Leaf) -> bool:
+    """Whether a number is a constant rounded: to its last place, or its last digit that is not 0; 1/3 may be 33 %."""
+    written = exact.rational(number.value) if number.value is not None else None
+    if leaf.value is None or written is None or leaf.percent > number.percent:
+        return False
+    zeros = len(str(written)) - len(str(written).rstrip("0")) if written.denominator == 1 else 0
+    places = number.places or -zeros
+    if leaf.percent < number.percent:
+        written, places = written / 100, places + 2
+    return rounds_to(leaf.value, Leaf(number.text, exact.constant(written), places), places)
 
 
 def number(text: str) -> Leaf | None:

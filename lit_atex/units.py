@@ -20,6 +20,9 @@ CURRENCIES = frozenset(("usd", "eur", "gbp", "jpy", "inr", "yuan", "ct"))  # amo
 _NAMES = {name: names[0] for names in map(str.split, re.split(r"[;\n]", _SPELLINGS)) for name in names}
 _LONE = frozenset("mgshLNJWV")  # single letters that stand for a unit rather than a variable
 _SPACED = frozenset(("nm", "pc", "eV", "AU"))  # without a space a product of letters
+_EXACT = frozenset(("nm", "pc", "ml", "ms", "mg", "mm"))  # in capitals other units, or letters: Nm, Ms, ML^2
+_RUN_TOGETHER = re.compile(r"(?<![A-Za-z])(?:N(?=m(?![A-Za-z]))|m(?=s\^\{?-))")  # Nm, ms^{-1}
+_VOLUMES = frozenset(("mL", "cL", "L", "gal"))  # which nobody squares: in mL^2 a mass and a length
 _NOT_UNITS = re.compile(
     r"(?:not|or|and|is|are|to|from|than|about|sqrt|times|plus|minus|over|divided|half|halfs|halves|third|thirds|fourth"
     r"|quarter|base|mod|modulo|choose|factorial|remainder|negative|hundreds?|thousands?|[a-z]+illions?"
@@ -55,7 +58,7 @@ def key(text: str, spaced: bool = True, plural: bool = True) -> str | None:
         spaced: Whether a space or a text command set it apart; if not, only known units of two letters or more count.
         plural: Whether a noun that is not known must be in the plural, as behind any number but one and its parts.
     """
-    text = " ".join(text.replace(r"\cdot", " ").split())
+    text = _RUN_TOGETHER.sub(r"\g<0> ", " ".join(text.replace(r"\cdot", " ").split()))
     if spaced:
         text = _TRAILING.sub("", text)
         if not text:
@@ -72,7 +75,7 @@ def key(text: str, spaced: bool = True, plural: bool = True) -> str | None:
         if word == "/" or word == "per":
             sign = -1
         elif piece[1]:
-            if not last:
+            if not last or (last in _VOLUMES and "-" not in piece[1]):
                 return None
             powers[last] *= int(piece[1])
         elif word.lower() in ("square", "sq", "sq.", "cubic"):
@@ -107,7 +110,7 @@ def key(text: str, spaced: bool = True, plural: bool = True) -> str | None:
 
 def _name(word: str) -> str | None:
     for spelling in (word, word.rstrip("."), word.lower()):
-        if spelling in _NAMES:
+        if spelling in _NAMES and (spelling == word or spelling not in _EXACT):
             return _NAMES[spelling]
         if len(spelling) > 3 and spelling.endswith("s") and spelling[:-1] in _NAMES:
             return _NAMES[spelling[:-1]]

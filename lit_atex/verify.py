@@ -24,6 +24,7 @@ Form = Literal["boxed", "hashes", "answer_is"]
 Occurrence = Literal["last", "first", "agreed"]
 
 _KEY = "model.verifier.init_args"
+_DAY = 86_400  # seconds; the system's clocks take no infinity
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _THOUGHT = re.compile(r"</think>|<\|end_of_thought\|>")
 _BRACE = re.compile(rf"{BOX}|\\.|[{{}}]", re.DOTALL)
@@ -39,8 +40,8 @@ class Verifier:
         forms: Where a final answer may stand, tried in this order: "boxed" (`\boxed{…}`, `\fbox{…}`), "hashes"
             (`#### …`), "answer_is" ("the answer is …", "the correct option is …", "Answer: …"). The first form
             that is found counts.
-        timeout: Seconds of processor time for one answer in the worker, > 0, and ten times as many by the clock. An
-            ordinary comparison takes 0.01 to 0.5 s.
+        timeout: Seconds of processor time for one answer in the worker, in (0, 86400], and ten times as many by the
+            clock. An ordinary comparison takes 0.01 to 0.5 s.
         max_chars: Only this many characters at the end of a text are looked at, >= 1.
         occurrence: Which one counts where that form occurs several times: the "last", the "first", or the last if all
             are "agreed" on one answer (`canonical`), else none. A box within a box is part of the outer one.
@@ -58,8 +59,8 @@ class Verifier:
     ) -> None:
         if not forms or not set(forms) <= set(get_args(Form)):
             raise ValueError(f"{_KEY}.forms must name at least one of {', '.join(get_args(Form))}; got {forms!r}.")
-        if not timeout > 0:
-            raise ValueError(f"{_KEY}.timeout must be more than 0 seconds, got {timeout}.")
+        if not 0 < timeout <= _DAY:
+            raise ValueError(f"{_KEY}.timeout must be more than 0 seconds and at most {_DAY}, a day; got {timeout}.")
         if max_chars < 1:
             raise ValueError(f"{_KEY}.max_chars must be at least 1, got {max_chars}.")
         if occurrence not in get_args(Occurrence):

@@ -32,6 +32,18 @@ _CLOCK = 10  # times the limit that the near end waits by the clock, should the 
 _START_LIMIT = 120.0  # seconds for the imports; they are not part of any answer's limit
 
 
+_WORKERS: weakref.WeakSet[Worker] = weakref.WeakSet()
+
+
+def _unlock() -> None:
+    """In a fork: who held a lock, another thread within a comparison, is not there to release it."""
+    for worker in _WORKERS:
+        worker._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock)
+
+
 class Worker:
     """The near end: at most one process, started when first needed, killed at the limit, started anew when next needed.
 
@@ -44,6 +56,7 @@ class Worker:
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
         self._lock = threading.Lock()
+        _WORKERS.add(self)
         self._pipe: Connection | None = None
         self._process: subprocess.Popen | None = None
         self._owner = 0  # id of the process that started it: a fork must not talk into its parent's pipe

@@ -212,6 +212,7 @@ def test_decided_by_math_verify(verifier: Verifier, answer: str, reference: str,
         ("The answer is **D**: 4", "D: 4"),
         ("The answer is **$5$** cm.", "$5$ cm"),
         ("**Answer:** 2**10", "2**10"),
+        ("The answer is **5** and **6**.", "5 and **6**"),
         ("ANSWER: **11**\n", "11"),
         ("Answer:\n12\nbye", "12"),
         ("the answer is in \\boxed{13}", "13"),
@@ -278,6 +279,7 @@ def test_only_the_end_of_a_text_is_looked_at() -> None:
         ({"forms": ["box"]}, "forms"),
         ({"forms": []}, "forms"),
         ({"timeout": 0}, "timeout"),
+        ({"timeout": float("inf")}, "timeout"),
         ({"max_chars": 0}, "max_chars"),
         ({"occurrence": "middle"}, "occurrence"),
     ],
@@ -521,6 +523,31 @@ if child == 0:
     assert ask()
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
+assert ask()
+"""
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_fork_within_a_comparison_starts_its_own_worker() -> None:
+    """The lock is copied as another thread holds it, who is not there to release it."""
+    code = r"""
+import os, signal, threading, time
+from lit_atex.verify import Verifier
+v = Verifier(timeout=3)
+ask = lambda: v.verify([r"\boxed{\binom{5}{2}}"], ["10"]) == ["correct"]
+assert ask()
+other = threading.Thread(target=v.verify, args=([r"\boxed{9^{9^{9^9}}}"], ["3"]))
+other.start()
+while not v._worker._lock.locked():
+    time.sleep(0.01)
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    os._exit(not ask())
+assert os.waitpid(child, 0)[1] == 0
+other.join()
 assert ask()
 """
     done = run(code)
