@@ -17,7 +17,7 @@ class Compiled(Divergence):
     """Another divergence, compiled: the same values and gradients, but for rounding.
 
     Compiling takes some seconds at the first steps, and needs what torch.compile needs: Triton on a GPU, a C++ compiler
-    on a CPU. `ForwardKL` and `ReverseKL` over the whole vocabulary are no faster by it on a CPU (docs/divergences.md).
+    on a CPU. What has a closed form in `fused` is no faster by it on a CPU (docs/divergences.md).
 
     Args:
         of: The divergence, with its temperature; also one of your own.
