@@ -22,11 +22,13 @@ _typehints.discard_init_args_on_class_path_change = discard_init_args
 
 
 _read = _typehints.parse_value_or_config
+_OF_CLASS = {"class_path", "init_args", "dict_kwargs"}
 
 
 def read(value: Any, *args: Any, **kwargs: Any) -> Any:
     """Read a value as YAML; but leave a mapping or list for an argument of a class to that class, which has its type.
 
+    A class with its arguments, or those alone, is a mapping all the same: `--data.validation.mine '{class_path: ...}'`.
     What YAML makes nothing of, a text such as "### Problem: {question}" that would be a comment, stays too.
     """
     found, path = _read(value, *args, **kwargs)
@@ -34,6 +36,8 @@ def read(value: Any, *args: Any, **kwargs: Any) -> Any:
     text, made = (value.val, found.val) if nested else (value, found)
     commented = made is None and isinstance(text, str) and text.lstrip().startswith("#")
     kept = commented or (nested and isinstance(text, str) and isinstance(made, dict | list))
+    if nested and isinstance(made, dict) and (value.key.split(".")[-1] in _OF_CLASS or made.keys() <= _OF_CLASS):
+        kept = False
     return (value if kept else found), path
 
 

@@ -536,6 +536,32 @@ def test_a_prompt_stays_a_text_on_the_command_line_and_in_a_file(capsys, tmp_pat
         assert yaml.safe_load(capsys.readouterr().out)["model"]["prompts"]["init_args"]["student"] == text
 
 
+SIZED = {"class_path": "Embedded", "init_args": {"size": 2, "split": "other"}}
+OWN_PROMPT = {"student": "Solve: {question}"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "value", "at", "wanted"),
+    [
+        ("data.validation.mine", SIZED, "size", 2),
+        ("data.validation.level-4", SIZED, "split", "other"),
+        ("data.validation.level-4", {"init_args": {"size": 2}}, "size", 2),
+        ("model.prompts.init_args", OWN_PROMPT, "student", "Solve: {question}"),
+        ("model.prompts", {"init_args": OWN_PROMPT}, "student", "Solve: {question}"),
+        ("model.student.init_args", {"revision": None}, "revision", None),
+        ("exposure.strategy.init_args", {"ratio": 0.25}, "ratio", 0.25),
+    ],
+)
+def test_a_class_with_its_arguments_is_no_text(capsys, key, value, at, wanted):
+    """Nor the arguments alone: what is given as one word below a key, as `load` gives a dictionary."""
+    assert leave("fit", *TINY, f"--{key}", json.dumps(value), "--print_config") == 0
+    given = yaml.safe_load(capsys.readouterr().out)
+    for name in key.removesuffix(".init_args").split("."):
+        given = given[name]
+    assert given["init_args"][at] == wanted
+
+
 def embedded(split, size=3):
     return Embedded(level=4, size=size, split=split)
 
