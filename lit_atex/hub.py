@@ -49,7 +49,8 @@ def _ask() -> None:
 
     for pause in (*PAUSES, None):
         try:
-            get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            session = get_session()  # a redirect is an answer, wherever it leads
+            session.head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT, follow_redirects=False)
             return
         except httpx.TransportError as error:
             if pause is None or isinstance(error, httpx.TimeoutException):  # that was ten seconds
@@ -66,7 +67,7 @@ def stream(what: str, path: str, **load_args: Any) -> Iterator[tuple[int, Mappin
     import datasets
 
     try:
-        if path == what:  # no format, of which the files are local
+        if path == what and not datasets.config.HF_HUB_OFFLINE:  # no format, of which the files are local
             ask_hub(path)
         table = datasets.load_dataset(path, streaming=True, **load_args)
         # not iter(table): in a loader worker, that yields this worker's share of the files only

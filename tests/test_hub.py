@@ -60,6 +60,15 @@ def test_a_data_set(waited):
     assert sum(waited) <= 3
 
 
+def test_a_data_set_where_datasets_alone_is_told_to_ask_nobody(waited, monkeypatch):
+    """HF_DATASETS_OFFLINE=1, with which its own cache is read."""
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(RuntimeError, match="'x/y'") as raised:
+        next(iter(Hub("x/y")))
+    assert "cannot be reached" not in str(raised.value)
+    assert not waited
+
+
 @pytest.mark.parametrize("load", [lambda: LanguageModel("x/y").load(), lambda: next(iter(Hub("x/y")))])
 def test_nobody_is_asked_where_the_user_says_so(waited, monkeypatch, load, caplog):
     for module in (constants, datasets.config):
@@ -70,13 +79,18 @@ def test_nobody_is_asked_where_the_user_says_so(waited, monkeypatch, load, caplo
     assert "cannot be reached" not in caplog.text
 
 
-def test_whatever_it_answers_it_is_there_and_is_asked_once(waited, monkeypatch):
+@pytest.mark.parametrize("elsewhere", [None, NOWHERE, "/"])
+def test_whatever_it_answers_it_is_there_and_is_asked_once(waited, monkeypatch, elsewhere):
+    """Also that its first page is elsewhere, as a mirror's that sends browsers to a login, or round in circles."""
     asked: list[str] = []
 
     class Refusing(BaseHTTPRequestHandler):
         def do_HEAD(self):
             asked.append(self.path)
-            self.send_error(403)
+            self.send_response(302 if elsewhere else 403)
+            if elsewhere:
+                self.send_header("Location", elsewhere)
+            self.end_headers()
 
         def log_message(self, *args):
             pass
