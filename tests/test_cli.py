@@ -157,6 +157,27 @@ def test_a_command_that_is_not_there(capsys, word, near):
     assert error == f"lit-atex: error: there is no command {word!r}.{near} (see `lit-atex --help`)\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("inspect", "the following arguments are required: run"),
+        ("inspect x --smaples 3", "unrecognized arguments: --smaples 3"),
+        ("inspect x --samples a", "Parser key \"samples\": Expected a <class 'int'>. Got value: a"),
+        ("pretrain", "the following arguments are required: out"),
+        ("pretrain --out x --step 3", "unrecognized arguments: --step"),
+        ("compare a", "the following arguments are required: B"),
+        ("compare a b --forc", "unrecognized arguments: --forc"),
+        ("report", "the following arguments are required: FOLDER"),
+        ("ablate x.yaml --job 2", "unrecognized arguments: --job 2"),
+        ("evaluate", "the following arguments are required: MODEL"),
+    ],
+)
+def test_what_a_command_refuses_is_said_in_one_line(capsys, words, told):
+    command, *_ = words.split()
+    assert told in (error := refused(capsys, *words.split()))
+    assert error.endswith(f" (see `lit-atex {command} --help`)\n")
+
+
 def test_a_file_of_problems_in_the_place_of_a_config(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"problem": "1+1?", "solution": "\\\\boxed{2}"}\n')
     for words in (["fit", *TINY, "--config"], ["evaluate", "embedded", "--sets"]):
