@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import Namespace, _typehints
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -43,6 +45,11 @@ def read(value: Any, *args: Any, **kwargs: Any) -> Any:
 
 # jsonargparse would make a mapping of "Solve: {question}" for good, before it sees that the argument is a text
 _typehints.parse_value_or_config = read
+
+
+# jsonargparse reads 3e-4 as a number, where YAML 1.1 has a text: a text, a folder's name, is saved with quotes
+_NUMBER = re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9_]+)[eE][-+]?[0-9]+$")
+yaml.SafeDumper.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
 
 
 class Parser(LightningArgumentParser):

@@ -557,6 +557,16 @@ def test_a_prompt_stays_a_text_on_the_command_line_and_in_a_file(capsys, tmp_pat
         assert yaml.safe_load(capsys.readouterr().out)["model"]["prompts"]["init_args"]["student"] == text
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["3e-4", "12e4567", "1.0e5", ".5e3"])
+def test_a_text_that_looks_like_a_number_is_one_in_the_config_that_is_saved(capsys, tmp_path, text):
+    """A folder's name. Without quotes `evaluate RUN` would refuse the run, as the name was no text."""
+    assert leave("fit", *TINY, "--model.student.init_args.name", text, "--print_config") == 0
+    (tmp_path / "config.yaml").write_text(capsys.readouterr().out)
+    assert leave("fit", "--config", str(tmp_path / "config.yaml"), "--print_config") == 0
+    assert f"      name: '{text}'\n" in capsys.readouterr().out
+
+
 SIZED = {"class_path": "Embedded", "init_args": {"size": 2, "split": "other"}}
 OWN_PROMPT = {"student": "Solve: {question}"}
 
