@@ -22,6 +22,7 @@ from rich.text import Text
 
 from lit_atex import grid as grids
 from lit_atex import whole
+from lit_atex.console import OneLine
 from lit_atex.executor import LOG, Executor, Handle, Local, cores
 from lit_atex.grid import read_grid, try_out
 from lit_atex.jobs import Job, counted, display, is_finished, jobs_of
@@ -190,12 +191,11 @@ def _interrupt(*_: object) -> NoReturn:
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    one = argparse.ArgumentParser(
+    one = OneLine(
         "lit-atex ablate",
         description="Run a grid of training runs, and report on them.",
         epilog="GRID.yaml:\n\n" + (grids.__doc__ or "").partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     one.add_argument(
         "grid", metavar="GRID.yaml", help="a file, or one that ships, such as `exposure`: see configs/ablations/"

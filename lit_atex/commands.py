@@ -51,7 +51,12 @@ TRAINER = ("fit", "validate", "test", "predict")
 
 def run(words: list[str]) -> None:
     """Run the command whose name is the first word."""
-    from jsonargparse import auto_cli
+    from jsonargparse import ArgumentParser, auto_cli
+
+    from lit_atex.console import OneLine
+
+    class Parser(OneLine, ArgumentParser):
+        """Of a function's own arguments."""
 
     name = words[0]
     module = import_module(MODULES[name])
@@ -59,7 +64,7 @@ def run(words: list[str]) -> None:
     if hasattr(module, "parser"):
         command(**vars(module.parser().parse_args(words[1:])))
         return
-    auto_cli(command, args=words[1:], prog=f"lit-atex {name}", as_positional=name != "pretrain")
+    auto_cli(command, args=words[1:], prog=f"lit-atex {name}", as_positional=name != "pretrain", parser_class=Parser)
 
 
 def main(args: list[str] | None = None) -> None:

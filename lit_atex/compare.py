@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lit_atex import outcomes, whole
+from lit_atex.console import OneLine
 from lit_atex.difference import Difference, Row, differences_of, p_text, paired
 from lit_atex.evaluate import yes
 from lit_atex.evaluation import without_nan
@@ -25,7 +26,7 @@ from lit_atex.votes import majority_at_k
 
 def parser() -> argparse.ArgumentParser:
     """The command's options, each with the parameter of `compare` that it becomes."""
-    found = argparse.ArgumentParser(
+    found = OneLine(
         prog="lit-atex compare",
         description="Compare two evaluations problem by problem: difference, interval, p-value, and what these "
         "problems could show.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import errno
 import inspect
@@ -12,8 +13,21 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
+from typing import Any, NoReturn
 
 log = logging.getLogger("lit_atex")
+
+
+class OneLine(argparse.ArgumentParser):
+    """A parser whose errors are one line; with its usage, if it was given one. Options are written out."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong and leave with code 2."""
+        usage = f"; {self.usage % {'prog': self.prog}}" if self.usage else ""
+        self.exit(2, f"lit-atex: error: {' '.join(message.split())}{usage} (see `{self.prog} --help`)\n")
 
 
 def quiet() -> None:

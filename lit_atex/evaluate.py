@@ -14,11 +14,12 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
 from lit_atex import whole
+from lit_atex.console import OneLine
 from lit_atex.resume import read_manifest
 
 HELP = """
@@ -75,14 +76,6 @@ def _read(path: Path) -> Any:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
 
 
-class _Parser(argparse.ArgumentParser):
-    """With an error of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and leave with code 2."""
-        self.exit(2, f"lit-atex: error: {message} (see `lit-atex evaluate --help`)\n")
-
-
 def yes(text: str) -> bool:
     """A flag with its value, as the other commands have it."""
     if text.casefold() not in ("true", "false"):
@@ -93,7 +86,7 @@ def yes(text: str) -> bool:
 def parser() -> argparse.ArgumentParser:
     """The options, each with the config key that it sets."""
     layout = argparse.RawDescriptionHelpFormatter
-    one = _Parser("lit-atex evaluate", description=HELP, epilog=EPILOG, formatter_class=layout, allow_abbrev=False)
+    one = OneLine("lit-atex evaluate", description=HELP, epilog=EPILOG, formatter_class=layout)
     one.add_argument("model", metavar="MODEL")
     one.add_argument("--sets", nargs="+", default=[], metavar="SET", help="configs of test sets, by name or file: "
                      "aime24 math500 my.yaml; default: of --config, the run's, or the embedded levels")  # fmt: skip

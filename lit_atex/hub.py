@@ -49,10 +49,14 @@ def _ask() -> None:
 
     for pause in (*PAUSES, None):
         try:
-            get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            session = get_session()  # a redirect is an answer, wherever it leads
+            session.head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT, follow_redirects=False)
             return
+        except httpx.TimeoutException as error:
+            limit = f"timed out within {constants.HF_HUB_ETAG_TIMEOUT} s, which HF_HUB_ETAG_TIMEOUT sets"
+            raise ConnectionError(f"{constants.ENDPOINT} cannot be reached ({limit})") from error
         except httpx.TransportError as error:
-            if pause is None or isinstance(error, httpx.TimeoutException):  # that was ten seconds
+            if pause is None:
                 raise ConnectionError(f"{constants.ENDPOINT} cannot be reached ({error})") from error
             time.sleep(pause)
 
@@ -65,8 +69,9 @@ def stream(what: str, path: str, **load_args: Any) -> Iterator[tuple[int, Mappin
     """
     import datasets
 
+    of_hub = path == what  # else a format, of which the files are local
     try:
-        if path == what:  # no format, of which the files are local
+        if of_hub and not datasets.config.HF_HUB_OFFLINE:
             ask_hub(path)
         table = datasets.load_dataset(path, streaming=True, **load_args)
         # not iter(table): in a loader worker, that yields this worker's share of the files only
@@ -74,9 +79,11 @@ def stream(what: str, path: str, **load_args: Any) -> Iterator[tuple[int, Mappin
         yield from enumerate(dict(zip(batch, values)) for batch in batches for values in zip(*batch.values()))
     except Exception as error:  # the hub client, pyarrow and datasets each raise their own kinds
         settings = ", ".join(f"{k}={v!r}" for k, v in load_args.items() if v is not None)
-        raise RuntimeError(
-            f"Cannot read the data set {what!r} ({settings}): {type(error).__name__}: {error}\n"
-            "Check its name, configuration, split and files. Where there is no network, fetch it elsewhere with"
+        mend = (
+            "\nCheck its name, configuration, split and files. Where there is no network, fetch it elsewhere with"
             f" `hf download {what} --repo-type dataset --local-dir FOLDER` and set `dataset: FOLDER`; one that"
             " `load_dataset` has loaded here before is read with HF_HUB_OFFLINE=1."
+        )
+        raise RuntimeError(
+            f"Cannot read the data set {what!r} ({settings}): {type(error).__name__}: {error}{mend if of_hub else ''}"
         ) from error

@@ -24,6 +24,8 @@ class MeanOverProblems(Metric):
     By itself it takes any value per problem: a length, a share. The subclasses compute theirs. In float64, also where
     the docstrings here say so: in float32 on a device that has no other (`types.widest`).
 
+    In a `torchmetrics.MetricCollection` set compute_groups=False: it takes two whose first values agree for one.
+
     Args:
         **kwargs: Those of `torchmetrics.Metric`.
     """

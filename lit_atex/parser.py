@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import Namespace, _typehints
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -22,11 +24,13 @@ _typehints.discard_init_args_on_class_path_change = discard_init_args
 
 
 _read = _typehints.parse_value_or_config
+_OF_CLASS = {"class_path", "init_args", "dict_kwargs"}
 
 
 def read(value: Any, *args: Any, **kwargs: Any) -> Any:
     """Read a value as YAML; but leave a mapping or list for an argument of a class to that class, which has its type.
 
+    A class with its arguments, or those alone, is a mapping all the same: `--data.validation.mine '{class_path: ...}'`.
     What YAML makes nothing of, a text such as "### Problem: {question}" that would be a comment, stays too.
     """
     found, path = _read(value, *args, **kwargs)
@@ -34,11 +38,18 @@ def read(value: Any, *args: Any, **kwargs: Any) -> Any:
     text, made = (value.val, found.val) if nested else (value, found)
     commented = made is None and isinstance(text, str) and text.lstrip().startswith("#")
     kept = commented or (nested and isinstance(text, str) and isinstance(made, dict | list))
+    if nested and isinstance(made, dict) and (value.key.split(".")[-1] in _OF_CLASS or made.keys() <= _OF_CLASS):
+        kept = False
     return (value if kept else found), path
 
 
 # jsonargparse would make a mapping of "Solve: {question}" for good, before it sees that the argument is a text
 _typehints.parse_value_or_config = read
+
+
+# jsonargparse reads 3e-4 as a number, where YAML 1.1 has a text: a text, a folder's name, is saved with quotes
+_NUMBER = re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9_]+)[eE][-+]?[0-9]+$")
+yaml.SafeDumper.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
 
 
 class Parser(LightningArgumentParser):

@@ -12,6 +12,7 @@ from math import isnan
 from pathlib import Path
 
 from lit_atex import charts, runs, tables, whole
+from lit_atex.console import OneLine
 from lit_atex.difference import p_text
 from lit_atex.equal_cost import VIEWS
 from lit_atex.tables import Row, Tables
@@ -255,11 +256,10 @@ def _p(value: float) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    one = argparse.ArgumentParser(
+    one = OneLine(
         "lit-atex report",
         usage="%(prog)s FOLDER ... [--metrics SET/METRIC ...] [--baseline AXIS=VALUE] [--out DIR]",
         description=f"Tables and pictures of many runs, from their folders. {SEEDS}",
-        allow_abbrev=False,
     )
     one.add_argument("folders", nargs="+", metavar="FOLDER", help="run folders, or folders that hold them")
     of_grid = "default: what the folder's grid names, if `lit-atex ablate` left one"

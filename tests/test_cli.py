@@ -157,6 +157,27 @@ def test_a_command_that_is_not_there(capsys, word, near):
     assert error == f"lit-atex: error: there is no command {word!r}.{near} (see `lit-atex --help`)\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("inspect", "the following arguments are required: run"),
+        ("inspect x --smaples 3", "unrecognized arguments: --smaples 3"),
+        ("inspect x --samples a", "Parser key \"samples\": Expected a <class 'int'>. Got value: a"),
+        ("pretrain", "the following arguments are required: out"),
+        ("pretrain --out x --step 3", "unrecognized arguments: --step"),
+        ("compare a", "the following arguments are required: B"),
+        ("compare a b --forc", "unrecognized arguments: --forc"),
+        ("report", "the following arguments are required: FOLDER"),
+        ("ablate x.yaml --job 2", "unrecognized arguments: --job 2"),
+        ("evaluate", "the following arguments are required: MODEL"),
+    ],
+)
+def test_what_a_command_refuses_is_said_in_one_line(capsys, words, told):
+    command, *_ = words.split()
+    assert told in (error := refused(capsys, *words.split()))
+    assert error.endswith(f" (see `lit-atex {command} --help`)\n")
+
+
 def test_a_file_of_problems_in_the_place_of_a_config(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"problem": "1+1?", "solution": "\\\\boxed{2}"}\n')
     for words in (["fit", *TINY, "--config"], ["evaluate", "embedded", "--sets"]):
@@ -534,6 +555,42 @@ def test_a_prompt_stays_a_text_on_the_command_line_and_in_a_file(capsys, tmp_pat
     for words in (["--model.prompts.init_args.student", text], ["--config", str(file)]):
         assert leave("fit", *TINY, *words, "--print_config") == 0
         assert yaml.safe_load(capsys.readouterr().out)["model"]["prompts"]["init_args"]["student"] == text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["3e-4", "12e4567", "1.0e5", ".5e3"])
+def test_a_text_that_looks_like_a_number_is_one_in_the_config_that_is_saved(capsys, tmp_path, text):
+    """A folder's name. Without quotes `evaluate RUN` would refuse the run, as the name was no text."""
+    assert leave("fit", *TINY, "--model.student.init_args.name", text, "--print_config") == 0
+    (tmp_path / "config.yaml").write_text(capsys.readouterr().out)
+    assert leave("fit", "--config", str(tmp_path / "config.yaml"), "--print_config") == 0
+    assert f"      name: '{text}'\n" in capsys.readouterr().out
+
+
+SIZED = {"class_path": "Embedded", "init_args": {"size": 2, "split": "other"}}
+OWN_PROMPT = {"student": "Solve: {question}"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "value", "at", "wanted"),
+    [
+        ("data.validation.mine", SIZED, "size", 2),
+        ("data.validation.level-4", SIZED, "split", "other"),
+        ("data.validation.level-4", {"init_args": {"size": 2}}, "size", 2),
+        ("model.prompts.init_args", OWN_PROMPT, "student", "Solve: {question}"),
+        ("model.prompts", {"init_args": OWN_PROMPT}, "student", "Solve: {question}"),
+        ("model.student.init_args", {"revision": None}, "revision", None),
+        ("exposure.strategy.init_args", {"ratio": 0.25}, "ratio", 0.25),
+    ],
+)
+def test_a_class_with_its_arguments_is_no_text(capsys, key, value, at, wanted):
+    """Nor the arguments alone: what is given as one word below a key, as `load` gives a dictionary."""
+    assert leave("fit", *TINY, f"--{key}", json.dumps(value), "--print_config") == 0
+    given = yaml.safe_load(capsys.readouterr().out)
+    for name in key.removesuffix(".init_args").split("."):
+        given = given[name]
+    assert given["init_args"][at] == wanted
 
 
 def embedded(split, size=3):

@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 from lit_atex.metric_shells import AverageAtK, DistinctAnswers, GPassAtK, MajorityAtK, MeanOverProblems, PassAtK
 from lit_atex.metrics import average_at_k, g_pass_at_k, mean_g_pass_at_k, pass_at_k
@@ -285,3 +286,10 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
                 torch.testing.assert_close(next(results), values, rtol=0, atol=0)
                 split = len(first)
                 torch.testing.assert_close(next(results), torch.cat([values[:split], one, values[split:], one]))
+
+
+def test_two_whose_first_values_agree_stay_two_in_a_collection():
+    both = MetricCollection({"pass@1": PassAtK(1), "pass@2": PassAtK(2)}, compute_groups=False)
+    for correct in ([0, 4], [1, 2]):
+        both.update(torch.tensor(correct), torch.tensor([4, 4]))
+    assert {k: v.item() for k, v in both.compute().items()} == {"pass@1": 7 / 16, "pass@2": (0 + 1 + 1 / 2 + 5 / 6) / 4}

@@ -725,7 +725,7 @@ def test_mistakes(grid, tmp_path, capsys):
         main(["report", str(tmp_path / "nosuch")])
     with pytest.raises(SystemExit):
         main(["report", "--metrics", METRIC, str(grid)])
-    assert "usage: lit-atex report FOLDER ... [--metrics" in capsys.readouterr().err
+    assert "are required: FOLDER; lit-atex report FOLDER ... [--metrics" in capsys.readouterr().err
     with pytest.raises(SystemExit, match=r"'full' is no cell; name axis=value, or one of exposure=best"):
         main(["report", str(grid), "--baseline", "full"])
     assert vars(parser().parse_args(["a", "b"])) == {
