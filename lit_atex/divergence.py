@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from lit_atex.log_space import log_mix, log_mixes, log_ratio, weighted
+
 Logits = Float[Tensor, "tokens vocab"]
 TeacherLogits = Float[Tensor, "tokens teacher_vocab"]  # the same vocabulary, or it is the user's mistake
 Entries = Float[Tensor, "tokens entries"]  # the vocabulary, or a top-k support and its tail bucket
@@ -87,24 +89,6 @@ class TokenDivergence(NamedTuple):
     negative: Values
 
 
-def _weighted(log_w: Tensor, x: Tensor) -> Tensor:
-    """exp(log_w) · x with 0 · inf = 0 in value and gradient; a NaN in `log_w` stays visible."""
-    w = log_w.exp()
-    return w * x.masked_fill(w == 0, 0.0)
-
-
-def _log_ratio(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """log(a / b); 0 where both are zero, as at masked vocabulary entries."""
-    return (log_a - log_b).masked_fill((log_a == -math.inf) & (log_b == -math.inf), 0.0)
-
-
-def log_mix(ratio: Tensor, w: float) -> Tensor:
-    """log(1 - w + w·exp(ratio)) for 0 < w < 1: exactly 0 at ratio 0, precise in both tails, finite gradients."""
-    near = w * torch.expm1(ratio.clamp(max=30.0))  # log1p loses digits below -0.5, and expm1 overflows far above 30
-    far = torch.logaddexp(ratio + math.log(w), ratio.new_full((), math.log1p(-w)))
-    return torch.where((near >= -0.5) & (ratio < 30.0), near.clamp(min=-0.5).log1p(), far)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Divergence(ABC):
     """A loss per token between the student's and the teacher's logits at the same position.
@@ -146,8 +130,8 @@ class Divergence(ABC):
             raise ValueError(f"logits must be [tokens, vocab], of one vocabulary, and ids [tokens]: got {shapes}")
         log_p, log_q = self.log_probs(student_logits, teacher_logits)
         with torch.no_grad():  # before the formula: one of the user's may work in place
-            mismatch = _weighted(log_p, _log_ratio(log_p, log_q)).sum(-1)
-            of_student, of_teacher = (-_weighted(log_w, log_w).sum(-1) for log_w in (log_q, log_p))
+            mismatch = weighted(log_p, log_ratio(log_p, log_q)).sum(-1)
+            of_student, of_teacher = (-weighted(log_w, log_w).sum(-1) for log_w in (log_q, log_p))
         found = self._value(log_p, log_q, ids)
         if not isinstance(found, tuple) or [x.shape for x in found] != [ids.shape] * 2:
             name = f"model.divergence: {type(self).__name__}._value"
@@ -221,7 +205,7 @@ class ForwardKL(VocabularyDivergence):
 
     def contributions(self, log_p: Entries, log_q: Entries) -> Entries:
         """Per entry: p (log p - log q)."""
-        return _weighted(log_p, _log_ratio(log_p, log_q))
+        return weighted(log_p, log_ratio(log_p, log_q))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +214,7 @@ class ReverseKL(VocabularyDivergence):
 
     def contributions(self, log_p: Entries, log_q: Entries) -> Entries:
         """Per entry: q (log q - log p)."""
-        return _weighted(log_q, _log_ratio(log_q, log_p))
+        return weighted(log_q, log_ratio(log_q, log_p))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,12 +239,16 @@ class JSD(VocabularyDivergence):
             ends = "JSD is 0 at both ends; what libraries compute there is ForwardKL (beta 0) or ReverseKL (beta 1)"
             raise ValueError(f"model.divergence.beta must lie strictly between 0 and 1, got {self.beta}: {ends}")
 
+    @property
+    def scale(self) -> float:
+        """What the sum is multiplied by."""
+        return 1 / (self.beta * (1 - self.beta)) if self.rescaled else 1.0
+
     def contributions(self, log_p: Entries, log_q: Entries) -> Entries:
         """Per entry: β p log(p/m) + (1-β) q log(q/m), by m/p = β + (1-β) q/p and m/q = (1-β) + β p/q."""
-        b, ratio = self.beta, _log_ratio(log_q, log_p)
-        scale = 1 / (b * (1 - b)) if self.rescaled else 1.0
-        teacher, student = _weighted(log_p, log_mix(ratio, 1 - b)), _weighted(log_q, log_mix(-ratio, b))
-        return -(b * scale) * teacher - ((1 - b) * scale) * student
+        over_p, over_q = log_mixes(log_ratio(log_q, log_p), self.beta)
+        b, scale = self.beta, self.scale
+        return -(b * scale) * weighted(log_p, over_p) - ((1 - b) * scale) * weighted(log_q, over_q)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,8 +269,8 @@ class SkewKL(VocabularyDivergence):
 
     def contributions(self, log_p: Entries, log_q: Entries) -> Entries:
         """Per entry: p log(p/m), by m/p = α + (1-α) q/p."""
-        ratio = _log_ratio(log_q, log_p)
-        return _weighted(log_p, -ratio if self.alpha == 0 else -log_mix(ratio, 1 - self.alpha))
+        ratio = log_ratio(log_q, log_p)
+        return weighted(log_p, -ratio if self.alpha == 0 else -log_mix(ratio, 1 - self.alpha))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_atex.divergence import JSD, Divergence, ForwardKL, ReverseKL, TokenDivergence, VocabularyDivergence, log_mix
+from lit_atex.divergence import JSD, Divergence, ForwardKL, ReverseKL, TokenDivergence, VocabularyDivergence
+from lit_atex.log_space import log_mixes
 
 CHUNK = 3 * 2**24  # most logits of a side at a time (192 MiB): with more, matrix products are hardly faster
 BLOCK = 5 * 2**17  # most of them between two products on a CPU (2.5 MiB)
@@ -253,17 +254,16 @@ def _closed_form(
     ratio = log_p.sub_(log_q)
     mismatch = _expectation(p, ratio, product)
     if isinstance(divergence, ForwardKL):
-        value, grad = mismatch, torch.sub(q, p, out=log_q)
+        own, value, grad = 1.0, mismatch, torch.sub(q, p, out=log_q)
     else:
-        own, mixed, of_teacher = 1.0, ratio, torch.zeros_like(mismatch)  # log m/q, where m is p
+        own, mixed, of_teacher = -1.0, ratio, torch.zeros_like(mismatch)  # log m/q, where m is p
         if isinstance(divergence, JSD):
-            b = divergence.beta
-            scale = 1 / (b * (1 - b)) if divergence.rescaled else 1.0
-            own, mixed = (1 - b) * scale, log_mix(ratio, b)
-            of_teacher = -b * scale * _expectation(p, log_mix(-ratio, 1 - b), product)
-        kl = -_expectation(q, mixed, product)
-        value = own * kl + of_teacher
-        grad = torch.add(mixed, kl[:, None], out=log_q).mul_(q).mul_(-own).masked_fill_(q == 0, 0.0)
+            b, scale = divergence.beta, divergence.scale
+            mixed, over_p = log_mixes(ratio, 1 - b)
+            own, of_teacher = (b - 1) * scale, -b * scale * _expectation(p, over_p, product)
+        minus_kl = _expectation(q, mixed, product)
+        value = own * minus_kl + of_teacher
+        grad = torch.sub(mixed, minus_kl[:, None], out=log_q).mul_(q).masked_fill_(q == 0, 0.0)
     result = TokenDivergence(
         value=value,
         mismatch=mismatch.clone(),
@@ -272,7 +272,7 @@ def _closed_form(
         clipped=torch.zeros_like(value),
         negative=(value < -1e-6).to(value.dtype),
     )
-    return result, grad.mul_((weights / divergence.temperature).to(q.dtype)[:, None])
+    return result, grad.mul_((weights * (own / divergence.temperature)).to(q.dtype)[:, None])
 
 
 def _softmax(x: Float[Tensor, "tokens vocab"], temperature: float, p: Float[Tensor, "tokens vocab"]) -> Tensor:

@@ -10,10 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
+from mpmath import exp, log, mpf, workdps
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
 from lit_atex.divergence import JSD, Clip, Divergence, ForwardKL, ReverseKL, SampledToken, SkewKL, TopK
+from lit_atex.log_space import log_mixes
 
 VOCAB = 9
 INF = math.inf
@@ -224,7 +226,7 @@ def test_jsd_vanishes_at_both_ends_and_the_rescaled_form_tends_to_the_kls():
     assert half.per_token(*disjoint, ids[:1]).value.item() == pytest.approx(math.log(2))
 
 
-@pytest.mark.parametrize("beta", [1e-3, 0.5, 1 - 1e-3])
+@pytest.mark.parametrize("beta", [1e-3, 1 / 16, 0.5, 15 / 16, 1 - 1e-3])
 @pytest.mark.parametrize("spread", [0.01, 1.0, 40.0])
 def test_float32_stays_within_1e_5_of_float64(beta, spread):
     student, teacher, ids = logits(vocab=2000)
@@ -241,6 +243,18 @@ def test_float32_stays_within_1e_5_of_float64(beta, spread):
         got.value.sum().backward()
         torch.testing.assert_close(single.grad.double(), exact.grad, rtol=1e-4, atol=1e-5)
         assert got.value.dtype == torch.float32
+
+
+@pytest.mark.parametrize("w", [1e-3, 1 / 16, 0.3, 0.5, 15 / 16, 1 - 1e-3])
+def test_mixtures_keep_their_digits_in_both_tails(w):
+    ratios = [s * 10.0**e for s in (-1, 1) for e in (-30, -6, -3, -1, 0, 0.5, 1, 1.5, 2, 4)] + [0.0]
+    ratio = torch.tensor(ratios, requires_grad=True)
+    for sign, got in zip((1, -1), log_mixes(ratio, w)):
+        with workdps(60):
+            one, other = (mpf(w), 1 - mpf(w))[::sign]
+            want = torch.tensor([float(log(one + other * exp(sign * mpf(r)))) for r in ratio.tolist()])
+        torch.testing.assert_close(got, want, rtol=2e-6, atol=0.0)
+        assert torch.autograd.grad(got.sum(), ratio, retain_graph=True)[0].isfinite().all()
 
 
 def test_low_precision_logits_are_computed_in_float32():
