@@ -31,6 +31,6 @@ def log_mixes(ratio: Tensor, w: float) -> tuple[Tensor, Tensor]:
     if not 1 / 16 <= w <= 15 / 16:  # below, digits would be lost
         return log_mix(ratio, 1 - w), log_mix(-ratio, w)
     # Over the larger of a and b what is left is the same: 1 - c + c·exp(-|ratio|), c the weight of the smaller.
-    smaller = torch.where(ratio > 0, ratio.new_full((), w), ratio.new_full((), 1 - w))
+    smaller = w if w == 0.5 else torch.where(ratio > 0, ratio.new_full((), w), ratio.new_full((), 1 - w))
     left = (smaller * torch.expm1(-ratio.abs())).log1p()
     return left + ratio.clamp(min=0), left - ratio.clamp(max=0)
