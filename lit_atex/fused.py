@@ -260,7 +260,7 @@ def _closed_form(
         if isinstance(divergence, JSD):
             b, scale = divergence.beta, divergence.scale
             mixed, over_p = log_mixes(ratio, 1 - b)
-            own, of_teacher = (b - 1) * scale, -b * scale * _expectation(p, over_p, product)
+            own, of_teacher = (b - 1) * scale, of_teacher - b * scale * _expectation(p, over_p, product)
         minus_kl = _expectation(q, mixed, product)
         value = own * minus_kl + of_teacher
         grad = torch.sub(mixed, minus_kl[:, None], out=log_q).mul_(q).masked_fill_(q == 0, 0.0)

@@ -171,6 +171,7 @@ def test_the_same_model_on_both_sides_costs_exactly_nothing(divergence):
     loss, tokens = fused_divergence(divergence, **given, chunk=3)
     assert loss.item() == 0.0
     assert (tokens.mismatch == 0.0).all()
+    assert not tokens.value.signbit().any()  # nor is it shown as -0.000
     for grad in torch.autograd.grad(loss, [given["student_hidden"], *given["student_head"][:2]]):
         assert grad.abs().max() < 1e-6
         assert isinstance(divergence, JSD) or (grad == 0.0).all()
